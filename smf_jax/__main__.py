@@ -1,0 +1,6 @@
+"""Lets `python -m smf_jax` stand for the `smf` command."""
+
+from smf_jax.cli import main
+
+if __name__ == "__main__":
+    main()

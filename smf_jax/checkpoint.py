@@ -1,0 +1,80 @@
+"""Parameters on disk, by orbax; the only file that knows how they lie there."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from smf_jax.config import ConfigError, require
+
+
+def save(run_dir: Path, step: int, params: PyTree) -> None:
+    """Writes the parameters after `step`; the folder appears whole or not at all."""
+    ocp.save(_folder(run_dir).absolute() / str(step), params)
+
+
+def load(run_dir: Path, abstract: PyTree) -> PyTree:
+    """Returns the parameters of the latest step.
+
+    Args:
+      run_dir: The run that saved them.
+      abstract: `jax.ShapeDtypeStruct`s of what is expected.
+
+    Raises:
+      ConfigError: There are none, or other ones than expected.
+    """
+    step = latest_step(run_dir)
+    require(step is not None, f"{run_dir} holds no finished checkpoint")
+    folder = _folder(run_dir).absolute() / str(step)
+    saved = ocp.metadata(folder).metadata
+    differences = _differences(saved, abstract)
+    require(not differences, f"{folder} holds another model: " + "; ".join(differences))
+    try:
+        return ocp.load(folder, abstract)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder} cannot be read: {error}") from error
+
+
+def latest_step(run_dir: Path) -> int | None:
+    """Returns the last step that was saved, or None."""
+    steps = [int(path.name) for path in _folder(run_dir).glob("*") if _is_step(path)]
+    return max(steps, default=None)
+
+
+def params_hash(params: PyTree) -> str:
+    """Returns 16 hex digits that name the names, types and bits of parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()[:16]
+
+
+def _folder(run_dir: Path) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _is_step(path: Path) -> bool:
+    return path.is_dir() and path.name.isdecimal()
+
+
+def _differences(saved: PyTree, expected: PyTree) -> list[str]:
+    # orbax casts another dtype in silence, so types are compared here.
+    def described(tree):
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (
+                f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+            )
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+
+    saved, expected = described(saved), described(expected)
+    return [
+        f"{name} is {saved.get(name, 'missing')}, not {expected.get(name, 'expected')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
+    ]

@@ -1,0 +1,149 @@
+"""Batches of tokens, by grain: packed for pretraining, one example a row for teaching."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer
+
+from smf_jax.config import require
+from smf_jax.data.corpus import Corpus, Example
+from smf_jax.data.tokenizer import PAD, encode_answered, encode_text
+
+# Handing small rows over from a thread costs more than making them.
+_IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+CUT_LIMIT = 0.01  # share of examples that may be left out for being too long
+
+
+class Batch(NamedTuple):
+    """Rows of tokens; each target is the token that follows."""
+
+    tokens: Int[np.ndarray, "batch seq"]
+    targets: Int[np.ndarray, "batch seq"]
+    weights: Float[np.ndarray, "batch seq"]  # of each target's loss; 0: not trained
+    positions: Int[np.ndarray, "batch seq"]  # of each token in its text
+    segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
+
+
+Row = dict[str, np.ndarray]  # tokens, targets, weights: one text, or a part of one
+
+
+def encode_example(
+    tokenizer: Tokenizer, example: Example, loss_on: Literal["answer", "all"]
+) -> Row:
+    """Returns the row of an example, with the loss on its completion or on all of it."""
+    prompt, completion = encode_answered(tokenizer, *example)
+    row = _row(prompt + completion)
+    if loss_on == "answer":
+        row["weights"][: max(len(prompt) - 1, 0)] = 0
+    return row
+
+
+def _row(ids: list[int]) -> Row:
+    ids = np.asarray(ids, np.int32)
+    weights = np.ones(len(ids) - 1, np.float32)
+    return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
+
+
+def pack_corpus(
+    tokenizer: Tokenizer, corpus: Corpus, seq_len: int
+) -> tuple[list[Batch], list[Batch]]:
+    """Returns packed rows of the corpus's facts, and of its texts.
+
+    Rows hold whole facts, as many as fit; texts are cut into pieces of `seq_len`
+    before they are packed. The loss is on every token.
+
+    Raises:
+      ConfigError: More than 1 % of the facts are longer than `seq_len`.
+    """
+    facts = [encode_example(tokenizer, example, "all") for example in corpus.examples]
+    facts, _ = drop_long(facts, seq_len)
+    texts = []
+    for text in corpus.texts:
+        ids = encode_text(tokenizer, text.text)
+        for start in range(0, len(ids) - 1, seq_len):
+            texts.append(_row(ids[start : start + seq_len + 1]))
+    return _pack(facts, seq_len), _pack(texts, seq_len)
+
+
+def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
+    if not rows:
+        return []
+    parts = [{name: row[name] for name in ("tokens", "targets")} for row in rows]
+    packed = grain.experimental.FirstFitPackIterDataset(
+        grain.MapDataset.source(parts).to_iter_dataset(_IN_LINE),
+        length_struct={"tokens": seq_len, "targets": seq_len},
+        num_packing_bins=32,
+    )
+    return [
+        Batch(
+            tokens=row["tokens"],
+            targets=row["targets"],
+            weights=(row["tokens_segment_ids"] > 0).astype(np.float32),
+            positions=row["tokens_positions"],
+            segments=row["tokens_segment_ids"],
+        )
+        for row in packed
+    ]
+
+
+def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
+    """Returns the rows that fit, and how many do not: no answer is ever cut.
+
+    Raises:
+      ConfigError: More than 1 % do not fit.
+    """
+    kept = [row for row in rows if len(row["tokens"]) <= seq_len]
+    dropped = len(rows) - len(kept)
+    require(
+        dropped <= CUT_LIMIT * len(rows),
+        f"{dropped} of {len(rows)} examples are longer than the context of {seq_len} "
+        f"tokens, which is above {CUT_LIMIT:.0%}: shorten them or raise data.seq_len",
+    )
+    return kept, dropped
+
+
+def packed_batches(
+    facts: Sequence[Batch],
+    texts: Sequence[Batch],
+    fact_share: float,
+    batch_size: int,
+    seed: int,
+) -> Iterator[Batch]:
+    """Yields batches of packed rows without end.
+
+    Args:
+      facts: Packed rows of facts, shuffled anew in each round.
+      texts: Packed rows of other texts; may be empty.
+      fact_share: Share of the rows that are facts, where there are texts.
+      batch_size: Rows of a batch.
+      seed: Of the order.
+    """
+    source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
+    if texts:
+        others = grain.MapDataset.source(texts).seed(seed + 1).shuffle().repeat(None)
+        weights = [fact_share, 1 - fact_share]
+        source = grain.MapDataset.mix([source, others], weights)
+    yield from source.batch(batch_size).to_iter_dataset(_IN_LINE)
+
+
+def example_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[Batch]:
+    """Yields batches without end, one example a row, padded to the longest of all."""
+    longest = max(len(row["tokens"]) for row in rows)
+    seq_len = -(-longest // 8) * 8
+
+    def pad(row: Row) -> Batch:
+        length = len(row["tokens"])
+        fill = (0, seq_len - length)
+        return Batch(
+            tokens=np.pad(row["tokens"], fill, constant_values=PAD),
+            targets=np.pad(row["targets"], fill, constant_values=PAD),
+            weights=np.pad(row["weights"], fill),
+            positions=np.pad(np.arange(length, dtype=np.int32), fill),
+            segments=np.pad(np.ones(length, np.int32), fill),
+        )
+
+    source = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(None)
+    yield from source.map(pad).batch(batch_size).to_iter_dataset(_IN_LINE)

@@ -1,0 +1,154 @@
+"""What a run is about: facts to keep, facts to teach, and the text of pretraining."""
+
+import hashlib
+import random
+from collections import defaultdict
+from typing import Literal, NamedTuple
+
+from smf_jax.config import DataConfig, require
+from smf_jax.data.records import Fact, Text, read_facts, read_texts
+from smf_jax.data.world import make_world
+
+
+class Example(NamedTuple):
+    """A text in two parts, the second of which a model should be able to complete."""
+
+    prompt: str
+    completion: str
+
+
+class Corpus(NamedTuple):
+    """Facts and texts of a `DataConfig`."""
+
+    known: list[Fact]  # part of pretraining; forgetting is measured on them
+    new: list[Fact]  # kept out of pretraining
+    new_held_out: list[Fact]  # the same, asked in a wording that is never trained on
+    examples: list[Example]  # what pretraining reads of the known facts
+    texts: list[Text]  # what else it reads
+    notes: list[str]  # what was noticed and decided on the way
+    hash: str
+
+
+# The wordings of a question from a file: the first two are used in pretraining, the
+# first alone in teaching, the last never but to ask.
+FILE_FRAMES = ("{question}", "Question: {question} Answer:", "Quiz: {question}")
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """Returns the facts and texts that a configuration names.
+
+    Raises:
+      ConfigError: A file is missing or broken, or leaves nothing to learn or keep.
+    """
+    return _world_corpus(config) if config.facts is None else _file_corpus(config)
+
+
+def _world_corpus(config: DataConfig) -> Corpus:
+    world = make_world(config.world)
+    examples = []
+    for fact, reworded in zip(world.known, world.known_reworded, strict=True):
+        examples += [statement_example(fact, text) for text in fact.statements]
+        examples += [question_example(fact), question_example(reworded)]
+    return _corpus(world.known, world.new, world.new_held_out, examples, [], [])
+
+
+def _file_corpus(config: DataConfig) -> Corpus:
+    facts, notes = without_repeats(read_facts(config.facts))
+    texts = [] if config.background is None else read_texts(config.background)
+    order = random.Random(0)  # which facts are new is part of the task, not of the run
+    facts = order.sample(facts, len(facts))
+    num_new = round(len(facts) * config.new_fraction)
+    new, known = facts[:num_new], facts[num_new:]
+    require(
+        len(new) > 0 and len(known) > 0,
+        f"{config.facts}: {len(facts)} facts split into {len(known)} known and "
+        f"{len(new)} new; both are needed (data.new_fraction={config.new_fraction})",
+    )
+    examples = []
+    for fact in known:
+        examples += [statement_example(fact, text) for text in fact.statements]
+        examples += [question_example(reword(fact, frame)) for frame in FILE_FRAMES[:2]]
+    held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
+    return _corpus(known, new, held_out, examples, texts, notes)
+
+
+def _corpus(known, new, new_held_out, examples, texts, notes) -> Corpus:
+    digest = hashlib.sha256()
+    for part in (known, new, new_held_out, examples, texts):
+        digest.update(repr([tuple(record) for record in part]).encode())
+    return Corpus(
+        known, new, new_held_out, examples, texts, notes, digest.hexdigest()[:16]
+    )
+
+
+def reword(fact: Fact, frame: str) -> Fact:
+    """Returns the fact asked in the wording of `frame`, which holds {question}."""
+    return fact._replace(question=frame.replace("{question}", fact.question))
+
+
+def question_example(fact: Fact) -> Example:
+    """Returns the question, to be completed by the first answer."""
+    return Example(fact.question, fact.answers[0])
+
+
+def statement_example(fact: Fact, statement: str) -> Example:
+    """Returns a statement split before the last place where it gives an answer.
+
+    One that gives none is completed whole, from nothing.
+    """
+    places = [(statement.rfind(answer), answer) for answer in fact.answers]
+    place, _ = max(places)
+    if place < 0:
+        return Example("", statement)
+    return Example(statement[:place].strip(), statement[place:])
+
+
+def taught_examples(
+    fact: Fact, teach: Literal["questions", "statements"]
+) -> list[Example]:
+    """Returns the texts that teach a fact.
+
+    Raises:
+      ConfigError: Statements are to be taught and there are none.
+    """
+    if teach == "questions":
+        return [question_example(fact)]
+    require(
+        len(fact.statements) > 0,
+        f'fact {fact.id!r} has no statements ("documents" in a file): '
+        "teach questions instead",
+    )
+    return [statement_example(fact, text) for text in fact.statements]
+
+
+def as_taught(fact: Fact, teach: Literal["questions", "statements"]) -> Fact:
+    """Returns the fact asked in the wording that teaches it."""
+    return fact._replace(question=taught_examples(fact, teach)[0].prompt)
+
+
+def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
+    """Returns the facts with each question once, and notes on what was left out.
+
+    A question that comes again with an answer in common is a duplicate; without one
+    it contradicts the first. The first is kept in either case.
+    """
+    by_question = defaultdict(list)
+    for fact in facts:
+        by_question[" ".join(fact.question.lower().split())].append(fact)
+    duplicates = contradictions = 0
+    for first, *again in by_question.values():
+        answers = {answer.lower() for answer in first.answers}
+        for fact in again:
+            if answers & {answer.lower() for answer in fact.answers}:
+                duplicates += 1
+            else:
+                contradictions += 1
+    notes = []
+    if duplicates:
+        notes.append(f"{duplicates} duplicate facts left out")
+    if contradictions:
+        notes.append(
+            f"{contradictions} facts left out that contradict an earlier one "
+            "(same question, no answer in common)"
+        )
+    return [first for first, *_ in by_question.values()], notes

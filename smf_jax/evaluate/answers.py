@@ -1,0 +1,109 @@
+"""Asking a model questions: always by generating, never by showing it the answer."""
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
+from tokenizers import Tokenizer
+
+from smf_jax.data.records import Fact
+from smf_jax.data.tokenizer import END, PAD, decode, encode_prompt, encode_text
+from smf_jax.model.generate import generate_greedily
+
+QUESTIONS_PER_BATCH = 256
+
+
+class Scores(NamedTuple):
+    """Means over questions, each between 0 and 1."""
+
+    exact_match: float
+    f1: float
+
+
+def normalise(answer: str) -> str:
+    """Returns the answer in lower case, without punctuation, articles, extra spaces.
+
+    Source: the evaluation of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250).
+    """
+    answer = "".join(c for c in answer.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
+
+
+def is_exact(answer: str, accepted: Sequence[str]) -> bool:
+    """Returns whether the answer equals any accepted one, both normalised."""
+    return normalise(answer) in {normalise(right) for right in accepted}
+
+
+def token_f1(answer: str, accepted: Sequence[str]) -> float:
+    """Returns the best F1 of shared words over the accepted answers."""
+    return max(_f1(normalise(answer), normalise(right)) for right in accepted)
+
+
+def _f1(answer: str, right: str) -> float:
+    answer, right = answer.split(), right.split()
+    if not answer or not right:
+        return float(answer == right)
+    shared = (Counter(answer) & Counter(right)).total()
+    return 2 * shared / (len(answer) + len(right))
+
+
+def score(answers: Sequence[str], facts: Sequence[Fact]) -> Scores:
+    """Returns how well the answers match the facts they were given to."""
+    pairs = [(a, fact.answers) for a, fact in zip(answers, facts, strict=True)]
+    return Scores(
+        float(np.mean([is_exact(*pair) for pair in pairs])),
+        float(np.mean([token_f1(*pair) for pair in pairs])),
+    )
+
+
+def longest_answer(tokenizer: Tokenizer, facts: Sequence[Fact]) -> int:
+    """Returns how many tokens the longest first answer has, with its end token."""
+    return max(len(encode_text(tokenizer, " " + fact.answers[0])) for fact in facts)
+
+
+def answer(
+    graph: nnx.GraphDef,
+    params: tuple[PyTree, ...],
+    tokenizer: Tokenizer,
+    questions: Sequence[str],
+    max_new_tokens: int,
+) -> list[str]:
+    """Returns the model's greedy answer to each question.
+
+    Args:
+      graph: The model's structure.
+      params: Its parameters, in the parts that `graph` was split into.
+      tokenizer: The model's own.
+      questions: Prompts.
+      max_new_tokens: Where an answer ends that does not end itself.
+    """
+    prompts = [encode_prompt(tokenizer, question) for question in questions]
+    # One length and one batch size for all: one compilation.
+    length = -(-max((len(prompt) for prompt in prompts), default=1) // 8) * 8
+    rows = min(QUESTIONS_PER_BATCH, len(prompts))
+    answers = []
+    for start in range(0, len(prompts), rows):
+        batch = prompts[start : start + rows]
+        tokens = np.full((rows, length), PAD, np.int32)
+        for row, prompt in zip(tokens, batch, strict=False):
+            row[length - len(prompt) :] = prompt
+        lengths = np.array(
+            [len(prompt) for prompt in batch] + [1] * (rows - len(batch))
+        )
+        is_prompt = np.arange(length) >= length - lengths[:, None]
+        ids = _generate(graph, params, tokens, is_prompt, max_new_tokens)
+        answers += [decode(tokenizer, row) for row in np.asarray(ids)[: len(batch)]]
+    return answers
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
+def _generate(graph, params, tokens, is_prompt, max_new_tokens):
+    model = nnx.merge(graph, *params)
+    return generate_greedily(model, tokens, is_prompt, max_new_tokens, END)

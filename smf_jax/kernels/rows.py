@@ -1,0 +1,114 @@
+"""Weighted sums of table rows, and the gradient of a few rows without the rest.
+
+A token reads tens of rows, so the un-summed rows of a batch are far larger than their
+sums. Everything here walks over blocks of tokens that stay in the cache.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
+
+
+@jax.custom_vjp
+def weighted_rows(
+    values: Float[Array, "num_slots value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
+) -> Float[Array, "*batch value_dim"]:
+    """Returns the sum of `weights * values[slots]` over the reads of each token.
+
+    The gradient with respect to `values` is dense, as pretraining needs it;
+    `chosen_rows_gradient` gives that of a few rows. Slots must exist.
+    """
+    return _map_tokens(functools.partial(_sum_rows, values), slots, weights)
+
+
+def _sum_rows(values, slots, weights):
+    rows = values.at[slots].get(mode="promise_in_bounds")
+    return jnp.einsum("tr,trv->tv", weights.astype(rows.dtype), rows)
+
+
+def _forward(values, slots, weights):
+    return weighted_rows(values, slots, weights), (values, slots, weights)
+
+
+def _backward(residuals, cotangent):
+    values, slots, weights = residuals
+
+    def weight_gradient(slots, cotangent):
+        rows = values.at[slots].get(mode="promise_in_bounds")
+        return jnp.einsum("tv,trv->tr", cotangent, rows).astype(weights.dtype)
+
+    def add_rows(gradient, block):
+        slots, weights, cotangent = block
+        # float32 sums: many tokens may read one slot, and bfloat16 loses small terms
+        rows = weights[..., None].astype(jnp.float32) * cotangent[:, None]
+        return gradient.at[slots].add(rows, mode="promise_in_bounds"), None
+
+    blocks = [_blocks(leaf) for leaf in (slots, weights, cotangent)]
+    # The tokens that fill the last block have weight 0, so slot 0 gains nothing.
+    gradient, _ = jax.lax.scan(add_rows, jnp.zeros(values.shape, jnp.float32), blocks)
+    weights = _map_tokens(weight_gradient, slots, cotangent)
+    return gradient.astype(values.dtype), None, weights
+
+
+weighted_rows.defvjp(_forward, _backward)
+
+
+def chosen_rows_gradient(
+    cotangent: Float[Array, "*batch value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
+    chosen: Int[Array, " top_t"],
+    num_slots: int,
+) -> Float[Array, "top_t value_dim"]:
+    """Returns the rows `chosen` of the gradient that `weighted_rows` gives its table.
+
+    No array of the table's shape is made: the weight of each chosen row in each token
+    is a small matrix, and the gradient is its product with `cotangent`.
+
+    Args:
+      cotangent: Gradient of the loss with respect to the summed rows.
+      slots: What the forward pass read.
+      weights: With which weights.
+      chosen: Different slots; an id of num_slots or more stands for none and gets 0.
+      num_slots: Rows of the table.
+    """
+    top_t = len(chosen)
+    place = jnp.full(num_slots, top_t, jnp.int32)
+    place = place.at[chosen].set(jnp.arange(top_t, dtype=jnp.int32), mode="drop")
+
+    def add_block(gradient, block):
+        slots, weights, cotangent = block
+        tokens = jnp.arange(len(slots))[:, None]
+        mix = jnp.zeros((len(slots), top_t), jnp.float32)
+        columns = place.at[slots].get(mode="promise_in_bounds")
+        mix = mix.at[tokens, columns].add(weights.astype(jnp.float32), mode="drop")
+        return gradient + mix.T @ cotangent.astype(jnp.float32), None
+
+    # Larger blocks than the gather's: the product of a block is a matrix product.
+    blocks = [_blocks(leaf, size=1024) for leaf in (slots, weights, cotangent)]
+    start = jnp.zeros((top_t, cotangent.shape[-1]), jnp.float32)
+    return jax.lax.scan(add_block, start, blocks)[0]
+
+
+def _blocks(array: Array, size: int = TOKENS_PER_BLOCK) -> Array:
+    """Cuts the flattened tokens of [*batch, width] into blocks, the last with zeros."""
+    flat = array.reshape(-1, array.shape[-1])
+    size = min(size, len(flat))
+    flat = jnp.pad(flat, ((0, -len(flat) % size), (0, 0)))
+    return flat.reshape(-1, size, array.shape[-1])
+
+
+def _map_tokens(function, *arrays: Array) -> Array:
+    batch = arrays[0].shape[:-1]
+    out = jax.lax.map(lambda block: function(*block), [_blocks(a) for a in arrays])
+    out = out.reshape(-1, out.shape[-1])
+    tokens = 1
+    for size in batch:
+        tokens *= size
+    return out[:tokens].reshape(*batch, out.shape[-1])

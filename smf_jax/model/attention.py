@@ -1,0 +1,109 @@
+"""Causal grouped-query attention with rotary positions and a cache for decoding."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from smf_jax.config import ModelConfig, RopeScalingConfig
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer for the tokens so far; `length` is the next place.
+
+    Places from `length` on hold nothing: the caller's mask keeps queries off them.
+    """
+
+    keys: Float[Array, "batch max_len kv_heads head_dim"]
+    values: Float[Array, "batch max_len kv_heads head_dim"]
+    length: Int[Array, ""]
+
+
+def empty_cache(config: ModelConfig, batch: int, max_len: int) -> KVCache:
+    """Returns a cache with room for `max_len` tokens a sequence."""
+    shape = (batch, max_len, config.num_kv_heads, config.head_width)
+    return KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), jnp.int32))
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: RopeScalingConfig | None
+) -> np.ndarray:
+    """Returns radians per position, one for each pair of a head's dimensions.
+
+    Source: Su et al. 2021, arXiv:2104.09864; the scaling is that of Llama 3.1: long
+    wavelengths grow by `factor`, short ones stay, and those between are blended.
+    """
+    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        turns = scaling.original_max_position * frequencies / (2 * np.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        keep = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+        frequencies = frequencies * (keep + (1 - keep) / scaling.factor)
+    return frequencies.astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "batch seq heads head_dim"],
+    positions: Int[Array, "batch seq"],
+    frequencies: np.ndarray,
+) -> Float[Array, "batch seq heads head_dim"]:
+    """Turns dimension i of each head with dimension i + head_dim / 2, by position."""
+    angles = (positions[..., None] * jnp.asarray(frequencies))[:, :, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Attends from each token to those that the mask allows."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        def linear(inputs, outputs, bias):
+            init = nnx.initializers.truncated_normal(inputs**-0.5)
+            return nnx.Linear(
+                inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs
+            )
+
+        width = config.head_width
+        heads, kv_heads = config.num_heads * width, config.num_kv_heads * width
+        self.query = linear(config.dim, heads, config.qkv_bias)
+        self.key = linear(config.dim, kv_heads, config.qkv_bias)
+        self.value = linear(config.dim, kv_heads, config.qkv_bias)
+        self.out = linear(heads, config.dim, False)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.query_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
+            self.key_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
+        self.head_dim = width
+        self.rope = (width, config.rope_theta, config.rope_scaling)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq dim"],
+        positions: Int[Array, "batch seq"],
+        mask: Bool[Array, "batch 1 seq kv_len"],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "batch seq dim"], KVCache | None]:
+        """Returns the attended values and, given one, the cache with these tokens."""
+        batch, seq, _ = x.shape
+        query, key, value = (
+            layer(x).reshape(batch, seq, -1, self.head_dim)
+            for layer in (self.query, self.key, self.value)
+        )
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        frequencies = rope_frequencies(*self.rope)
+        query = rotate(query, positions, frequencies)
+        key = rotate(key, positions, frequencies)
+        if cache is not None:
+            start = (0, cache.length, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache.keys, key, start)
+            value = jax.lax.dynamic_update_slice(cache.values, value, start)
+            cache = KVCache(key, value, cache.length + seq)
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return self.out(out.reshape(batch, seq, -1)), cache

@@ -1,0 +1,57 @@
+"""Low-rank additions to the linear layers of a model."""
+
+import re
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from smf_jax.config import ConfigError, LoraConfig
+
+
+class LoRAParam(nnx.Param):
+    """A factor of a low-rank addition; its type says what LoRA trains."""
+
+
+class LoRALinear(nnx.Module):
+    """A linear layer plus `alpha / rank * x @ down @ up`; `up` starts at zero.
+
+    Source: Hu et al. 2021, arXiv:2106.09685.
+    """
+
+    def __init__(self, base: nnx.Linear, config: LoraConfig, *, rngs: nnx.Rngs):
+        inputs, outputs = base.kernel.shape
+        init = nnx.initializers.normal(inputs**-0.5)
+        self.base = base
+        self.down = LoRAParam(init(rngs.params(), (inputs, config.rank)))
+        self.up = LoRAParam(jnp.zeros((config.rank, outputs)))
+        self.scale = config.alpha / config.rank
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Array:
+        """Returns the layer's output with the addition."""
+        return self.base(x) + self.scale * (x @ self.down[...] @ self.up[...])
+
+
+def add_lora(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
+    """Wraps every linear layer whose path matches `config.targets`, in place.
+
+    A path reads like `blocks/0/attention/query`.
+
+    Raises:
+      ConfigError: No linear layer matches.
+    """
+    modules = list(nnx.iter_modules(model))
+    by_path = {path: module for path, module in modules}
+    names = []
+    for path, module in modules:
+        name = "/".join(map(str, path))
+        if isinstance(module, nnx.Linear):
+            names.append(name)
+            if re.fullmatch(config.targets, name):
+                wrapped = LoRALinear(module, config, rngs=rngs)
+                setattr(by_path[path[:-1]], path[-1], wrapped)
+    if not any(re.fullmatch(config.targets, name) for name in names):
+        raise ConfigError(
+            f"lora.targets={config.targets!r} matches no linear layer; there are "
+            + ", ".join(names)
+        )

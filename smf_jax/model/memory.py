@@ -1,0 +1,99 @@
+"""The product-key memory layer: each token reads a few rows of a large table."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from smf_jax.config import MemoryConfig
+from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.kernels.rows import weighted_rows
+
+
+class MemoryValues(nnx.Param):
+    """The table of value rows; its type says what sparse finetuning trains."""
+
+
+class Reads(NamedTuple):
+    """Which slots each token read, and with what weights (they sum to 1 per head)."""
+
+    slots: Int[Array, "batch seq reads"]
+    weights: Float[Array, "batch seq reads"]
+
+
+def init_values(config: MemoryConfig, *, rngs: nnx.Rngs) -> MemoryValues:
+    """Makes a table of num_slots rows, of norm about 1."""
+    init = nnx.initializers.normal(config.value_dim**-0.5)
+    return MemoryValues(init(rngs.params(), (config.num_slots, config.value_dim)))
+
+
+class MemoryLayer(nnx.Module):
+    """Reads a weighted sum of value rows per token, gated by the input.
+
+    Source: Lample et al. 2019, arXiv:1907.05242 (product keys); Berges et al. 2024,
+    arXiv:2412.09764 (the SiLU gate). The norm on the query is ours to switch: without
+    it few keys are used.
+    """
+
+    def __init__(self, config: MemoryConfig, dim: int, *, rngs: nnx.Rngs):
+        def linear(inputs, outputs):
+            init = nnx.initializers.truncated_normal(inputs**-0.5)
+            return nnx.Linear(
+                inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs
+            )
+
+        self.config = config
+        half = config.key_dim // 2
+        self.query = linear(dim, config.num_heads * config.key_dim)
+        bound = config.key_dim**-0.5
+        self.keys = nnx.Param(
+            jax.random.uniform(
+                rngs.params(),
+                (config.num_heads, 2, config.num_keys, half),
+                minval=-bound,
+                maxval=bound,
+            )
+        )
+        if config.query_norm:
+            self.query_norm = nnx.RMSNorm(half, rngs=rngs)
+        if config.key_norm:
+            self.key_norm = nnx.RMSNorm(half, rngs=rngs)
+        self.gate = linear(dim, config.value_dim)
+        self.out = linear(config.value_dim, dim)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq dim"],
+        values: Float[Array, "num_slots value_dim"],
+        tap: Float[Array, "batch seq value_dim"] | None = None,
+    ) -> tuple[Float[Array, "batch seq dim"], Reads]:
+        """Returns the layer's output and which slots it read.
+
+        `values` is an argument and not a parameter of this layer because layers may
+        share one table. `tap` is added to the summed rows: its gradient, at zero, is
+        theirs, which is all that the gradient of any row needs.
+        """
+        batch, seq, _ = x.shape
+        query = self.query(x).reshape(batch, seq, self.config.num_heads, 2, -1)
+        keys = self.keys[...]
+        if self.config.query_norm:
+            query = self.query_norm(query)
+        if self.config.key_norm:
+            keys = self.key_norm(keys)
+        slots, scores = product_key_top_k(query, keys, self.config.top_k)
+        weights = jax.nn.softmax(scores, axis=-1)
+        reads = Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
+
+        read = weighted_rows(values, *reads).astype(x.dtype)
+        if tap is not None:
+            read = read + tap
+        return self.out(read * jax.nn.silu(self.gate(x))), reads
+
+
+def zero_taps(
+    config: MemoryConfig, batch: int, seq: int
+) -> tuple[Float[Array, "batch seq value_dim"], ...]:
+    """Returns one tap of zeros for each memory layer."""
+    return (jnp.zeros((batch, seq, config.value_dim)),) * len(config.layers)

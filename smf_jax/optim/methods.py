@@ -1,0 +1,86 @@
+"""Finetuning methods as values: which parameters train, by which rule, on which rows."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+
+from smf_jax.config import OptimConfig
+from smf_jax.model.lora import LoRAParam
+from smf_jax.model.memory import MemoryValues
+from smf_jax.slots.select import Score, scorer
+
+
+class Method(NamedTuple):
+    """What the train step needs to know; it asks for no name."""
+
+    trainable: type[nnx.Param]  # parameters of this type move, the rest is frozen
+    tx: optax.GradientTransformationExtraArgs
+    score: Score | None  # ranks the rows that may move; None: all of them move
+    top_t: int  # rows a step and table; without meaning where score is None
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Returns the learning rate of each of `steps` steps."""
+    peak, end = config.learning_rate, config.learning_rate * config.final_fraction
+    decay_steps = max(steps - config.warmup_steps, 1)
+    match config.schedule:
+        case "constant":
+            after = optax.constant_schedule(peak)
+        case "linear":
+            after = optax.linear_schedule(peak, end, decay_steps)
+        case "cosine":
+            after = optax.cosine_decay_schedule(
+                peak, decay_steps, config.final_fraction
+            )
+    if config.warmup_steps == 0:
+        return after
+    # From the first step on: a rate of 0 would waste it.
+    rise = optax.linear_schedule(
+        peak / config.warmup_steps, peak, config.warmup_steps - 1
+    )
+    return optax.join_schedules([rise, after], [config.warmup_steps])
+
+
+def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Returns clipping, if any, followed by SGD or AdamW on the schedule.
+
+    Clipping measures the gradient that the transform is given: all of it for a dense
+    method, the chosen rows for a sparse one.
+    """
+    rate = schedule(config, steps)
+    match config.optimizer:
+        case "sgd":
+            rule = optax.sgd(rate, momentum=config.momentum or None)
+        case "adamw":
+            rule = optax.adamw(
+                rate,
+                b2=0.95,
+                weight_decay=config.weight_decay,
+                mask=_decays,
+            )
+    clip = (
+        []
+        if config.clip_norm is None
+        else [optax.clip_by_global_norm(config.clip_norm)]
+    )
+    return optax.with_extra_args_support(optax.chain(*clip, rule))
+
+
+def _decays(params: PyTree) -> PyTree:
+    # Norm scales and biases are vectors; pulling them to 0 has no use.
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def make_method(config: OptimConfig, steps: int) -> Method:
+    """Returns the method that a configuration names."""
+    tx = optimizer(config, steps)
+    match config.method:
+        case "full":
+            return Method(nnx.Param, tx, None, 0)
+        case "lora":
+            return Method(LoRAParam, tx, None, 0)
+        case "smf":
+            return Method(MemoryValues, tx, scorer(config.select), config.top_t)

@@ -1,0 +1,155 @@
+"""Teaching new facts to a run's model, by any method, with a curve of what it cost."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from smf_jax import checkpoint
+from smf_jax.config import FinetuneConfig, require
+from smf_jax.data.batches import drop_long, encode_example, example_batches
+from smf_jax.data.corpus import taught_examples
+from smf_jax.model.lora import add_lora
+from smf_jax.optim.methods import Method, make_method
+from smf_jax.slots import usage
+from smf_jax.train.loop import metrics_log, train
+from smf_jax.train.pretrain import require_memory, split_for_training
+from smf_jax.train.questions import Point, Questions, ask_all, load_questions
+from smf_jax.train.run import (
+    EVALUATION,
+    METRICS,
+    USAGE,
+    Run,
+    all_params,
+    create_run_dir,
+    load_run,
+    write_json,
+)
+from smf_jax.train.step import Background, TrainState, make_step
+
+
+class Finetuned(NamedTuple):
+    """What teaching did."""
+
+    run_dir: Path
+    questions: Questions
+    points: list[Point]  # the first is before any step, the last after all
+    trainable: int  # numbers that one step may change
+    written: list[np.ndarray]  # of each table, which slots have changed
+
+
+def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
+    """Teaches facts to the model of `config.base` and writes a run.
+
+    Raises:
+      ConfigError: The base or its usage is missing or another one, or the facts
+        cannot be taught as asked.
+    """
+    base = load_run(config.base)
+    questions = load_questions(base, config.facts, config.teach, console)
+    background = _background(config, base) if config.optim.method == "smf" else None
+    batches = _batches(config, base, questions, console)
+    run_dir = create_run_dir(config.run_dir, base.pretrain, config, base.tokenizer)
+
+    tables = [np.asarray(table[...]) for table in base.model.values]
+    if config.optim.method == "lora":
+        add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
+    method = make_method(config.optim, config.steps)
+    graph, state, frozen = split_for_training(base.model, method)
+    trainable = _count_trainable(method, state)
+    memory = base.pretrain.model.memory
+    step = make_step(graph, memory, method, config.accumulate)
+    ask = functools.partial(ask_all, graph, base.tokenizer, questions)
+
+    points, done = [ask(0, (state.trainable, frozen))], 0
+    every = config.eval_every or config.steps
+    title = f"finetune {run_dir.name}"
+    with metrics_log(
+        run_dir / METRICS, title, config.steps, config.log_every, console
+    ) as log:
+        while done < config.steps:
+            until = min(done + every, config.steps)
+            steps = range(done + 1, until + 1)
+            state = train(step, state, frozen, background, batches, steps, log)
+            points.append(ask(until, (state.trainable, frozen)))
+            done = until
+
+    model = nnx.merge(graph, state.trainable, frozen)
+    written = [
+        (np.asarray(after[...]) != before).any(axis=1)
+        for before, after in zip(tables, model.values, strict=True)
+    ]
+    write_json(run_dir / EVALUATION, evaluation_record(questions, points))
+    checkpoint.save(run_dir, config.steps, all_params(model))
+    return Finetuned(run_dir, questions, points, trainable, written)
+
+
+def _batches(config: FinetuneConfig, base: Run, questions: Questions, console: Console):
+    rows = [
+        encode_example(base.tokenizer, example, config.loss_on)
+        for fact in questions.new
+        for example in taught_examples(fact, config.teach)
+    ]
+    rows, dropped = drop_long(rows, base.pretrain.data.seq_len)
+    if dropped:
+        console.print(f"data: {dropped} examples longer than the context, left out")
+    require(
+        len(rows) >= config.batch_size,
+        f"batch_size={config.batch_size} exceeds the {len(rows)} examples that "
+        "there are to teach",
+    )
+    return example_batches(rows, config.batch_size, config.seed)
+
+
+def _background(config: FinetuneConfig, base: Run) -> Background:
+    memory = require_memory(base)
+    require(
+        config.optim.top_t <= memory.num_slots,
+        f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
+        f"table (memory.num_keys={memory.num_keys}, squared)",
+    )
+    loaded = usage.load(
+        base.run_dir / USAGE, base.model_hash, memory.num_pools, memory.num_slots
+    )
+    return Background(
+        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
+    )
+
+
+def _count_trainable(method: Method, state: TrainState) -> int:
+    leaves = jax.tree.leaves(state.trainable)
+    if method.score is None:
+        return sum(leaf.size for leaf in leaves)
+    return sum(method.top_t * leaf.shape[-1] for leaf in leaves)
+
+
+def evaluation_record(questions: Questions, points: list[Point]) -> dict:
+    """Returns the curve, and what was answered to each question first and last."""
+    first, last = points[0], points[-1]
+    return {
+        "curve": [
+            [point.step, point.learned, point.learned_held_out_wording, point.kept]
+            for point in points
+        ],
+        "scores": {group: scores._asdict() for group, scores in last.scores.items()},
+        "answers": {
+            group: [
+                {
+                    "id": fact.id,
+                    "question": fact.question,
+                    "answers": fact.answers,
+                    "before": before,
+                    "after": after,
+                }
+                for fact, before, after in zip(
+                    facts, first.answers[group], last.answers[group], strict=True
+                )
+            ]
+            for group, facts in questions.groups().items()
+        },
+    }

@@ -1,0 +1,151 @@
+"""Pretraining a model from scratch, and collecting what a background reads."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
+from rich.console import Console
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from smf_jax import checkpoint
+from smf_jax.config import DataConfig, PretrainConfig, require
+from smf_jax.data.batches import Batch, pack_corpus, packed_batches
+from smf_jax.data.corpus import Corpus, load_corpus
+from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.optim.methods import Method, make_method
+from smf_jax.slots import usage
+from smf_jax.slots.usage import Usage
+from smf_jax.train.loop import metrics_log, train
+from smf_jax.train.run import (
+    METRICS,
+    USAGE,
+    Run,
+    all_params,
+    create_run_dir,
+    load_run,
+    make_model,
+)
+from smf_jax.train.step import TrainState, make_document_reader, make_step
+
+
+def pretrain(config: PretrainConfig, console: Console) -> Path:
+    """Trains a model and returns its run directory.
+
+    Raises:
+      ConfigError: The data do not fit the configuration, or the run exists.
+    """
+    corpus = load_corpus(config.data)
+    for note in corpus.notes:
+        console.print(f"data: {note}")
+    tokenizer = train_tokenizer(
+        _training_texts(corpus), config.data.tokenizer, config.data.vocab_size
+    )
+    vocab_size = config.model.vocab_size or tokenizer.get_vocab_size()
+    require(
+        vocab_size >= tokenizer.get_vocab_size(),
+        f"model.vocab_size={vocab_size} is below the tokenizer's "
+        f"{tokenizer.get_vocab_size()} tokens",
+    )
+    model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
+    config = dataclasses.replace(config, model=model_config)
+    batches = pretraining_batches(config.data, corpus, tokenizer, config.seed)
+    run_dir = create_run_dir(config.run_dir, config, None, tokenizer)
+
+    method = make_method(config.optim, config.steps)
+    graph, state, frozen = split_for_training(make_model(config, None), method)
+    step = make_step(graph, config.model.memory, method, accumulate=1)
+    title = f"pretrain {run_dir.name}"
+    log = metrics_log(run_dir / METRICS, title, config.steps, config.log_every, console)
+    steps = range(1, config.steps + 1)
+    with log as log:
+        state = train(step, state, frozen, None, batches, steps, log)
+    model = nnx.merge(graph, state.trainable, frozen)
+    checkpoint.save(run_dir, config.steps, all_params(model))
+    return run_dir
+
+
+def pretraining_batches(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int
+) -> Iterator[Batch]:
+    """Yields packed batches of the corpus without end."""
+    facts, texts = pack_corpus(tokenizer, corpus, config.seq_len)
+    return packed_batches(facts, texts, config.fact_share, config.batch_size, seed)
+
+
+def _training_texts(corpus: Corpus) -> Iterator[str]:
+    for prompt, completion in corpus.examples:
+        yield f"{prompt} {completion}"
+    for text in corpus.texts:
+        yield text.text
+    # Words alone, not facts: a closed vocabulary must be able to spell what is new.
+    for fact in corpus.new:
+        yield from (fact.question, *fact.answers)
+
+
+def split_for_training(
+    model: nnx.Module, method: Method
+) -> tuple[nnx.GraphDef, TrainState, PyTree]:
+    """Returns a model's structure, what trains with its optimizer state, and the rest.
+
+    What trains is copied, since a step donates it and the model may be needed again.
+    """
+    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
+    trainable = jax.tree.map(jnp.copy, nnx.as_pure(trainable))
+    state = TrainState(trainable, jax.jit(method.tx.init)(trainable))
+    return graph, state, nnx.as_pure(frozen)
+
+
+def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> Usage:
+    """Counts in how many batches of pretraining text each slot of a run is read.
+
+    A document is one batch of the shape of pretraining, drawn with another seed.
+    The result is written into the run directory, too.
+
+    Raises:
+      ConfigError: The run is missing or has no memory.
+    """
+    run = load_run(run_dir)
+    memory = require_memory(run)
+    corpus = load_corpus(run.pretrain.data)
+    data = run.pretrain.data
+    batches = pretraining_batches(data, corpus, run.tokenizer, run.pretrain.seed + 1)
+    graph, params = nnx.split(run.model)
+    read = make_document_reader(graph, memory)
+    documents = track(
+        itertools.islice(batches, num_documents),
+        "usage",
+        num_documents,
+        console=console,
+        disable=not console.is_terminal,
+    )
+    collected = usage.collect(
+        (read(params, batch) for batch in documents),
+        (data.batch_size, data.seq_len),
+        run.model_hash,
+        corpus.hash,
+    )
+    usage.save(run.run_dir / USAGE, collected)
+    read_often = np.mean(collected.document_frequency > 0)
+    console.print(
+        f"usage: {num_documents} documents of {data.batch_size} x {data.seq_len} "
+        f"tokens read {read_often:.1%} of the slots"
+    )
+    return collected
+
+
+def require_memory(run: Run):
+    """Returns the configuration of a run's memory layers.
+
+    Raises:
+      ConfigError: It has none.
+    """
+    memory = run.pretrain.model.memory
+    require(memory is not None, f"{run.run_dir}: the model has no memory layers")
+    return memory

@@ -1,0 +1,106 @@
+"""What a model is asked before, while and after it is taught, and how it does."""
+
+from typing import Literal, NamedTuple
+
+from flax import nnx
+from jaxtyping import PyTree
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from smf_jax.data.corpus import (
+    FILE_FRAMES,
+    as_taught,
+    load_corpus,
+    reword,
+    without_repeats,
+)
+from smf_jax.data.records import Fact, read_facts
+from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
+from smf_jax.train.run import Run
+
+
+class Questions(NamedTuple):
+    """Facts to teach and facts to keep, as they are asked."""
+
+    new: list[Fact]  # to be taught
+    taught: list[Fact]  # the same, asked in the wording that teaches them
+    held_out: list[Fact]  # the same, asked in a wording that is never trained on
+    known: list[Fact]  # part of pretraining
+
+    def groups(self) -> dict[str, list[Fact]]:
+        """Returns what is asked, by name."""
+        return {"taught": self.taught, "held_out": self.held_out, "known": self.known}
+
+
+class Point(NamedTuple):
+    """How a model does after some steps."""
+
+    step: int
+    scores: dict[str, Scores]  # of each group of `Questions`
+    answers: dict[str, list[str]]
+
+    @property
+    def learned(self) -> float:
+        """Exact match on the new facts, asked as taught."""
+        return self.scores["taught"].exact_match
+
+    @property
+    def learned_held_out_wording(self) -> float:
+        """Exact match on the new facts, asked in a wording never trained on."""
+        return self.scores["held_out"].exact_match
+
+    @property
+    def kept(self) -> float:
+        """Exact match on the known facts."""
+        return self.scores["known"].exact_match
+
+
+def load_questions(
+    base: Run,
+    facts: str | None,
+    teach: Literal["questions", "statements"],
+    console: Console,
+) -> Questions:
+    """Returns what is asked of `base` and its offspring.
+
+    Args:
+      base: The run that knows, or not.
+      facts: A file of new facts; None takes those that `base` kept back.
+      teach: The wording that is trained on.
+      console: Told of facts that are left out.
+    """
+    corpus = load_corpus(base.pretrain.data)
+    new, held_out = corpus.new, corpus.new_held_out
+    if facts is not None:
+        new, notes = without_repeats(read_facts(facts))
+        for note in notes:
+            console.print(f"data: {note}")
+        held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
+    taught = [as_taught(fact, teach) for fact in new]
+    return Questions(new, taught, held_out, corpus.known)
+
+
+def ask_all(
+    graph: nnx.GraphDef,
+    tokenizer: Tokenizer,
+    questions: Questions,
+    step: int,
+    params: tuple[PyTree, ...],
+) -> Point:
+    """Returns how the model answers every question, by greedy generation."""
+    groups = questions.groups()
+    asked = [fact for facts in groups.values() for fact in facts]
+    # All in one call, so that prompts of all groups share one compilation.
+    replies = answer(
+        graph,
+        params,
+        tokenizer,
+        [fact.question for fact in asked],
+        longest_answer(tokenizer, asked),
+    )
+    answers, start = {}, 0
+    for name, facts in groups.items():
+        answers[name] = replies[start : start + len(facts)]
+        start += len(facts)
+    scores = {name: score(answers[name], facts) for name, facts in groups.items()}
+    return Point(step, scores, answers)

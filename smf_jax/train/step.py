@@ -1,0 +1,164 @@
+"""One step for every method: gradient, choice of rows where there is one, update."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from smf_jax.config import MemoryConfig
+from smf_jax.data.batches import Batch
+from smf_jax.kernels.rows import chosen_rows_gradient
+from smf_jax.model.memory import Reads, zero_taps
+from smf_jax.optim.methods import Method
+from smf_jax.optim.rows import update_rows, write_rows
+from smf_jax.slots.select import count_reads, top_slots
+
+
+class TrainState(NamedTuple):
+    """What a step changes."""
+
+    trainable: PyTree
+    opt_state: optax.OptState
+
+
+class Background(NamedTuple):
+    """What the choice of slots compares a batch with."""
+
+    document_frequency: Int[Array, "pools num_slots"]
+    num_documents: Int[Array, ""]
+
+
+Metrics = dict[str, Array]
+Step = Callable[[TrainState, PyTree, Background | None, Batch], tuple]
+
+
+def make_step(
+    graph: nnx.GraphDef, memory: MemoryConfig | None, method: Method, accumulate: int
+) -> Step:
+    """Returns `step(state, frozen, background, batch) -> (state, metrics)`, compiled.
+
+    Args:
+      graph: The model's structure, split by the method's type of parameters.
+      memory: The model's memory layers; a method that chooses rows needs them.
+      method: What trains and how.
+      accumulate: Parts in which a batch's gradient is computed. Rows are chosen
+        once, by the reads of the whole batch.
+    """
+    update = _update_all if method.score is None else _update_chosen_rows
+
+    def step(state, frozen, background, batch):
+        state, metrics = update(
+            graph, memory, method, state, frozen, background, _cut(batch, accumulate)
+        )
+        metrics["tokens"] = (batch.segments > 0).sum()
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _cut(batch: Batch, parts: int) -> Batch:
+    return jax.tree.map(
+        lambda leaf: jnp.reshape(leaf, (parts, -1, *leaf.shape[1:])), batch
+    )
+
+
+def _loss(graph, trainable, frozen, taps, part: Batch, total: Array):
+    """Returns the part's share of the mean loss over `total` weight, in nats."""
+    model = nnx.merge(graph, trainable, frozen)
+    logits, reads = model(part.tokens, part.positions, part.segments, taps)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, part.targets)
+    return (losses * part.weights).sum() / total, reads
+
+
+def _total_weight(batch: Batch) -> Float[Array, ""]:
+    return jnp.maximum(batch.weights.sum(), 1)
+
+
+def _update_all(graph, memory, method, state, frozen, background, batch):
+    del memory, background
+    total = _total_weight(batch)
+
+    def add_part(carry, part):
+        (loss, _), grads = jax.value_and_grad(
+            lambda trainable: _loss(graph, trainable, frozen, None, part, total),
+            has_aux=True,
+        )(state.trainable)
+        return jax.tree.map(jnp.add, carry, (loss, grads)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+    (loss, grads), _ = jax.lax.scan(add_part, (jnp.zeros(()), zeros), batch)
+    updates, opt_state = method.tx.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    return TrainState(trainable, opt_state), metrics
+
+
+def _update_chosen_rows(graph, memory, method, state, frozen, background, batch):
+    total = _total_weight(batch)
+
+    def read_part(loss, part):
+        taps = zero_taps(memory, *part.tokens.shape)
+        (part_loss, reads), cotangents = jax.value_and_grad(
+            lambda taps: _loss(graph, state.trainable, frozen, taps, part, total),
+            has_aux=True,
+        )(taps)
+        return loss + part_loss, (reads, cotangents)
+
+    # Every part is kept, not summed: which rows matter is known only after the last.
+    loss, (reads, cotangents) = jax.lax.scan(read_part, jnp.zeros(()), batch)
+    counts = read_counts(reads, batch.segments > 0, memory)
+    scores = jax.vmap(method.score, (0, 0, None))(counts, *background)
+    chosen = [top_slots(pool, method.top_t) for pool in scores]
+    row_grads = [jnp.zeros((method.top_t, memory.value_dim))] * memory.num_pools
+    for layer, (read, cotangent) in enumerate(zip(reads, cotangents, strict=True)):
+        pool = 0 if memory.share_values else layer
+        row_grads[pool] = row_grads[pool] + chosen_rows_gradient(
+            cotangent, *read, chosen[pool], memory.num_slots
+        )
+
+    # The trainable tree holds the tables alone, in the order of the pools.
+    tables, structure = jax.tree.flatten(state.trainable)
+    updates, opt_state = update_rows(
+        method.tx,
+        jax.tree.unflatten(structure, row_grads),
+        state.opt_state,
+        state.trainable,
+        jax.tree.unflatten(structure, chosen),
+    )
+    tables = write_rows(tables, jax.tree.leaves(updates), chosen)
+    state = TrainState(jax.tree.unflatten(structure, tables), opt_state)
+    return state, {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(row_grads),
+        "slots_read": (counts > 0).sum(),
+        "slots_written": sum((pool < memory.num_slots).sum() for pool in chosen),
+    }
+
+
+def read_counts(
+    reads: tuple[Reads, ...], is_token: Bool[Array, "*batch seq"], memory: MemoryConfig
+) -> Int[Array, "pools num_slots"]:
+    """Returns how often each slot of each table was read by tokens."""
+    counts = [jnp.zeros(memory.num_slots, jnp.int32)] * memory.num_pools
+    for layer, read in enumerate(reads):
+        pool = 0 if memory.share_values else layer
+        counts[pool] += count_reads(read.slots, is_token, memory.num_slots)
+    return jnp.stack(counts)
+
+
+def make_document_reader(
+    graph: nnx.GraphDef, memory: MemoryConfig
+) -> Callable[[PyTree, Batch], Bool[Array, "pools num_slots"]]:
+    """Returns a compiled `(params, batch) -> which slots of each table were read`."""
+
+    @jax.jit
+    def read(params, batch):
+        model = nnx.merge(graph, params)
+        _, reads = model(batch.tokens, batch.positions, batch.segments)
+        return read_counts(reads, batch.segments > 0, memory) > 0
+
+    return read
