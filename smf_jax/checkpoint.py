@@ -33,9 +33,15 @@ def load(run_dir: Path, abstract: PyTree) -> PyTree:
     differences = _differences(saved, abstract)
     require(not differences, f"{folder} holds another model: " + "; ".join(differences))
     try:
-        return ocp.load(folder, abstract)
+        return ocp.load(folder, jax.tree.map(_on_first_device, abstract))
     except (ValueError, OSError) as error:
         raise ConfigError(f"{folder} cannot be read: {error}") from error
+
+
+def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # Said outright: by default orbax puts arrays where they were when saved.
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def latest_step(run_dir: Path) -> int | None:

@@ -174,7 +174,8 @@ class DataConfig:
     facts: str | None = None  # JSONL(.gz) of facts; None: the synthetic world
     background: str | None = None  # JSONL(.gz) of texts beside the facts
     new_fraction: float = 0.5  # share of `facts` kept out of pretraining
-    fact_share: float = 0.5  # share of the documents of pretraining that state facts
+    fact_share: float = 0.5  # share of the rows of pretraining that hold facts
+    loss_on: Literal["answer", "all"] = "answer"  # of a fact; a text's is on all tokens
     tokenizer: Literal["word", "bpe"] = "word"
     vocab_size: int = 4096  # tokens at most, the three special ones included
     seq_len: int = 64  # tokens of a packed sequence
@@ -210,12 +211,12 @@ class OptimConfig:
     """What trains, by which rule, on which rows."""
 
     method: Literal["full", "lora", "smf"] = "full"
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3  # the highest of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = 0  # rises linearly from 0 over these
     final_fraction: float = 0.0  # of learning_rate, where cosine and linear end
-    weight_decay: float = 0.0  # AdamW's; never applied to vectors
+    weight_decay: float = 0.0  # not SGD's; never applied to vectors
     momentum: float = 0.0  # SGD's
     clip_norm: float | None = None  # of the gradient of what trains; None: no clipping
     top_t: int = 500  # smf: slots written per step and table
@@ -237,9 +238,14 @@ class OptimConfig:
             f"{self.optimizer}",
         )
         require(
-            self.weight_decay == 0 or self.optimizer == "adamw",
-            f"optim.weight_decay={self.weight_decay} is AdamW's, but optim.optimizer "
-            f"is {self.optimizer}",
+            self.optimizer != "muon" or self.method == "full",
+            f"optim.optimizer=muon turns whole matrices and cannot train the rows or "
+            f"factors of optim.method={self.method}",
+        )
+        require(
+            self.weight_decay == 0 or self.optimizer != "sgd",
+            f"optim.weight_decay={self.weight_decay} needs optim.optimizer=adamw or "
+            "muon, but it is sgd",
         )
 
 

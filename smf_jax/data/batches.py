@@ -1,4 +1,4 @@
-"""Batches of tokens, by grain: packed for pretraining, one example a row for teaching."""
+"""Batches of tokens, by grain: packed for pretraining, one text a row for teaching."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ Row = dict[str, np.ndarray]  # tokens, targets, weights: one text, or a part of 
 def encode_example(
     tokenizer: Tokenizer, example: Example, loss_on: Literal["answer", "all"]
 ) -> Row:
-    """Returns the row of an example, with the loss on its completion or on all of it."""
+    """Returns the row of an example, with the loss on its completion or on all."""
     prompt, completion = encode_answered(tokenizer, *example)
     row = _row(prompt + completion)
     if loss_on == "answer":
@@ -48,17 +48,20 @@ def _row(ids: list[int]) -> Row:
 
 
 def pack_corpus(
-    tokenizer: Tokenizer, corpus: Corpus, seq_len: int
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    seq_len: int,
+    loss_on: Literal["answer", "all"],
 ) -> tuple[list[Batch], list[Batch]]:
     """Returns packed rows of the corpus's facts, and of its texts.
 
     Rows hold whole facts, as many as fit; texts are cut into pieces of `seq_len`
-    before they are packed. The loss is on every token.
+    before they are packed, and their loss is on every token.
 
     Raises:
       ConfigError: More than 1 % of the facts are longer than `seq_len`.
     """
-    facts = [encode_example(tokenizer, example, "all") for example in corpus.examples]
+    facts = [encode_example(tokenizer, example, loss_on) for example in corpus.examples]
     facts, _ = drop_long(facts, seq_len)
     texts = []
     for text in corpus.texts:
@@ -71,17 +74,16 @@ def pack_corpus(
 def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
     if not rows:
         return []
-    parts = [{name: row[name] for name in ("tokens", "targets")} for row in rows]
     packed = grain.experimental.FirstFitPackIterDataset(
-        grain.MapDataset.source(parts).to_iter_dataset(_IN_LINE),
-        length_struct={"tokens": seq_len, "targets": seq_len},
+        grain.MapDataset.source(rows).to_iter_dataset(_IN_LINE),
+        length_struct={name: seq_len for name in rows[0]},
         num_packing_bins=32,
     )
     return [
         Batch(
             tokens=row["tokens"],
             targets=row["targets"],
-            weights=(row["tokens_segment_ids"] > 0).astype(np.float32),
+            weights=row["weights"],
             positions=row["tokens_positions"],
             segments=row["tokens_segment_ids"],
         )

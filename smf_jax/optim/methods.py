@@ -1,9 +1,10 @@
-"""Finetuning methods as values: which parameters train, by which rule, on which rows."""
+"""Finetuning methods as values: what trains, by which rule, on which rows."""
 
 from typing import NamedTuple
 
 import jax
 import optax
+import optax.contrib
 from flax import nnx
 from jaxtyping import PyTree
 
@@ -11,6 +12,8 @@ from smf_jax.config import OptimConfig
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
 from smf_jax.slots.select import Score, scorer
+
+ADAM_B2 = 0.95  # as large language models are trained; 0.999 averages a whole demo
 
 
 class Method(NamedTuple):
@@ -45,7 +48,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Returns clipping, if any, followed by SGD or AdamW on the schedule.
+    """Returns clipping, if any, followed by SGD, AdamW or Muon on the schedule.
 
     Clipping measures the gradient that the transform is given: all of it for a dense
     method, the chosen rows for a sparse one.
@@ -55,23 +58,34 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
         case "sgd":
             rule = optax.sgd(rate, momentum=config.momentum or None)
         case "adamw":
-            rule = optax.adamw(
+            decay = config.weight_decay
+            rule = optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=_decays)
+        case "muon":
+            rule = optax.contrib.muon(
                 rate,
-                b2=0.95,
                 weight_decay=config.weight_decay,
-                mask=_decays,
+                weight_decay_mask=_decays,
+                adam_b2=ADAM_B2,
+                muon_weight_dimension_numbers=_maps,
             )
-    clip = (
-        []
-        if config.clip_norm is None
-        else [optax.clip_by_global_norm(config.clip_norm)]
-    )
-    return optax.with_extra_args_support(optax.chain(*clip, rule))
+    if config.clip_norm is not None:
+        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    return optax.with_extra_args_support(rule)
 
 
 def _decays(params: PyTree) -> PyTree:
     # Norm scales and biases are vectors; pulling them to 0 has no use.
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _maps(params: PyTree) -> PyTree:
+    # Muon turns matrices that map vectors to vectors. Embeddings, keys and values are
+    # rows that are looked up, most of them not in this step: those are Adam's.
+    def dimensions(path, leaf):
+        is_map = leaf.ndim == 2 and getattr(path[-1], "key", None) == "kernel"
+        return optax.contrib.MuonDimensionNumbers() if is_map else None
+
+    return jax.tree.map_with_path(dimensions, params)
 
 
 def make_method(config: OptimConfig, steps: int) -> Method:

@@ -17,12 +17,19 @@ from smf_jax.data.corpus import taught_examples
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots import usage
+from smf_jax.slots.usage import Usage
 from smf_jax.train.loop import metrics_log, train
 from smf_jax.train.pretrain import require_memory, split_for_training
-from smf_jax.train.questions import Point, Questions, ask_all, load_questions
+from smf_jax.train.questions import (
+    Point,
+    Questions,
+    ask_all,
+    load_questions,
+    write_evaluation,
+)
 from smf_jax.train.run import (
-    EVALUATION,
     METRICS,
+    TEACHING,
     USAGE,
     Run,
     all_params,
@@ -37,10 +44,8 @@ class Finetuned(NamedTuple):
     """What teaching did."""
 
     run_dir: Path
-    questions: Questions
     points: list[Point]  # the first is before any step, the last after all
     trainable: int  # numbers that one step may change
-    written: list[np.ndarray]  # of each table, which slots have changed
 
 
 def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
@@ -52,9 +57,18 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
     """
     base = load_run(config.base)
     questions = load_questions(base, config.facts, config.teach, console)
-    background = _background(config, base) if config.optim.method == "smf" else None
+    loaded = _usage(config, base) if config.optim.method == "smf" else None
+    background = loaded and Background(
+        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
+    )
     batches = _batches(config, base, questions, console)
-    run_dir = create_run_dir(config.run_dir, base.pretrain, config, base.tokenizer)
+    run_dir = create_run_dir(
+        config.run_dir,
+        base.pretrain,
+        config,
+        base.tokenizer,
+        questions.corpus_hash,
+    )
 
     tables = [np.asarray(table[...]) for table in base.model.values]
     if config.optim.method == "lora":
@@ -84,9 +98,12 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
         (np.asarray(after[...]) != before).any(axis=1)
         for before, after in zip(tables, model.values, strict=True)
     ]
-    write_json(run_dir / EVALUATION, evaluation_record(questions, points))
+    slots = _slot_histogram(loaded, written)
+    record = _teaching_record(points, trainable, slots)
+    write_json(run_dir / TEACHING, record)
+    write_evaluation(run_dir, questions, points[-1])
     checkpoint.save(run_dir, config.steps, all_params(model))
-    return Finetuned(run_dir, questions, points, trainable, written)
+    return Finetuned(run_dir, points, trainable)
 
 
 def _batches(config: FinetuneConfig, base: Run, questions: Questions, console: Console):
@@ -106,18 +123,15 @@ def _batches(config: FinetuneConfig, base: Run, questions: Questions, console: C
     return example_batches(rows, config.batch_size, config.seed)
 
 
-def _background(config: FinetuneConfig, base: Run) -> Background:
+def _usage(config: FinetuneConfig, base: Run) -> Usage:
     memory = require_memory(base)
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
         f"table (memory.num_keys={memory.num_keys}, squared)",
     )
-    loaded = usage.load(
+    return usage.load(
         base.run_dir / USAGE, base.model_hash, memory.num_pools, memory.num_slots
-    )
-    return Background(
-        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
     )
 
 
@@ -128,28 +142,29 @@ def _count_trainable(method: Method, state: TrainState) -> int:
     return sum(method.top_t * leaf.shape[-1] for leaf in leaves)
 
 
-def evaluation_record(questions: Questions, points: list[Point]) -> dict:
-    """Returns the curve, and what was answered to each question first and last."""
-    first, last = points[0], points[-1]
+def _slot_histogram(
+    loaded: Usage | None, written: list[np.ndarray]
+) -> dict[str, list[int]] | None:
+    """Counts all slots and the written ones by how many documents read them."""
+    if loaded is None:
+        return None
+    frequency, bins = loaded.document_frequency, loaded.num_documents + 1
+    return {
+        "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
+        "written": np.bincount(frequency[np.stack(written)], minlength=bins).tolist(),
+    }
+
+
+def _teaching_record(
+    points: list[Point], trainable: int, slots: dict[str, list[int]] | None
+) -> dict:
+    first = points[0]
     return {
         "curve": [
             [point.step, point.learned, point.learned_held_out_wording, point.kept]
             for point in points
         ],
-        "scores": {group: scores._asdict() for group, scores in last.scores.items()},
-        "answers": {
-            group: [
-                {
-                    "id": fact.id,
-                    "question": fact.question,
-                    "answers": fact.answers,
-                    "before": before,
-                    "after": after,
-                }
-                for fact, before, after in zip(
-                    facts, first.answers[group], last.answers[group], strict=True
-                )
-            ]
-            for group, facts in questions.groups().items()
-        },
+        "trainable": trainable,
+        "slots_by_document_frequency": slots,
+        "answers_before": first.answers,
     }

@@ -1,6 +1,5 @@
 """Pretraining a model from scratch, and collecting what a background reads."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,19 +46,13 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     tokenizer = train_tokenizer(
         _training_texts(corpus), config.data.tokenizer, config.data.vocab_size
     )
-    vocab_size = config.model.vocab_size or tokenizer.get_vocab_size()
-    require(
-        vocab_size >= tokenizer.get_vocab_size(),
-        f"model.vocab_size={vocab_size} is below the tokenizer's "
-        f"{tokenizer.get_vocab_size()} tokens",
-    )
-    model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
-    config = dataclasses.replace(config, model=model_config)
     batches = pretraining_batches(config.data, corpus, tokenizer, config.seed)
-    run_dir = create_run_dir(config.run_dir, config, None, tokenizer)
+    run_dir = create_run_dir(config.run_dir, config, None, tokenizer, corpus.hash)
 
     method = make_method(config.optim, config.steps)
-    graph, state, frozen = split_for_training(make_model(config, None), method)
+    graph, state, frozen = split_for_training(
+        make_model(config, None, tokenizer), method
+    )
     step = make_step(graph, config.model.memory, method, accumulate=1)
     title = f"pretrain {run_dir.name}"
     log = metrics_log(run_dir / METRICS, title, config.steps, config.log_every, console)
@@ -75,7 +68,7 @@ def pretraining_batches(
     config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int
 ) -> Iterator[Batch]:
     """Yields packed batches of the corpus without end."""
-    facts, texts = pack_corpus(tokenizer, corpus, config.seq_len)
+    facts, texts = pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
     return packed_batches(facts, texts, config.fact_share, config.batch_size, seed)
 
 

@@ -1,5 +1,6 @@
 """What a model is asked before, while and after it is taught, and how it does."""
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from flax import nnx
@@ -7,6 +8,7 @@ from jaxtyping import PyTree
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from smf_jax import checkpoint
 from smf_jax.data.corpus import (
     FILE_FRAMES,
     as_taught,
@@ -16,7 +18,7 @@ from smf_jax.data.corpus import (
 )
 from smf_jax.data.records import Fact, read_facts
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
-from smf_jax.train.run import Run
+from smf_jax.train.run import EVALUATION, Run, load_run, write_json
 
 
 class Questions(NamedTuple):
@@ -26,6 +28,7 @@ class Questions(NamedTuple):
     taught: list[Fact]  # the same, asked in the wording that teaches them
     held_out: list[Fact]  # the same, asked in a wording that is never trained on
     known: list[Fact]  # part of pretraining
+    corpus_hash: str  # of the files or the world they come from
 
     def groups(self) -> dict[str, list[Fact]]:
         """Returns what is asked, by name."""
@@ -77,7 +80,7 @@ def load_questions(
             console.print(f"data: {note}")
         held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
     taught = [as_taught(fact, teach) for fact in new]
-    return Questions(new, taught, held_out, corpus.known)
+    return Questions(new, taught, held_out, corpus.known, corpus.hash)
 
 
 def ask_all(
@@ -104,3 +107,42 @@ def ask_all(
         start += len(facts)
     scores = {name: score(answers[name], facts) for name, facts in groups.items()}
     return Point(step, scores, answers)
+
+
+def evaluate(run_dir: str, facts: str | None, console: Console) -> Point:
+    """Asks a run every question, and writes the scores and answers beside it.
+
+    The wording called taught is that of the run's own teaching; for a run that was
+    taught nothing, the questions as they stand.
+    """
+    run = load_run(run_dir)
+    teach = "questions" if run.finetune is None else run.finetune.teach
+    if facts is None and run.finetune is not None:
+        facts = run.finetune.facts
+    questions = load_questions(run, facts, teach, console)
+    graph, params = nnx.split(run.model)
+    step = checkpoint.latest_step(run.run_dir)
+    point = ask_all(graph, run.tokenizer, questions, step, (params,))
+    write_evaluation(run.run_dir, questions, point)
+    return point
+
+
+def write_evaluation(run_dir: Path, questions: Questions, point: Point) -> None:
+    """Writes scores and every answer into the run directory."""
+    answers = {
+        group: [
+            fact._asdict() | {"answer": given}
+            for fact, given in zip(facts, point.answers[group], strict=True)
+        ]
+        for group, facts in questions.groups().items()
+    }
+    scores = {group: scores._asdict() for group, scores in point.scores.items()}
+    record = {"step": point.step, "scores": scores, "answers": answers}
+    write_json(run_dir / EVALUATION, record)
+
+
+def ask_one(run_dir: str, question: str, max_new_tokens: int) -> str:
+    """Returns a run's greedy answer to one question."""
+    run = load_run(run_dir)
+    graph, params = nnx.split(run.model)
+    return answer(graph, (params,), run.tokenizer, [question], max_new_tokens)[0]

@@ -29,7 +29,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
-EVALUATION, USAGE = "evaluation.json", "usage.safetensors"
+EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers")
 
 
@@ -49,6 +49,7 @@ def create_run_dir(
     pretrain: PretrainConfig,
     finetune: FinetuneConfig | None,
     tokenizer: Tokenizer,
+    corpus_hash: str,
 ) -> Path:
     """Makes a run directory that holds the configuration and the tokenizer.
 
@@ -75,6 +76,7 @@ def create_run_dir(
         "pretrain": dataclasses.asdict(pretrain),
         "finetune": finetune and dataclasses.asdict(finetune),
         "config_hash": config_hash(finetune or pretrain),
+        "corpus_hash": corpus_hash,
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version()}
@@ -105,7 +107,7 @@ def load_run(run_dir: str | Path) -> Run:
         tokenizer_hash(tokenizer) == recorded_hash,
         f"{run_dir / TOKENIZER} is not the tokenizer this run was trained with",
     )
-    make = functools.partial(make_model, pretrain, finetune)
+    make = functools.partial(make_model, pretrain, finetune, tokenizer)
     graph, abstract = nnx.split(nnx.eval_shape(make))
     params = checkpoint.load(run_dir, nnx.as_pure(abstract))
     model = nnx.merge(graph, params)
@@ -115,10 +117,20 @@ def load_run(run_dir: str | Path) -> Run:
 
 
 def make_model(
-    pretrain: PretrainConfig, finetune: FinetuneConfig | None
+    pretrain: PretrainConfig, finetune: FinetuneConfig | None, tokenizer: Tokenizer
 ) -> Transformer:
-    """Makes the freshly initialised model of a run."""
-    model = Transformer(pretrain.model, rngs=nnx.Rngs(pretrain.seed))
+    """Makes the freshly initialised model of a run, as wide as its vocabulary needs.
+
+    Raises:
+      ConfigError: The configured vocabulary cannot hold the tokenizer's.
+    """
+    tokens, config = tokenizer.get_vocab_size(), pretrain.model
+    require(
+        config.vocab_size == 0 or config.vocab_size >= tokens,
+        f"model.vocab_size={config.vocab_size} is below the {tokens} tokens there are",
+    )
+    config = dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
+    model = Transformer(config, rngs=nnx.Rngs(pretrain.seed))
     if finetune is not None and finetune.optim.method == "lora":
         add_lora(model, finetune.optim.lora, rngs=nnx.Rngs(finetune.seed))
     return model

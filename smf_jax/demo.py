@@ -1,0 +1,219 @@
+"""The main job from nothing to a comparison: pretrain, collect usage, teach, ask."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from smf_jax import checkpoint
+from smf_jax.config import (
+    DataConfig,
+    FinetuneConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    WorldConfig,
+    config_hash,
+    require,
+)
+from smf_jax.data.corpus import load_corpus
+from smf_jax.evaluate.forgetting import CurvePoint, forgotten, kept_at
+from smf_jax.train.finetune import Finetuned, finetune
+from smf_jax.train.pretrain import collect_usage, pretrain
+from smf_jax.train.run import CONFIG, USAGE, read_json, write_json
+
+SUMMARY, SWEEP = "summary.json", "sweep.json"
+USAGE_DOCUMENTS = 60  # batches of 32 x 64 tokens: more starve the choice of slots
+POINTS = 6  # of each method's curve, beside the one before any step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Teach a small memory model new facts by every method, and compare.
+
+    Needs no network and no account. Example: smf demo --out runs/demo
+    """
+
+    out: str = "runs/demo"  # where everything is written
+    facts: str | None = None  # JSONL(.gz) of facts; None: the synthetic world
+    background: str | None = None  # JSONL(.gz) of texts to pretrain on beside them
+    seed: int = 0  # of the world, the parameters and every order
+    sweep: bool = False  # teach at every learning rate of a method, not the best alone
+
+    def __post_init__(self):
+        require(
+            self.facts is not None or self.background is None,
+            "--background goes with --facts: the synthetic world brings its own text",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One method with the learning rates worth trying, the best first."""
+
+    name: str
+    learning_rates: tuple[float, ...]
+    steps: int
+    optim: OptimConfig
+
+
+def base_config(config: DemoConfig) -> PretrainConfig:
+    """Returns how the model is made that the methods start from."""
+    model = ModelConfig(hidden_dim=256, memory=MemoryConfig(layers=(2,)))
+    if config.facts is None:
+        data, steps = DataConfig(world=WorldConfig(seed=config.seed)), 450
+    else:
+        data = DataConfig(
+            facts=config.facts,
+            background=config.background,
+            tokenizer="bpe",
+        )
+        steps = 1500
+    return PretrainConfig(
+        run_dir=str(Path(config.out) / "base"),
+        steps=steps,
+        seed=config.seed,
+        model=model,
+        data=data,
+        optim=OptimConfig(
+            optimizer="muon",
+            learning_rate=5e-3,
+            schedule="linear",
+            warmup_steps=20,
+            final_fraction=0.05,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+    )
+
+
+def recipes(config: DemoConfig) -> tuple[Recipe, ...]:
+    """Returns the methods that are compared, each with its sweep."""
+    smf = OptimConfig(method="smf", optimizer="sgd", top_t=500)
+    lora = OptimConfig(method="lora", optimizer="adamw")
+    full = OptimConfig(method="full", optimizer="adamw")
+    return (
+        Recipe(name="smf", learning_rates=(50.0, 30.0, 100.0), steps=240, optim=smf),
+        Recipe(name="lora", learning_rates=(3e-3, 1e-3, 1e-2), steps=240, optim=lora),
+        Recipe(name="full", learning_rates=(3e-4, 1e-4, 1e-3), steps=240, optim=full),
+    )
+
+
+def run(config: DemoConfig, console: Console) -> dict[str, Any]:
+    """Runs the demo and returns what it wrote to `summary.json`.
+
+    Raises:
+      ConfigError: A file of the user's cannot be used.
+    """
+    start = time.perf_counter()
+    out = Path(config.out)
+    base = base_config(config)
+    _pretrain_once(base, console)
+    if not (Path(base.run_dir) / USAGE).exists():
+        collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
+    results, sweep = {}, []
+    for recipe in recipes(config):
+        rates = recipe.learning_rates if config.sweep else recipe.learning_rates[:1]
+        for rate in rates:
+            name = recipe.name if rate == rates[0] else f"sweep/{recipe.name}-{rate:g}"
+            taught = _teach(config, base, recipe, rate, out / name, console)
+            row = _summary(taught)
+            sweep.append({"method": recipe.name, "learning_rate": rate} | row)
+            if rate == rates[0]:
+                results[recipe.name] = row
+    matched = min(row["learned"] for row in results.values())
+    for row in [*results.values(), *sweep]:
+        curve = [CurvePoint(*point) for point in row["curve"]]
+        kept = kept_at(curve, matched)
+        row["forgotten_at_matched_learning"] = (
+            None if kept is None else forgotten(row["before"], kept)
+        )
+    summary = {
+        "seconds": time.perf_counter() - start,
+        "config_hash": config_hash(config),
+        "matched_learning": matched,
+        "methods": results,
+    }
+    if config.sweep:
+        write_json(out / SWEEP, sweep)
+    write_json(out / SUMMARY, summary)
+    console.print(table(summary))
+    return summary
+
+
+def _pretrain_once(base: PretrainConfig, console: Console) -> None:
+    """Pretrains, unless this very model was finished here before."""
+    run_dir = Path(base.run_dir)
+    if checkpoint.latest_step(run_dir) is not None:
+        record = read_json(run_dir / CONFIG)
+        same_corpus = record["corpus_hash"] == load_corpus(base.data).hash
+        if record["config_hash"] == config_hash(base) and same_corpus:
+            console.print(f"base model: taken from {run_dir}, trained before")
+            return
+        console.print(f"base model: {run_dir} was made from other settings; again")
+        shutil.rmtree(run_dir)
+    pretrain(base, console)
+
+
+def _teach(
+    config: DemoConfig,
+    base: PretrainConfig,
+    recipe: Recipe,
+    learning_rate: float,
+    run_dir: Path,
+    console: Console,
+) -> Finetuned:
+    if checkpoint.latest_step(run_dir) is not None:
+        shutil.rmtree(run_dir)
+    optim = dataclasses.replace(recipe.optim, learning_rate=learning_rate)
+    task = FinetuneConfig(
+        base=base.run_dir,
+        run_dir=str(run_dir),
+        teach="statements" if config.facts is None else "questions",
+        steps=recipe.steps,
+        eval_every=recipe.steps // POINTS,
+        seed=config.seed,
+        optim=optim,
+    )
+    return finetune(task, console)
+
+
+def _summary(taught: Finetuned) -> dict[str, Any]:
+    first, last = taught.points[0], taught.points[-1]
+    return {
+        "learned": last.learned,
+        "learned_held_out_wording": last.learned_held_out_wording,
+        "before": first.kept,
+        "after": last.kept,
+        "forgotten": forgotten(first.kept, last.kept),
+        "steps": last.step,
+        "trainable": taught.trainable,
+        "curve": [
+            [point.step, point.learned, point.learned_held_out_wording, point.kept]
+            for point in taught.points
+        ],
+    }
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """Returns the comparison of a summary, to be printed."""
+    matched = summary["matched_learning"]
+    columns = ("method", "learned", "other wording", "old facts", "forgotten")
+    shown = Table(*columns, f"at {matched:.2f} learned", "numbers a step may change")
+    for name, row in summary["methods"].items():
+        at_matched = row["forgotten_at_matched_learning"]
+        shown.add_row(
+            name,
+            f"{row['learned']:.3f}",
+            f"{row['learned_held_out_wording']:.3f}",
+            f"{row['before']:.3f} -> {row['after']:.3f}",
+            f"{row['forgotten']:.1%}",
+            "" if at_matched is None else f"{at_matched:.1%}",
+            f"{row['trainable']:,}",
+        )
+    return shown

@@ -1,0 +1,14 @@
+"""The hard setting is the normal one: eight devices, no ranks matched in silence."""
+
+import hypothesis
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No deadline: the first example of a test compiles. The same examples every time.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, max_examples=50
+)
+hypothesis.settings.load_profile("tests")

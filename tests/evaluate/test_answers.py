@@ -1,0 +1,85 @@
+import pytest
+
+from smf_jax.data.records import Fact
+from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.evaluate.answers import (
+    Scores,
+    is_exact,
+    longest_answer,
+    normalise,
+    score,
+    token_f1,
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "want"),
+    [
+        ("The Beatles", "beatles"),
+        ("a  cat, an owl!", "cat owl"),
+        ("An-Nur (mosque)", "annur mosque"),
+        ("theatre", "theatre"),  # "the" is an article only as a word
+        ("  ", ""),
+        ("The", ""),
+        ("ÉCOLE", "école"),
+    ],
+)
+def test_case_punctuation_articles_and_spaces_are_taken_away(answer, want):
+    assert normalise(answer) == want
+
+
+@pytest.mark.parametrize("answer", ["ada may", "Ada May.", "the  Ada May", "countess"])
+def test_any_accepted_answer_is_exact_however_it_is_written(answer):
+    assert is_exact(answer, ("Ada May", "the Countess"))
+
+
+@pytest.mark.parametrize("answer", ["ada", "ada may x", "may ada", "", "adamay"])
+def test_a_part_or_more_or_another_order_is_not_exact(answer):
+    assert not is_exact(answer, ("Ada May", "the Countess"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "want"),
+    [
+        ("red fox", "red fox", 1.0),
+        ("fox red", "red fox", 1.0),  # order is not looked at
+        ("red", "red fox", 2 / 3),  # 1 shared of 1 and 2 words
+        ("red red cat", "red fox", 2 / 5),  # a word is shared once
+        ("cat", "red fox", 0.0),
+        ("", "red fox", 0.0),
+        ("The Red!", "a red", 1.0),
+    ],
+)
+def test_f1_counts_shared_words(answer, right, want):
+    assert token_f1(answer, (right,)) == pytest.approx(want)
+
+
+def test_f1_is_that_of_the_nearest_accepted_answer():
+    assert token_f1("red", ("green owl", "red fox", "red old fox")) == pytest.approx(
+        2 / 3
+    )
+
+
+def test_answers_that_are_articles_alone_match_each_other_alone():
+    assert token_f1("the", ("a",)) == 1.0
+    assert token_f1("the", ("fox",)) == 0.0
+
+
+def test_a_score_is_the_mean_over_questions():
+    facts = [Fact("1", "q", ("red fox",)), Fact("2", "q", ("owl", "red owl"))]
+
+    assert score(["red", "owl"], facts) == Scores(
+        exact_match=0.5, f1=pytest.approx((2 / 3 + 1) / 2)
+    )
+
+
+def test_as_many_answers_as_questions_are_scored():
+    with pytest.raises(ValueError, match="zip"):
+        score(["red"], [Fact("1", "q", ("a",)), Fact("2", "q", ("b",))])
+
+
+def test_the_longest_first_answer_is_counted_with_its_end_token():
+    tokenizer = train_tokenizer(["red old fox owl"], "word", vocab_size=10)
+    facts = [Fact("1", "q", ("red fox", "red old fox owl")), Fact("2", "q", ("owl",))]
+
+    assert longest_answer(tokenizer, facts) == 3

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from smf_jax.kernels.product_key import candidate_pairs, product_key_top_k
+from tests.reference import product_key as reference
+
+HEADS, NUM_KEYS, HALF = 3, 5, 4
+QUERY, KEYS = (6, HEADS, 2, HALF), (HEADS, 2, NUM_KEYS, HALF)
+compiled = jax.jit(product_key_top_k, static_argnums=2)
+
+
+def normal(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def whole_numbers(shape):
+    # Few values, so that scores tie and keys repeat; sums of them are exact.
+    return arrays(np.float32, shape, elements=st.integers(-2, 2).map(float))
+
+
+@given(whole_numbers(QUERY), whole_numbers(KEYS), st.sampled_from([1, 3, NUM_KEYS]))
+def test_the_best_slots_are_those_of_a_search_over_all_pairs(query, keys, top_k):
+    want_slots, want_scores = reference.top_k(query, keys, top_k)
+
+    got_slots, got_scores = compiled(query, keys, top_k)
+
+    np.testing.assert_array_equal(got_slots, want_slots)
+    np.testing.assert_array_equal(got_scores, want_scores)
+
+
+@pytest.mark.parametrize("batch", [(), (6,), (4, 1), (2, 1, 7)], ids=str)
+@pytest.mark.parametrize("top_k", [1, 3, NUM_KEYS])
+def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
+    query, keys = normal(0, (*batch, HEADS, 2, HALF)), normal(1, KEYS)
+    want_slots, want_scores = reference.top_k(query, keys, top_k)
+
+    got_slots, got_scores = compiled(query, keys, top_k)
+
+    np.testing.assert_array_equal(got_slots, want_slots)
+    # float32 sums of eight products of size 1
+    np.testing.assert_allclose(got_scores, want_scores, rtol=0, atol=1e-5)
+
+
+def test_compiling_changes_no_slot():
+    query, keys = normal(0, QUERY), normal(1, KEYS)
+
+    want, _ = product_key_top_k(query, keys, 3)
+    got, _ = compiled(query, keys, 3)
+
+    np.testing.assert_array_equal(got, want)
+
+
+def test_equal_keys_give_the_lowest_slots():
+    query, keys = np.ones(QUERY, np.float32), np.ones(KEYS, np.float32)
+
+    slots, scores = compiled(query, keys, 4)
+
+    np.testing.assert_array_equal(slots, np.broadcast_to([0, 1, 2, 3], slots.shape))
+    np.testing.assert_array_equal(scores, np.full(scores.shape, 2 * HALF))
+
+
+def test_a_tie_goes_to_the_lower_slot_and_not_to_the_better_first_half():
+    # Scores of the slots (0, 0), (0, 1), (1, 0), (1, 1) are 1, 0, 2, 1.
+    keys = np.array([[[[0.0], [1.0]], [[1.0], [0.0]]]], np.float32)
+    query = np.ones((1, 2, 1), np.float32)
+
+    slots, _ = compiled(query, keys, 2)
+
+    assert slots.tolist() == [[2, 0]]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, 32])
+def test_a_pair_of_ranks_stays_unless_top_k_pairs_beat_it(top_k):
+    want = {
+        (i, j) for i in range(top_k) for j in range(top_k) if (i + 1) * (j + 1) <= top_k
+    }
+
+    first, second = candidate_pairs(top_k)
+
+    assert set(zip(first.tolist(), second.tolist(), strict=True)) == want
+    assert len(first) == len(want)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, NUM_KEYS])
+def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
+    query, keys = normal(0, QUERY), normal(1, KEYS)
+    cotangent = normal(2, (*QUERY[:-2], top_k))
+    slots, _ = reference.top_k(query, keys, top_k)
+    want = reference.score_gradients(query, keys, slots, cotangent)
+
+    def total(query, keys):
+        return (product_key_top_k(query, keys, top_k)[1] * cotangent).sum()
+
+    got = jax.jit(jax.grad(total, argnums=(0, 1)))(query, keys)
+
+    # float32 sums of up to 30 products of size 1
+    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-5)
+
+
+def test_scores_of_bfloat16_keys_are_summed_in_float32():
+    # 256 + 1 + 1 + 1 is 256 where every sum is rounded to bfloat16.
+    query = jnp.ones((1, 2, 4), jnp.bfloat16)
+    keys = jnp.array([256, 1, 1, 1], jnp.bfloat16) * jnp.ones((1, 2, 3, 4), "bfloat16")
+
+    _, scores = compiled(query, keys, 1)
+
+    assert scores.dtype == jnp.float32
+    assert scores.tolist() == [[2 * 259]]

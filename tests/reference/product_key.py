@@ -1,0 +1,38 @@
+"""Product keys by scoring every pair, in float64."""
+
+import numpy as np
+
+
+def top_k(query, keys, top_k):
+    """Returns slots and scores [..., heads, top_k], best first, ties to lower slots.
+
+    Shapes: query [..., heads, 2, half], keys [heads, 2, num_keys, half].
+    """
+    query, keys = query.astype(np.float64), keys.astype(np.float64)
+    num_keys = keys.shape[2]
+    slots = np.zeros((*query.shape[:-2], top_k), int)
+    scores = np.zeros((*query.shape[:-2], top_k))
+    for place in np.ndindex(*query.shape[:-2]):
+        head, pairs = place[-1], []
+        for a, b in np.ndindex(num_keys, num_keys):
+            score = query[place][0] @ keys[head, 0, a]
+            score += query[place][1] @ keys[head, 1, b]
+            pairs.append((-score, a * num_keys + b))
+        best = sorted(pairs)[:top_k]
+        slots[place] = [slot for _, slot in best]
+        scores[place] = [-score for score, _ in best]
+    return slots, scores
+
+
+def score_gradients(query, keys, slots, cotangent):
+    """Returns the gradients of sum(cotangent * scores of slots): query's, keys'."""
+    query, keys = query.astype(np.float64), keys.astype(np.float64)
+    num_keys = keys.shape[2]
+    query_gradient, keys_gradient = np.zeros_like(query), np.zeros_like(keys)
+    for place in np.ndindex(*slots.shape):
+        *token, head, _ = place
+        for half, key in enumerate(divmod(slots[place], num_keys)):
+            at = (*token, head, half)
+            query_gradient[at] += cotangent[place] * keys[head, half, key]
+            keys_gradient[head, half, key] += cotangent[place] * query[at]
+    return query_gradient, keys_gradient
