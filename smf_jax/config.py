@@ -9,6 +9,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
+Teach = Literal["questions", "statements", "both"]
 Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
 
 
@@ -64,10 +65,9 @@ class MemoryConfig:
         _require_positive(
             "memory", self, "num_keys", "num_heads", "top_k", "key_dim", "value_dim"
         )
-        require(len(self.layers) > 0, "memory.layers is empty: name at least one layer")
         require(
-            list(self.layers) == sorted(set(self.layers)),
-            f"memory.layers={self.layers} must rise without repeats",
+            0 < len(self.layers) and list(self.layers) == sorted(set(self.layers)),
+            f"memory.layers={self.layers} must name layers, rising, without repeats",
         )
         require(
             self.key_dim % 2 == 0,
@@ -110,10 +110,8 @@ class ModelConfig:
     memory: MemoryConfig | None = dataclasses.field(default_factory=MemoryConfig)
 
     def __post_init__(self):
-        _require_positive(
-            "model", self, "dim", "num_layers", "num_heads", "num_kv_heads"
-        )
-        _require_positive("model", self, "hidden_dim", "rope_theta", "norm_eps")
+        positive = ("dim", "num_layers", "num_heads", "num_kv_heads", "hidden_dim")
+        _require_positive("model", self, *positive, "rope_theta", "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} is no multiple of "
@@ -156,14 +154,12 @@ class WorldConfig:
         _require_positive(
             "world", self, "known_people", "new_people", "first_names", "last_names"
         )
-        room, people = (
-            self.first_names * self.last_names,
-            (self.known_people + self.new_people) * 2,
-        )
+        room = self.first_names * self.last_names
+        people = self.known_people + self.new_people
         require(
-            people <= room,
+            2 * people <= room,
             f"world.first_names x world.last_names = {room} names are too few for "
-            f"{people // 2} people and as many strangers",
+            f"{people} people and as many strangers",
         )
 
 
@@ -277,7 +273,7 @@ class FinetuneConfig:
     base: str  # the run directory whose model learns
     run_dir: str  # where this run is written
     facts: str | None = None  # JSONL(.gz); None: the facts that `base` kept back
-    teach: Literal["questions", "statements"] = "questions"  # the wording trained on
+    teach: Teach = "questions"  # the wording trained on
     loss_on: Literal["answer", "all"] = "answer"  # tokens whose loss is trained
     steps: int = 150
     batch_size: int = 64  # facts a step
@@ -285,15 +281,11 @@ class FinetuneConfig:
     eval_every: int = 25  # steps between two points of the curve; 0: only at the end
     log_every: int = 10  # steps between two lines of metrics.jsonl
     seed: int = 0  # of the order of the facts
-    optim: OptimConfig = dataclasses.field(
-        default_factory=lambda: OptimConfig(
-            method="smf", optimizer="sgd", learning_rate=50.0
-        )
-    )
+    optim: OptimConfig = OptimConfig(method="smf", optimizer="sgd")
 
     def __post_init__(self):
-        _require_positive("finetune", self, "steps", "batch_size", "accumulate")
-        _require_positive("finetune", self, "log_every")
+        positive = ("steps", "batch_size", "accumulate", "log_every")
+        _require_positive("finetune", self, *positive)
         require(
             self.batch_size % self.accumulate == 0,
             f"batch_size={self.batch_size} is no multiple of "

@@ -131,10 +131,28 @@ def packed_batches(
     yield from source.batch(batch_size).to_iter_dataset(_IN_LINE)
 
 
-def example_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Yields batches without end, one example a row, padded to the longest of all."""
-    longest = max(len(row["tokens"]) for row in rows)
+def taught_batches(
+    facts: Sequence[Sequence[Row]], batch_size: int, seed: int
+) -> Iterator[Batch]:
+    """Yields batches without end, each with all the texts of a few facts.
+
+    One text a row, never packed, padded to the longest of all; a fact with fewer
+    texts than another brings rows of padding. What states one fact stands together,
+    as in the paper: its own slots are then read many times in a batch.
+
+    Args:
+      facts: The rows of each fact.
+      batch_size: Facts in a batch.
+      seed: Of their order.
+    """
+    longest = max(len(row["tokens"]) for rows in facts for row in rows)
     seq_len = -(-longest // 8) * 8
+    most = max(len(rows) for rows in facts)
+    nothing = {
+        "tokens": np.zeros(0, np.int32),
+        "targets": np.zeros(0, np.int32),
+        "weights": np.zeros(0, np.float32),
+    }
 
     def pad(row: Row) -> Batch:
         length = len(row["tokens"])
@@ -147,5 +165,10 @@ def example_batches(rows: Sequence[Row], batch_size: int, seed: int) -> Iterator
             segments=np.pad(np.ones(length, np.int32), fill),
         )
 
-    source = grain.MapDataset.source(rows).seed(seed).shuffle().repeat(None)
-    yield from source.map(pad).batch(batch_size).to_iter_dataset(_IN_LINE)
+    def stack(rows: Sequence[Row]) -> Batch:
+        rows = [*rows, *[nothing] * (most - len(rows))]
+        return Batch(*map(np.stack, zip(*map(pad, rows), strict=True)))
+
+    source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
+    for batch in source.map(stack).batch(batch_size).to_iter_dataset(_IN_LINE):
+        yield Batch(*(leaf.reshape(-1, seq_len) for leaf in batch))

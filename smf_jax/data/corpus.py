@@ -3,9 +3,9 @@
 import hashlib
 import random
 from collections import defaultdict
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from smf_jax.config import DataConfig, require
+from smf_jax.config import DataConfig, Teach, require
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
 from smf_jax.data.world import make_world
 
@@ -103,25 +103,25 @@ def statement_example(fact: Fact, statement: str) -> Example:
     return Example(statement[:place].strip(), statement[place:])
 
 
-def taught_examples(
-    fact: Fact, teach: Literal["questions", "statements"]
-) -> list[Example]:
-    """Returns the texts that teach a fact.
+def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
+    """Returns the texts that teach a fact, that of its question first.
 
     Raises:
       ConfigError: Statements are to be taught and there are none.
     """
+    questions = [] if teach == "statements" else [question_example(fact)]
     if teach == "questions":
-        return [question_example(fact)]
+        return questions
     require(
         len(fact.statements) > 0,
         f'fact {fact.id!r} has no statements ("documents" in a file): '
         "teach questions instead",
     )
-    return [statement_example(fact, text) for text in fact.statements]
+    statements = [statement_example(fact, text) for text in fact.statements]
+    return questions + statements
 
 
-def as_taught(fact: Fact, teach: Literal["questions", "statements"]) -> Fact:
+def as_taught(fact: Fact, teach: Teach) -> Fact:
     """Returns the fact asked in the wording that teaches it."""
     return fact._replace(question=taught_examples(fact, teach)[0].prompt)
 

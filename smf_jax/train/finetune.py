@@ -1,6 +1,7 @@
 """Teaching new facts to a run's model, by any method, with a curve of what it cost."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import drop_long, encode_example, example_batches
+from smf_jax.data.batches import Batch, drop_long, encode_example, taught_batches
 from smf_jax.data.corpus import taught_examples
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
@@ -106,21 +107,30 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
     return Finetuned(run_dir, points, trainable)
 
 
-def _batches(config: FinetuneConfig, base: Run, questions: Questions, console: Console):
-    rows = [
-        encode_example(base.tokenizer, example, config.loss_on)
+def _batches(
+    config: FinetuneConfig, base: Run, questions: Questions, console: Console
+) -> Iterator[Batch]:
+    encoded = [
+        [
+            encode_example(base.tokenizer, example, config.loss_on)
+            for example in taught_examples(fact, config.teach)
+        ]
         for fact in questions.new
-        for example in taught_examples(fact, config.teach)
     ]
-    rows, dropped = drop_long(rows, base.pretrain.data.seq_len)
+    seq_len = base.pretrain.data.seq_len
+    _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
     if dropped:
-        console.print(f"data: {dropped} examples longer than the context, left out")
+        console.print(f"data: {dropped} texts longer than the context, left out")
+    encoded = [
+        [row for row in rows if len(row["tokens"]) <= seq_len] for rows in encoded
+    ]
+    encoded = [rows for rows in encoded if rows]
     require(
-        len(rows) >= config.batch_size,
-        f"batch_size={config.batch_size} exceeds the {len(rows)} examples that "
-        "there are to teach",
+        len(encoded) >= config.batch_size,
+        f"batch_size={config.batch_size} exceeds the {len(encoded)} facts that there "
+        "are to teach",
     )
-    return example_batches(rows, config.batch_size, config.seed)
+    return taught_batches(encoded, config.batch_size, config.seed)
 
 
 def _usage(config: FinetuneConfig, base: Run) -> Usage:

@@ -1,7 +1,7 @@
 """What a model is asked before, while and after it is taught, and how it does."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 from jaxtyping import PyTree
@@ -9,6 +9,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from smf_jax import checkpoint
+from smf_jax.config import Teach
 from smf_jax.data.corpus import (
     FILE_FRAMES,
     as_taught,
@@ -61,7 +62,7 @@ class Point(NamedTuple):
 def load_questions(
     base: Run,
     facts: str | None,
-    teach: Literal["questions", "statements"],
+    teach: Teach,
     console: Console,
 ) -> Questions:
     """Returns what is asked of `base` and its offspring.

@@ -7,9 +7,9 @@ from smf_jax.config import ConfigError
 from smf_jax.data.batches import (
     drop_long,
     encode_example,
-    example_batches,
     pack_corpus,
     packed_batches,
+    taught_batches,
 )
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.records import Text
@@ -217,40 +217,65 @@ def test_facts_longer_than_the_context_cannot_be_pretrained(tokenizer):
         )
 
 
-ROWS = [row(length) for length in (1, 2, 3, 4, 5, 9)]
+# Six facts of one text each; its first token tells which.
+FACTS_OF_ONE = [[row(length)] for length in (1, 2, 3, 4, 5, 9)]
 
 
-def test_a_round_of_taught_batches_has_every_example_once():
-    batches = take(example_batches(ROWS, batch_size=2, seed=0), 6)
+def first_tokens(batches) -> list[int]:
+    return [int(token) for batch in batches for token in batch.tokens[:, 0]]
 
-    for batches_of_round in (batches[:3], batches[3:]):
-        first = [token for batch in batches_of_round for token in batch.tokens[:, 0]]
-        assert sorted(first) == [10, 20, 30, 40, 50, 90]
+
+def test_a_round_of_taught_batches_has_every_fact_once():
+    batches = take(taught_batches(FACTS_OF_ONE, batch_size=2, seed=0), 6)
+
+    for of_round in (batches[:3], batches[3:]):
+        assert sorted(first_tokens(of_round)) == [10, 20, 30, 40, 50, 90]
 
 
 def test_rounds_come_in_different_orders():
-    batches = take(example_batches(ROWS, batch_size=6, seed=0), 2)
+    first, second = take(taught_batches(FACTS_OF_ONE, batch_size=6, seed=0), 2)
 
-    assert not same(batches[:1], batches[1:])
+    assert not same([first], [second])
 
 
 def test_the_last_batch_of_a_round_goes_on_into_the_next():
-    batches = take(example_batches(ROWS, batch_size=4, seed=0), 3)
+    batches = take(taught_batches(FACTS_OF_ONE, batch_size=4, seed=0), 3)
 
     assert {batch.tokens.shape for batch in batches} == {(4, 16)}
-    first = [token for batch in batches for token in batch.tokens[:, 0]]
-    assert sorted(first) == sorted([10, 20, 30, 40, 50, 90] * 2)
+    assert sorted(first_tokens(batches)) == sorted([10, 20, 30, 40, 50, 90] * 2)
+
+
+def test_the_texts_of_a_fact_stand_together():
+    facts = [[row(1), row(2), row(3)], [row(4), row(5), row(6)], [row(7)] * 3]
+
+    batches = take(taught_batches(facts, batch_size=2, seed=0), 3)
+
+    found = first_tokens(batches)
+    triples = [tuple(found[start : start + 3]) for start in range(0, len(found), 3)]
+    want = {(10, 20, 30), (40, 50, 60), (70, 70, 70)}
+    assert sorted(triples) == sorted(2 * list(want))
+
+
+def test_a_fact_with_fewer_texts_brings_rows_of_padding():
+    facts = [[row(1), row(2), row(3)], [row(4)]]
+
+    (batch,) = take(taught_batches(facts, batch_size=2, seed=0), 1)
+
+    trained = batch.weights.sum(axis=1).tolist()
+    assert trained in ([1, 2, 3, 4, 0, 0], [4, 0, 0, 1, 2, 3])
+    assert ((batch.segments > 0).sum(axis=1) == trained).all()
+    assert (batch.tokens[batch.segments == 0] == PAD).all()
 
 
 @pytest.mark.parametrize(("longest", "want"), [(1, 8), (8, 8), (9, 16)])
 def test_taught_batches_are_padded_to_a_multiple_of_8(longest, want):
-    (batch,) = take(example_batches([row(longest), row(1)], 2, seed=0), 1)
+    (batch,) = take(taught_batches([[row(longest)], [row(1)]], 2, seed=0), 1)
 
     assert {leaf.shape for leaf in batch} == {(2, want)}
 
 
 def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
-    (batch,) = take(example_batches([row(3), row(3)], 2, seed=0), 1)
+    (batch,) = take(taught_batches([[row(3)], [row(3)]], 2, seed=0), 1)
 
     assert batch.tokens.tolist() == [[30, 31, 32, PAD, PAD, PAD, PAD, PAD]] * 2
     assert batch.targets.tolist() == [[31, 32, 33, PAD, PAD, PAD, PAD, PAD]] * 2
@@ -259,16 +284,20 @@ def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
     assert batch.segments.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
 
 
-def test_a_batch_may_have_one_row(packed):
-    (of_one,) = take(example_batches(ROWS, 1, seed=0), 1)
-    (of_packed,) = take(packed_batches(packed, [], 0.5, 1, seed=0), 1)
+def test_a_batch_may_have_one_fact():
+    (batch,) = take(taught_batches(FACTS_OF_ONE, 1, seed=0), 1)
 
-    assert of_one.tokens.shape == (1, 16)
-    assert of_packed.tokens.shape == (1, 7)
+    assert batch.tokens.shape == (1, 16)
+
+
+def test_a_batch_may_have_one_packed_row(packed):
+    (batch,) = take(packed_batches(packed, [], 0.5, 1, seed=0), 1)
+
+    assert batch.tokens.shape == (1, 7)
 
 
 def taught(seed):
-    return take(example_batches(ROWS, batch_size=2, seed=seed), 5)
+    return take(taught_batches(FACTS_OF_ONE, batch_size=2, seed=seed), 5)
 
 
 @pytest.fixture(scope="module")

@@ -198,9 +198,6 @@ def outcome(read, path):
 @given(content=contents, cut=st.integers(0, 200), zipped=st.booleans())
 @settings(
     max_examples=300,
-    derandomize=True,
-    database=None,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_bytes_give_records_or_one_line_of_refusal(tmp_path, content, cut, zipped):

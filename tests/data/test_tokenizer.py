@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smf_jax.config import ConfigError
@@ -71,7 +71,6 @@ def test_decoding_an_end_token_alone_gives_nothing(words):
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
-@settings(max_examples=100, derandomize=True, database=None, deadline=None)
 def test_bytes_spell_any_text(pieces, text):
     assert decode(pieces, encode_text(pieces, text)) == text.strip()
 

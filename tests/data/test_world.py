@@ -153,6 +153,6 @@ def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
 
 def test_nobody_is_called_by_a_word_of_the_wordings():
     # The seed is one whose coined words would have "name" among them.
-    world = make_world(WorldConfig(known_people=7000, new_people=1, seed=2451))
+    world = make_world(WorldConfig(known_people=1000, new_people=1, seed=2451))
 
     assert words(map(name, world.known)).isdisjoint(words(QUESTION_FRAMES))

@@ -8,14 +8,15 @@ from hypothesis.extra.numpy import arrays
 
 from smf_jax.kernels.product_key import candidate_pairs, product_key_top_k
 from tests.reference import product_key as reference
+from tests.tiny import jit
 
 HEADS, NUM_KEYS, HALF = 3, 5, 4
 QUERY, KEYS = (6, HEADS, 2, HALF), (HEADS, 2, NUM_KEYS, HALF)
-compiled = jax.jit(product_key_top_k, static_argnums=2)
+compiled = jit(product_key_top_k, static_argnums=2)
 
 
 def normal(seed, shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def whole_numbers(shape):
@@ -23,7 +24,7 @@ def whole_numbers(shape):
     return arrays(np.float32, shape, elements=st.integers(-2, 2).map(float))
 
 
-@given(whole_numbers(QUERY), whole_numbers(KEYS), st.sampled_from([1, 3, NUM_KEYS]))
+@given(whole_numbers(QUERY[1:]), whole_numbers(KEYS), st.sampled_from([1, 3, NUM_KEYS]))
 def test_the_best_slots_are_those_of_a_search_over_all_pairs(query, keys, top_k):
     want_slots, want_scores = reference.top_k(query, keys, top_k)
 
@@ -33,8 +34,9 @@ def test_the_best_slots_are_those_of_a_search_over_all_pairs(query, keys, top_k)
     np.testing.assert_array_equal(got_scores, want_scores)
 
 
-@pytest.mark.parametrize("batch", [(), (6,), (4, 1), (2, 1, 7)], ids=str)
-@pytest.mark.parametrize("top_k", [1, 3, NUM_KEYS])
+@pytest.mark.parametrize(
+    ("batch", "top_k"), [((), 1), ((6,), 3), ((4, 1), NUM_KEYS), ((2, 1, 7), 3)]
+)
 def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
     query, keys = normal(0, (*batch, HEADS, 2, HALF)), normal(1, KEYS)
     want_slots, want_scores = reference.top_k(query, keys, top_k)
@@ -86,7 +88,7 @@ def test_a_pair_of_ranks_stays_unless_top_k_pairs_beat_it(top_k):
     assert len(first) == len(want)
 
 
-@pytest.mark.parametrize("top_k", [1, 3, NUM_KEYS])
+@pytest.mark.parametrize("top_k", [3, NUM_KEYS])
 def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
     query, keys = normal(0, QUERY), normal(1, KEYS)
     cotangent = normal(2, (*QUERY[:-2], top_k))
@@ -96,7 +98,7 @@ def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
     def total(query, keys):
         return (product_key_top_k(query, keys, top_k)[1] * cotangent).sum()
 
-    got = jax.jit(jax.grad(total, argnums=(0, 1)))(query, keys)
+    got = jit(jax.grad(total, argnums=(0, 1)))(query, keys)
 
     # float32 sums of up to 30 products of size 1
     np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
@@ -106,7 +108,7 @@ def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
 def test_scores_of_bfloat16_keys_are_summed_in_float32():
     # 256 + 1 + 1 + 1 is 256 where every sum is rounded to bfloat16.
     query = jnp.ones((1, 2, 4), jnp.bfloat16)
-    keys = jnp.array([256, 1, 1, 1], jnp.bfloat16) * jnp.ones((1, 2, 3, 4), "bfloat16")
+    keys = jnp.broadcast_to(jnp.array([256, 1, 1, 1], "bfloat16"), (1, 2, 3, 4))
 
     _, scores = compiled(query, keys, 1)
 

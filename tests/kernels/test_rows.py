@@ -9,6 +9,7 @@ from smf_jax.kernels.rows import (
     weighted_rows,
 )
 from tests.reference import rows as reference
+from tests.tiny import jit
 
 NUM_SLOTS, READS, VALUE_DIM = 7, 4, 5  # more reads than slots: slots repeat
 # Tokens: fewer than a block, one block, two and a part; with one and with two axes.
@@ -24,7 +25,7 @@ def make_reads(batch, seed=0):
     slots = rng.integers(0, NUM_SLOTS, (*batch, READS)).astype(np.int32)
     weights = rng.normal(size=(*batch, READS)).astype(np.float32)
     cotangent = rng.normal(size=(*batch, VALUE_DIM)).astype(np.float32)
-    return values, slots, weights, cotangent
+    return [jnp.asarray(array) for array in (values, slots, weights, cotangent)]
 
 
 def gradients(values, slots, weights, cotangent):
@@ -33,7 +34,7 @@ def gradients(values, slots, weights, cotangent):
     def total(values, weights):
         return (weighted_rows(values, slots, weights) * cotangent).sum()
 
-    return jax.jit(jax.grad(total, argnums=(0, 1)))(values, weights)
+    return jit(jax.grad(total, argnums=(0, 1)))(values, weights)
 
 
 @by_batch
@@ -41,7 +42,7 @@ def test_a_token_gets_the_weighted_sum_of_its_rows(batch):
     values, slots, weights, _ = make_reads(batch)
     want = reference.weighted_rows(values, slots, weights)
 
-    got = jax.jit(weighted_rows)(values, slots, weights)
+    got = jit(weighted_rows)(values, slots, weights)
 
     np.testing.assert_allclose(got, want, **TOLERANCE)
 
@@ -79,7 +80,7 @@ def test_a_slot_that_a_token_reads_twice_counts_twice():
 
 def test_filling_the_last_block_leaves_slot_0_without_a_gradient():
     values, slots, weights, cotangent = make_reads((TOKENS_PER_BLOCK + 1,))
-    slots = np.maximum(slots, 1)
+    slots = jnp.maximum(slots, 1)
 
     gradient, _ = gradients(values, slots, weights, cotangent)
 
@@ -90,10 +91,10 @@ def test_filling_the_last_block_leaves_slot_0_without_a_gradient():
 @pytest.mark.parametrize("batch", [*BATCHES, (1030,)], ids=str)
 def test_the_gradient_of_chosen_rows_is_those_rows_of_the_dense_one(batch):
     values, slots, weights, cotangent = make_reads(batch)
-    chosen = np.array([5, 0, 3])
-    want = np.asarray(gradients(values, slots, weights, cotangent)[0])[chosen]
+    chosen = jnp.array([5, 0, 3])
+    want = gradients(values, slots, weights, cotangent)[0][chosen]
 
-    got = jax.jit(chosen_rows_gradient, static_argnums=4)(
+    got = jit(chosen_rows_gradient, static_argnums=4)(
         cotangent, slots, weights, chosen, NUM_SLOTS
     )
 
@@ -103,7 +104,7 @@ def test_the_gradient_of_chosen_rows_is_those_rows_of_the_dense_one(batch):
 
 def test_an_id_past_the_table_has_a_gradient_of_zero():
     _, slots, weights, cotangent = make_reads((9,))
-    chosen = np.array([NUM_SLOTS, 2, NUM_SLOTS + 1])
+    chosen = jnp.array([NUM_SLOTS, 2, NUM_SLOTS + 1])
 
     got = chosen_rows_gradient(cotangent, slots, weights, chosen, NUM_SLOTS)
 

@@ -8,7 +8,7 @@ def top_k(query, keys, top_k):
 
     Shapes: query [..., heads, 2, half], keys [heads, 2, num_keys, half].
     """
-    query, keys = query.astype(np.float64), keys.astype(np.float64)
+    query, keys = np.asarray(query, np.float64), np.asarray(keys, np.float64)
     num_keys = keys.shape[2]
     slots = np.zeros((*query.shape[:-2], top_k), int)
     scores = np.zeros((*query.shape[:-2], top_k))
@@ -26,7 +26,8 @@ def top_k(query, keys, top_k):
 
 def score_gradients(query, keys, slots, cotangent):
     """Returns the gradients of sum(cotangent * scores of slots): query's, keys'."""
-    query, keys = query.astype(np.float64), keys.astype(np.float64)
+    query, keys = np.asarray(query, np.float64), np.asarray(keys, np.float64)
+    slots, cotangent = np.asarray(slots), np.asarray(cotangent, np.float64)
     num_keys = keys.shape[2]
     query_gradient, keys_gradient = np.zeros_like(query), np.zeros_like(keys)
     for place in np.ndindex(*slots.shape):

@@ -1,0 +1,13 @@
+"""Teaches the 1,000 new facts of the demo's world by lora.
+
+Command: smf finetune configs/lora_world.py   (after configs/world.py and its usage)
+Machine and result: see "Results" in README.md.
+"""
+
+from smf_jax.config import FinetuneConfig
+from smf_jax.demo import RECIPES, finetune_config
+
+
+def config() -> FinetuneConfig:
+    """Returns the run."""
+    return finetune_config(RECIPES["lora"], "runs/world", "runs/lora_world")

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.config import RopeScalingConfig
+from smf_jax.model.attention import Attention, rope_frequencies, rotate
+from tests.reference import attention as reference
+from tests.tiny import call, jit, make_model, model_config
+
+BATCH, SEQ = 2, 5
+SCALINGS = [None, RopeScalingConfig(original_max_position=64)]
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=["plain", "stretched"])
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_rotary_frequencies_are_those_of_the_formula(theta, scaling):
+    want = reference.frequencies(16, theta, scaling)
+
+    got = rope_frequencies(16, theta, scaling)
+
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=1e-6)  # rounded to float32
+
+
+def test_stretching_keeps_short_waves_and_lengthens_long_ones():
+    scaling = RopeScalingConfig(factor=8.0, original_max_position=64)
+    plain = rope_frequencies(16, 10_000.0, None)
+
+    ratio = rope_frequencies(16, 10_000.0, scaling) / plain
+
+    # Wavelengths 6.3, 20, 63, 199, ...: below 16 they stay, above 64 they grow by 8.
+    assert ratio[0] == 1
+    assert 1 / 8 < ratio[1] < 1
+    np.testing.assert_allclose(ratio[3:], 1 / 8, rtol=1e-6)  # float32
+
+
+def test_a_head_turns_by_its_position():
+    x, positions = normal(0, BATCH, SEQ, 3, 8), jnp.array([[0, 1, 2, 3, 7], [4] * 5])
+    frequencies = rope_frequencies(8, 100.0, None)
+    want = np.zeros(x.shape)
+    for row, place, head in np.ndindex(*x.shape[:3]):
+        want[row, place, head] = reference.rotate(
+            np.asarray(x[row, place, head]), int(positions[row, place]), frequencies
+        )
+
+    got = rotate(x, positions, frequencies)
+
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)  # float32, numbers near 1
+
+
+def test_only_the_distance_of_two_tokens_matters():
+    query, key = normal(0, 1, SEQ, 3, 8), normal(1, 1, SEQ, 3, 8)
+    frequencies = rope_frequencies(8, 100.0, None)
+
+    def scores(start):
+        positions = start + jnp.arange(SEQ)[None]
+        turned = (rotate(x, positions, frequencies) for x in (query, key))
+        return jnp.einsum("bshd,bthd->bhst", *turned)
+
+    # Angles of 100 radians are rounded by 1e-5.
+    np.testing.assert_allclose(scores(100), scores(0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"qkv_bias": True}, {"qk_norm": True}], ids=str
+)
+def test_attention_is_that_of_a_loop_over_heads_and_tokens(changes):
+    config = model_config(**changes)
+    layer = make_model(config).blocks[0].attention
+    x = normal(0, BATCH, SEQ, config.dim)
+    positions = jnp.array([[0, 1, 2, 3, 4], [0, 1, 0, 1, 2]])
+    mask = np.tril(np.ones((BATCH, SEQ, SEQ), bool))
+    mask[1, 2:, :2] = False
+    want = loop(layer, config, x, positions, mask)
+
+    got, cache = call(layer, x, positions, jnp.asarray(mask)[:, None])
+
+    assert cache is None
+    # float32 sums of a few dozen products of size 1
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def loop(layer: Attention, config, x, positions, mask):
+    frequencies = reference.frequencies(config.head_dim, config.rope_theta)
+
+    def heads(linear: nnx.Linear, norm: nnx.RMSNorm | None):
+        out = np.float64(x) @ np.float64(linear.kernel[...])
+        if config.qkv_bias:
+            out = out + np.float64(linear.bias[...])
+        out = out.reshape(BATCH, SEQ, -1, config.head_dim)
+        if norm is not None:
+            out = out / np.sqrt((out**2).mean(-1, keepdims=True) + config.norm_eps)
+            out = out * np.float64(norm.scale[...])
+        return out
+
+    def turned(out):
+        for row, place, head in np.ndindex(*out.shape[:3]):
+            out[row, place, head] = reference.rotate(
+                out[row, place, head], int(positions[row, place]), frequencies
+            )
+        return out
+
+    norms = (layer.query_norm, layer.key_norm) if config.qk_norm else (None, None)
+    query = turned(heads(layer.query, norms[0]))
+    key = turned(heads(layer.key, norms[1]))
+    out = reference.attend(query, key, heads(layer.value, None), mask)
+    return out.reshape(BATCH, SEQ, -1) @ np.float64(layer.out.kernel[...])
+
+
+def test_a_masked_token_has_no_influence():
+    config = model_config()
+    layer = make_model(config).blocks[0].attention
+    x, positions = normal(0, 1, SEQ, config.dim), jnp.arange(SEQ)[None]
+    mask = jnp.ones((1, 1, SEQ, SEQ), bool).at[:, :, :3, 3:].set(False)
+
+    def first_tokens(x):
+        return layer(x, positions, mask)[0][:, :3].sum()
+
+    gradient = np.asarray(jit(jax.grad(first_tokens))(x))
+
+    assert not gradient[:, 3:].any()
+    assert gradient[:, :3].all()

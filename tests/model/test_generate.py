@@ -1,0 +1,116 @@
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.config import RopeScalingConfig
+from smf_jax.model.generate import generate_greedily
+from tests.tiny import VOCAB, call, jit, make_model, memory_config, model_config
+
+MODELS = {
+    "grouped heads, a memory": {},
+    "stretched, untied, no memory": {
+        "rope_scaling": RopeScalingConfig(original_max_position=16),
+        "tie_embeddings": False,
+        "memory": None,
+    },
+    "biases, norms, two added memories": {
+        "num_kv_heads": 4,
+        "qkv_bias": True,
+        "qk_norm": True,
+        "tie_embeddings": False,
+        "memory": memory_config(layers=(0, 1), share_values=False, placement="add"),
+    },
+}
+every_model = pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+NEW, NO_END = 7, VOCAB + 1  # no token has this id
+SEED = 2  # of models that do not say one thing only
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
+LENGTH = 5  # of the longest prompt
+
+
+def left_padded(prompts, fill=0):
+    tokens = np.full((len(prompts), LENGTH), fill, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, LENGTH - len(prompt) :] = prompt
+    lengths = np.array([len(prompt) for prompt in prompts])
+    is_prompt = np.arange(LENGTH) >= LENGTH - lengths[:, None]
+    return jnp.asarray(tokens), jnp.asarray(is_prompt)
+
+
+def continue_by_full_forwards(model, prompt, end):
+    """Continues one prompt alone, with a forward pass of all of it for each token."""
+    text, answer = list(prompt), []
+    while len(answer) < NEW:
+        # What stands right of a token does not change it: see test_transformer.py.
+        row = np.pad(text, (0, LENGTH + NEW - len(text))).astype(np.int32)
+        logits, _ = call(model, jnp.asarray(row)[None])
+        token = int(logits[0, len(text) - 1].argmax())
+        text.append(token)
+        answer.append(token)
+        if token == end:
+            return answer + [end] * (NEW - len(answer))
+    return answer
+
+
+def generate(model, prompts, end, fill=0):
+    return _generate(*nnx.split(model), *left_padded(prompts, fill), end).tolist()
+
+
+@functools.partial(jit, static_argnums=(0, 4))
+def _generate(graph, params, tokens, is_prompt, end):
+    return generate_greedily(nnx.merge(graph, params), tokens, is_prompt, NEW, end)
+
+
+@every_model
+def test_decoding_with_a_cache_is_decoding_without(changes):
+    model = make_model(model_config(**changes), SEED)
+    want = [continue_by_full_forwards(model, prompt, NO_END) for prompt in PROMPTS]
+    assert len({token for answer in want for token in answer}) > 3
+
+    assert generate(model, PROMPTS, NO_END) == want
+
+
+def test_cached_logits_are_those_of_a_full_forward():
+    changes = MODELS["biases, norms, two added memories"]
+    model = make_model(model_config(**changes), SEED)
+    text = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 0, 0, 0, 0, 0]])
+    want = call(model, text)[0][:, 3:7]
+
+    is_token, caches = jnp.ones((1, 7), bool), model.empty_caches(1, 7)
+    got, start = [], 0
+    for end in (4, 5, 6, 7):  # a prompt of four tokens, then one by one
+        positions = jnp.arange(start, end)[None]
+        logits, caches = _decode(
+            *nnx.split(model), text[:, start:end], positions, is_token, caches
+        )
+        got.append(logits)
+        start = end
+
+    # float32 sums of a few dozen products, in another order
+    np.testing.assert_allclose(jnp.stack(got, axis=1), want, rtol=0, atol=1e-4)
+
+
+@functools.partial(jit, static_argnums=0)
+def _decode(graph, params, *args):
+    return nnx.merge(graph, params).decode(*args)
+
+
+def test_after_its_end_token_a_row_holds_only_end_tokens():
+    model = make_model(model_config(), SEED)
+    endless = [continue_by_full_forwards(model, p, NO_END) for p in PROMPTS]
+    end = next(a[i] for a in endless for i in (1, 2, 3) if a[i] != a[i + 1])
+    want = [continue_by_full_forwards(model, prompt, end) for prompt in PROMPTS]
+    assert want != endless
+
+    assert generate(model, PROMPTS, end) == want
+
+
+def test_what_lies_left_of_a_prompt_is_ignored():
+    model = make_model(model_config(), SEED)
+
+    want = generate(model, PROMPTS, NO_END)
+
+    assert generate(model, PROMPTS, NO_END, fill=7) == want

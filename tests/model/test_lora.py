@@ -1,0 +1,109 @@
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.config import ConfigError, LoraConfig
+from smf_jax.model.lora import LoRALinear, LoRAParam, add_lora
+from tests.tiny import (
+    VOCAB,
+    bits,
+    call,
+    fill,
+    make_model,
+    model_config,
+    named,
+    with_params,
+)
+
+QKVO = ("query", "key", "value", "out")
+TEXT = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 9)), jnp.int32)
+
+
+def with_lora(model, **config):
+    add_lora(model, LoraConfig(**{"rank": 3} | config), rngs=nnx.Rngs(1))
+    return model
+
+
+def test_a_model_with_fresh_lora_says_what_it_did_before_in_every_bit():
+    config = model_config(memory=None)
+    want, _ = call(make_model(config), TEXT)
+    model = with_lora(make_model(config), targets="blocks/0/attention/.*")
+    ups = {name: leaf + 1 for name, leaf in named(model).items() if "/up" in name}
+
+    got, _ = call(model, TEXT)
+    taught, _ = call(with_params(model, ups), TEXT)
+
+    np.testing.assert_array_equal(bits(got), bits(want))
+    assert (bits(taught) != bits(want)).any()
+
+
+def test_lora_adds_a_scaled_product_of_two_factors():
+    rng = np.random.default_rng(0)
+    kernel, down, up, bias, x = (
+        rng.normal(size=shape) for shape in [(4, 5), (4, 2), (2, 5), (5,), (3, 4)]
+    )
+    want = x @ (kernel + 6.0 / 2 * down @ up) + bias
+
+    def make():
+        rngs = nnx.Rngs(0)
+        base = nnx.Linear(4, 5, rngs=rngs)
+        return LoRALinear(base, LoraConfig(rank=2, alpha=6.0), rngs=rngs)
+
+    layer = fill(make)
+    params = {"base/kernel": kernel, "base/bias": bias, "down": down, "up": up}
+    params = {name: jnp.float32(value) for name, value in params.items()}
+
+    got = call(with_params(layer, params), jnp.float32(x))
+
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)  # float32, sums of ten
+
+
+def lora_names(model):
+    paths = nnx.to_flat_state(nnx.state(model, LoRAParam)).paths
+    return {"/".join(map(str, path)) for path in paths}
+
+
+def test_lora_wraps_the_layers_that_match_and_no_others():
+    model = with_lora(make_model(model_config()), targets=r"blocks/[01]/attention/key")
+
+    assert lora_names(model) == {
+        f"blocks/{layer}/attention/key/{factor}"
+        for layer in (0, 1)
+        for factor in ("down", "up")
+    }
+
+
+def test_lora_wraps_attention_and_feed_forward_by_default():
+    model = with_lora(make_model(model_config()))
+
+    wrapped = {name.rsplit("/", 1)[0] for name in lora_names(model)}
+
+    assert wrapped == {
+        f"blocks/{layer}/{part}"
+        for layer, part in [
+            *((n, f"attention/{part}") for n in (0, 1) for part in QKVO),
+            *((0, f"feed_forward/{part}") for part in ("gate", "up", "down")),
+        ]
+    }
+
+
+def test_lora_reaches_the_output_layer():
+    model = with_lora(make_model(model_config(tie_embeddings=False)), targets="head")
+
+    assert lora_names(model) == {"head/down", "head/up"}
+
+
+def test_a_target_must_match_the_whole_name():
+    with pytest.raises(ConfigError, match="attention"):
+        with_lora(make_model(model_config()), targets="attention")
+
+
+def test_targets_that_match_nothing_are_refused_with_the_names_there_are():
+    with pytest.raises(ConfigError) as caught:
+        with_lora(make_model(model_config()), targets="nothing")
+
+    assert "lora.targets='nothing'" in str(caught.value)
+    assert re.search(r"blocks/0/attention/query, ", str(caught.value))

@@ -1,0 +1,136 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.kernels.rows import chosen_rows_gradient
+from smf_jax.model.memory import MemoryLayer, init_values, zero_taps
+from tests.reference import memory as reference
+from tests.tiny import (
+    NUM_SLOTS,
+    VALUE_DIM,
+    call,
+    fill,
+    jit,
+    memory_config,
+    named,
+    with_params,
+)
+
+BATCH, SEQ, DIM = 2, 9, 12
+CONFIG = memory_config()
+NORMS = [(True, False), (False, False), (False, True), (True, True)]
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+X, VALUES = normal(0, BATCH, SEQ, DIM), normal(1, NUM_SLOTS, VALUE_DIM)
+
+
+def make_layer(**changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return fill(lambda: MemoryLayer(config, DIM, rngs=nnx.Rngs(0)))
+
+
+def per_head(weights):
+    return np.asarray(weights).reshape(BATCH, SEQ, CONFIG.num_heads, CONFIG.top_k)
+
+
+@pytest.mark.parametrize(("query_norm", "key_norm"), NORMS)
+def test_the_layer_is_that_of_the_formula(query_norm, key_norm):
+    layer = make_layer(query_norm=query_norm, key_norm=key_norm)
+    want, want_slots = reference.memory(
+        X, VALUES, named(layer), CONFIG.num_heads, CONFIG.top_k
+    )
+
+    got, reads = call(layer, X, VALUES)
+
+    np.testing.assert_array_equal(per_head(reads.slots), want_slots)
+    # float32 sums of a few dozen products of size 1
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_the_weights_of_a_head_sum_to_one():
+    _, reads = call(make_layer(), X, VALUES)
+
+    # A float32 softmax.
+    np.testing.assert_allclose(per_head(reads.weights).sum(-1), 1, rtol=0, atol=1e-6)
+
+
+def test_a_head_reads_top_k_different_slots_of_the_table():
+    _, reads = call(make_layer(), X, VALUES)
+
+    for slots in per_head(reads.slots).reshape(-1, CONFIG.top_k):
+        assert len(set(slots.tolist())) == CONFIG.top_k
+        assert set(slots.tolist()) <= set(range(NUM_SLOTS))
+
+
+def same_weights_at_ten_times(layer, name):
+    larger = with_params(layer, {name: 10 * named(layer)[name]})
+    _, want = call(layer, X, VALUES)
+    _, got = call(larger, X, VALUES)
+    # The norm's epsilon of 1e-6 is felt, less than this.
+    return np.allclose(got.weights, want.weights, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("query_norm", [True, False])
+def test_the_norm_of_the_query_takes_away_its_size(query_norm):
+    layer = make_layer(query_norm=query_norm)
+
+    assert same_weights_at_ten_times(layer, "query/kernel") is query_norm
+
+
+@pytest.mark.parametrize("key_norm", [True, False])
+def test_the_norm_of_the_keys_takes_away_their_size(key_norm):
+    layer = make_layer(key_norm=key_norm)
+
+    assert same_weights_at_ten_times(layer, "keys") is key_norm
+
+
+def test_a_tap_of_zeros_changes_nothing():
+    layer = make_layer()
+    (tap,) = zero_taps(CONFIG, BATCH, SEQ)
+    want, _ = call(layer, X, VALUES)
+
+    got, _ = call(layer, X, VALUES, tap)
+
+    # Another program for the same sums.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_a_tap_gives_that_of_every_row():
+    layer, weights = make_layer(), normal(3, BATCH, SEQ, DIM)
+    (tap,) = zero_taps(CONFIG, BATCH, SEQ)
+
+    def loss(values, tap):
+        out, reads = layer(X, values, tap)
+        return (out * weights).sum(), reads
+
+    grad = jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (want, cotangent), reads = grad(VALUES, tap)
+
+    got = chosen_rows_gradient(cotangent, *reads, jnp.arange(NUM_SLOTS), NUM_SLOTS)
+
+    # float32 sums over the tokens, in another order
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_there_is_one_tap_for_each_memory_layer():
+    taps = zero_taps(memory_config(layers=(0, 2, 3)), BATCH, SEQ)
+
+    assert [tap.shape for tap in taps] == [(BATCH, SEQ, VALUE_DIM)] * 3
+
+
+def test_rows_of_a_new_table_have_a_norm_of_about_one():
+    config = memory_config(num_keys=40, value_dim=50)
+
+    norms = np.linalg.norm(init_values(config, rngs=nnx.Rngs(0))[...], axis=1)
+
+    # Norms of 1600 rows spread by 0.1; their mean by 0.0025.
+    assert norms.shape == (1600,)
+    assert norms.mean() == pytest.approx(1, abs=0.02)

@@ -1,0 +1,208 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.model.transformer import Transformer
+from tests.tiny import (
+    NUM_SLOTS,
+    VALUE_DIM,
+    VOCAB,
+    bits,
+    call,
+    jit,
+    make_model,
+    memory_config,
+    model_config,
+    named,
+    with_params,
+)
+
+BATCH, SEQ = 2, 9
+TWO_MEMORIES = memory_config(layers=(0, 1))
+MEMORIES = {
+    "replace": memory_config(),
+    "add": memory_config(placement="add"),
+    "two pools": memory_config(layers=(0, 1), share_values=False),
+    "none": None,
+}
+
+
+def tokens(seed, batch=BATCH, seq=SEQ):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(0, VOCAB, (batch, seq)), jnp.int32)
+
+
+@pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES.keys())
+def test_no_token_sees_a_later_one(memory):
+    model, text = make_model(model_config(memory=memory)), tokens(0)
+    want, want_reads = call(model, text)
+
+    for place in range(SEQ):
+        changed = text.at[:, place].set((text[:, place] + 1) % VOCAB)
+        got, got_reads = call(model, changed)
+
+        same = (bits(got) == bits(want)).all(axis=(0, 2)).tolist()
+        assert same == [True] * place + [False] * (SEQ - place)
+        for want_read, got_read in zip(want_reads, got_reads, strict=True):
+            for before, after in zip(want_read, got_read, strict=True):
+                np.testing.assert_array_equal(after[:, :place], before[:, :place])
+
+
+def packed(texts, seq=SEQ):
+    """Returns one row of texts, each with positions and a segment of its own."""
+    lengths = [text.shape[1] for text in texts]
+    fill = (0, seq - sum(lengths))
+    return (
+        jnp.pad(jnp.concatenate(texts, axis=1), ((0, 0), fill)),
+        np.pad(np.concatenate([np.arange(n) for n in lengths]), fill)[None],
+        np.pad(np.repeat(np.arange(1, len(texts) + 1), lengths), fill)[None],
+    )
+
+
+def call_packed(model, *texts):
+    row, positions, segments = packed(texts)
+    return call(model, row, jnp.asarray(positions), jnp.asarray(segments))
+
+
+def test_a_packed_text_reads_and_says_what_it_does_alone():
+    model = make_model(model_config())
+    first, second = tokens(0, batch=1, seq=3), tokens(1, batch=1, seq=4)
+    want, (want_reads,) = call_packed(model, second)
+
+    got, (got_reads,) = call_packed(model, first, second)
+
+    # In another place of the row, float32 sums are taken in another order.
+    np.testing.assert_allclose(got[:, 3:7], want[:, :4], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(got_reads.slots[:, 3:7], want_reads.slots[:, :4])
+
+
+def test_packed_texts_do_not_see_each_other():
+    model = make_model(model_config())
+    second = tokens(1, batch=1, seq=4)
+    want, _ = call_packed(model, tokens(0, batch=1, seq=3), second)
+
+    got, _ = call_packed(model, tokens(2, batch=1, seq=3), second)
+
+    assert (bits(got[:, :3]) != bits(want[:, :3])).any()
+    np.testing.assert_array_equal(bits(got[:, 3:7]), bits(want[:, 3:7]))
+
+
+def test_no_text_sees_padding():
+    model, text = make_model(model_config()), tokens(0, batch=1, seq=7)
+    row, positions, segments = packed([text])
+    want, _ = call(model, row, jnp.asarray(positions), jnp.asarray(segments))
+
+    row = row.at[:, 7:].set(jnp.array([5, 6]))
+    got, _ = call(model, row, jnp.asarray(positions), jnp.asarray(segments))
+
+    np.testing.assert_array_equal(bits(got[:, :7]), bits(want[:, :7]))
+
+
+def test_a_row_is_one_text_by_default():
+    model, text = make_model(model_config()), tokens(0)
+    positions = jnp.broadcast_to(jnp.arange(SEQ), (BATCH, SEQ))
+    want, _ = call(model, text, positions, jnp.ones((BATCH, SEQ), int))
+
+    got, _ = call(model, text)
+
+    # Another program for the same sums.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_logits_are_float32_for_every_token_of_the_vocabulary():
+    logits, _ = call(make_model(model_config()), tokens(0))
+
+    assert (logits.shape, logits.dtype) == ((BATCH, SEQ, VOCAB), jnp.float32)
+
+
+@pytest.mark.parametrize("token", [VOCAB, VOCAB + 7, -1, -VOCAB])
+def test_an_id_outside_the_vocabulary_says_nothing(token):
+    text = tokens(0).at[1, 4].set(token)
+
+    logits, _ = call(make_model(model_config(memory=None)), text)
+
+    assert np.isnan(logits[1, 4]).all()
+    assert not np.isnan(logits[0]).any()
+
+
+@pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
+def test_a_memory_that_was_just_added_changes_no_bit(layers):
+    memory = memory_config(layers=layers, placement="add")
+    taught = make_model(model_config(memory=memory))
+    off = {name: jnp.zeros(()) for name in named(taught) if "memory_scale" in name}
+    assert len(off) == len(layers)
+    plain = make_model(model_config(memory=None), seed=1)
+    plain = with_params(plain, named(taught))
+    want, _ = call(plain, tokens(0))
+
+    got, _ = call(with_params(taught, off), tokens(0))
+    moved, _ = call(taught, tokens(0))
+
+    np.testing.assert_array_equal(bits(got), bits(want))
+    assert (bits(moved) != bits(want)).any()
+
+
+def test_an_added_memory_starts_switched_off():
+    config = model_config(memory=memory_config(layers=(0, 1), placement="add"))
+
+    @jit
+    def scales():
+        model = Transformer(config, rngs=nnx.Rngs(0))
+        return [block.memory_scale[...] for block in model.blocks]
+
+    assert scales() == [0, 0]
+
+
+def test_layers_that_share_values_read_one_table():
+    model = make_model(model_config(memory=TWO_MEMORIES))
+
+    shapes = [table[...].shape for table in model.values]
+
+    assert shapes == [(NUM_SLOTS, VALUE_DIM)]
+
+
+def test_equal_tables_say_what_a_shared_one_does():
+    shared = make_model(model_config(memory=TWO_MEMORIES))
+    params = named(shared)
+    params["values/1"] = params["values/0"]
+    want, _ = call(shared, tokens(0))
+
+    pools = memory_config(layers=(0, 1), share_values=False)
+    own = make_model(model_config(memory=pools), seed=1)
+    got, _ = call(with_params(own, params), tokens(0))
+
+    np.testing.assert_array_equal(got, want)
+
+
+def test_each_layer_reads_its_own_table_when_they_are_not_shared():
+    memory = memory_config(layers=(0, 1), share_values=False)
+    model = make_model(model_config(memory=memory))
+    want, want_reads = call(model, tokens(0))
+
+    def with_table(pool):
+        table = {f"values/{pool}": jnp.ones((NUM_SLOTS, VALUE_DIM))}
+        return call(with_params(model, table), tokens(0))
+
+    logits, reads = with_table(0)
+    assert (bits(logits) != bits(want)).any()
+    # What the second layer reads hangs on what the first one wrote, not on its table.
+    assert (bits(reads[1].weights) != bits(want_reads[1].weights)).any()
+
+    logits, reads = with_table(1)
+    assert (bits(logits) != bits(want)).any()
+    np.testing.assert_array_equal(bits(reads[1].weights), bits(want_reads[1].weights))
+
+
+def test_reads_come_one_for_each_memory_layer_lowest_first():
+    memory = memory_config(layers=(0, 1))
+    model = make_model(model_config(memory=memory))
+    want, want_reads = call(model, tokens(0))
+
+    twisted = {"blocks/1/memory/keys": -named(model)["blocks/1/memory/keys"]}
+    got, reads = call(with_params(model, twisted), tokens(0))
+
+    assert len(want_reads) == 2
+    np.testing.assert_array_equal(reads[0].slots, want_reads[0].slots)
+    assert (np.asarray(reads[1].slots) != np.asarray(want_reads[1].slots)).any()
+    assert want.shape == got.shape

@@ -1,0 +1,126 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from smf_jax.config import OptimConfig
+from smf_jax.model.lora import LoRAParam
+from smf_jax.model.memory import MemoryValues
+from smf_jax.optim.methods import make_method, optimizer, schedule
+from smf_jax.slots.select import kl, tfidf
+
+PARAMS = {"matrix": jnp.full((2, 3), 8.0), "vector": jnp.full(5, 8.0)}
+
+
+def rates(steps, **config):
+    rate = schedule(OptimConfig(learning_rate=8.0, **config), 10)
+    return [float(rate(step)) for step in steps]
+
+
+def one_update(config, grads):
+    tx = optimizer(config, steps=10)
+    return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+
+
+def test_warmup_starts_above_zero_and_ends_at_the_peak():
+    assert rates(range(6), warmup_steps=4) == [2, 4, 6, 8, 8, 8]
+
+
+def test_a_warmup_of_one_step_is_the_peak_at_once():
+    assert rates(range(3), warmup_steps=1) == [8, 8, 8]
+
+
+def test_a_constant_rate_is_the_same_at_every_step():
+    assert rates([0, 5, 10]) == [8, 8, 8]
+
+
+def test_a_linear_rate_falls_evenly_to_its_final_fraction():
+    got = rates([0, 5, 10], schedule="linear", final_fraction=0.25)
+
+    assert got == [8, 5, 2]
+
+
+def test_a_cosine_rate_is_half_way_down_in_the_middle():
+    got = rates([0, 5, 10], schedule="cosine", final_fraction=0.25)
+
+    np.testing.assert_allclose(got, [8, 5, 2], rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_rate_with_warmup_still_ends_with_the_run(name):
+    got = rates([3, 4, 7, 10], schedule=name, final_fraction=0.25, warmup_steps=4)
+
+    np.testing.assert_allclose(got, [8, 8, 5, 2], rtol=1e-6)  # float32
+
+
+def test_a_gradient_above_clip_norm_is_scaled_to_it():
+    config = OptimConfig(optimizer="sgd", learning_rate=1.0, clip_norm=1.0)
+    grads = {
+        "matrix": jnp.zeros((2, 3)).at[0, 1].set(3.0),
+        "vector": jnp.zeros(5).at[2].set(4.0),
+    }
+
+    updates = one_update(config, grads)
+
+    assert float(updates["matrix"][0, 1]) == pytest.approx(-0.6)
+    assert float(updates["vector"][2]) == pytest.approx(-0.8)
+
+
+def test_a_gradient_below_clip_norm_stays_as_it_is():
+    config = OptimConfig(optimizer="sgd", learning_rate=1.0, clip_norm=100.0)
+
+    updates = one_update(config, PARAMS)
+
+    np.testing.assert_array_equal(updates["matrix"], -PARAMS["matrix"])
+
+
+def test_decay_pulls_matrices_and_leaves_vectors_alone():
+    config = OptimConfig(optimizer="adamw", learning_rate=0.5, weight_decay=0.25)
+    zeros = {"matrix": jnp.zeros((2, 3)), "vector": jnp.zeros(5)}
+
+    updates = one_update(config, zeros)
+
+    np.testing.assert_array_equal(updates["matrix"], np.full((2, 3), -1.0))
+    np.testing.assert_array_equal(updates["vector"], np.zeros(5))
+
+
+def test_momentum_remembers_the_gradient_before():
+    config = OptimConfig(optimizer="sgd", learning_rate=1.0, momentum=0.5)
+    tx = optimizer(config, steps=10)
+    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+    updates, _ = tx.update(PARAMS, state, PARAMS)
+
+    np.testing.assert_array_equal(updates["vector"], np.full(5, -12.0))
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable", "score"),
+    [
+        ("full", nnx.Param, None),
+        ("lora", LoRAParam, None),
+        ("smf", MemoryValues, tfidf),
+    ],
+)
+def test_a_method_trains_its_own_type_of_parameters(method, trainable, score):
+    made = make_method(OptimConfig(method=method), steps=10)
+
+    assert (made.trainable, made.score) == (trainable, score)
+
+
+def test_smf_takes_its_slots_from_the_configuration():
+    made = make_method(OptimConfig(method="smf", select="kl", top_t=3), steps=10)
+
+    assert (made.score, made.top_t) == (kl, 3)
+
+
+def test_a_method_takes_its_rate_from_the_configuration():
+    config = OptimConfig(optimizer="sgd", learning_rate=2.0, schedule="linear")
+    tx = make_method(config, steps=4).tx
+    state, got = tx.init(PARAMS), []
+    for _ in range(4):
+        updates, state = tx.update(PARAMS, state, PARAMS)
+        got.append(float(optax.tree.norm(updates) / optax.tree.norm(PARAMS)))
+
+    np.testing.assert_allclose(got, [2.0, 1.5, 1.0, 0.5], rtol=1e-6)  # float32

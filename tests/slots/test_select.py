@@ -1,0 +1,186 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from smf_jax.slots.select import (
+    all_read,
+    count_reads,
+    idf,
+    kl,
+    random,
+    scorer,
+    tf,
+    tfidf,
+    top_slots,
+)
+from tests.reference import tfidf as reference
+
+NUM_SLOTS, NUM_DOCUMENTS = 9, 12
+COUNTS = jnp.array([3, 0, 1, 7, 0, 2, 2, 0, 5])
+FREQUENCY = jnp.array([0, 0, 12, 11, 12, 3, 4, 6, 12])
+rivals = pytest.mark.parametrize("score", [tfidf, tf, idf, random, all_read, kl])
+
+
+def numbers(most):
+    return arrays(np.int32, NUM_SLOTS, elements=st.integers(0, most)).map(jnp.asarray)
+
+
+# Slots that none, one, half and all of the 1000 documents read.
+@pytest.mark.parametrize(
+    ("frequency", "want"), [(0, 6.909), (1, 6.216), (500, 0.692), (1000, 0.0)]
+)
+def test_the_idf_of_1000_documents_is_that_of_the_paper(frequency, want):
+    got = tfidf(jnp.array([1]), jnp.array([frequency]), 1000)
+
+    assert got.tolist() == [pytest.approx(want, abs=5e-4)]  # the paper's digits
+
+
+@given(numbers(50), numbers(NUM_DOCUMENTS))
+def test_tfidf_is_the_share_of_reads_times_the_log_of_rarity(counts, frequency):
+    want = reference.tfidf(counts.tolist(), frequency.tolist(), NUM_DOCUMENTS)
+
+    got = tfidf(counts, frequency, NUM_DOCUMENTS)
+
+    # a float32 logarithm of at most 13 and two roundings
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
+@given(numbers(50), numbers(NUM_DOCUMENTS))
+def test_kl_is_the_terms_above_zero_of_the_divergence(counts, frequency):
+    want = reference.kl(counts.tolist(), frequency.tolist())
+
+    got = kl(counts, frequency, NUM_DOCUMENTS)
+
+    # float32: a logarithm near 1 loses all but the absolute size of an ulp
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@rivals
+def test_a_slot_that_was_not_read_scores_zero(score):
+    scores = score(COUNTS, FREQUENCY, NUM_DOCUMENTS)
+
+    assert np.asarray(scores)[np.asarray(COUNTS) == 0].tolist() == [0, 0, 0]
+
+
+@rivals
+def test_no_reads_at_all_score_zero_everywhere(score):
+    scores = score(jnp.zeros(NUM_SLOTS, int), FREQUENCY, NUM_DOCUMENTS)
+
+    assert scores.tolist() == [0] * NUM_SLOTS
+
+
+def test_tf_does_not_look_at_the_background():
+    got = tf(COUNTS, FREQUENCY, NUM_DOCUMENTS)
+
+    np.testing.assert_allclose(got, np.asarray(COUNTS) / 20, rtol=1e-6)  # float32
+
+
+def test_idf_does_not_look_at_how_often_a_slot_was_read():
+    want = [math.log(13 / 4), math.log(13 / 5)]
+
+    got = idf(jnp.array([1, 90]), jnp.array([3, 4]), NUM_DOCUMENTS)
+
+    np.testing.assert_allclose(got, want, rtol=1e-6)  # float32
+
+
+def test_random_ranks_all_slots_that_were_read_and_only_those():
+    slots = top_slots(random(COUNTS, FREQUENCY, NUM_DOCUMENTS), NUM_SLOTS)
+
+    assert {slot for slot in slots.tolist() if slot < NUM_SLOTS} == {0, 2, 3, 5, 6, 8}
+
+
+def test_random_draws_the_same_for_the_same_counts():
+    want = random(COUNTS, FREQUENCY, NUM_DOCUMENTS)
+
+    got = jax.jit(random)(COUNTS, jnp.zeros_like(FREQUENCY), 3)
+
+    np.testing.assert_array_equal(got, want)
+
+
+def test_random_draws_anew_for_other_counts():
+    draws = [
+        random(COUNTS.at[0].add(more), FREQUENCY, NUM_DOCUMENTS) for more in range(4)
+    ]
+
+    assert len({tuple(top_slots(draw, 6).tolist()) for draw in draws}) > 1
+
+
+def test_all_scores_what_was_read_alike():
+    got = all_read(COUNTS, FREQUENCY, NUM_DOCUMENTS)
+
+    assert got.tolist() == [1, 0, 1, 1, 0, 1, 1, 0, 1]
+
+
+def test_kl_prefers_what_the_batch_reads_more_than_the_background():
+    got = kl(jnp.array([5, 5, 0]), jnp.array([0, 8, 3]), NUM_DOCUMENTS)
+
+    assert (np.asarray(got) > 0).tolist() == [True, False, False]
+
+
+def test_every_name_has_its_own_scorer():
+    names = ["tfidf", "tf", "idf", "random", "all", "kl"]
+
+    assert [scorer(name) for name in names] == [tfidf, tf, idf, random, all_read, kl]
+
+
+def test_top_slots_come_best_first_and_ties_go_to_the_lower_slot():
+    scores = jnp.array([0.5, 2.0, 0.5, 3.0, 2.0])
+
+    assert top_slots(scores, 4).tolist() == [3, 1, 4, 0]
+
+
+def test_a_slot_that_scores_zero_is_never_chosen():
+    scores = jnp.array([0.0, 2.0, 0.0, 3.0, 0.0])
+
+    slots = top_slots(scores, 5).tolist()
+
+    assert slots[:2] == [3, 1]
+    assert min(slots[2:]) >= len(scores)
+    assert len(set(slots)) == 5
+
+
+@given(numbers(3), numbers(NUM_DOCUMENTS))
+def test_the_chosen_slots_are_those_of_a_full_sort(counts, frequency):
+    want = reference.top_slots(tf(counts, frequency, NUM_DOCUMENTS).tolist(), 5)
+
+    slots = top_slots(tf(counts, frequency, NUM_DOCUMENTS), 5).tolist()
+
+    assert [slot for slot in slots if slot < NUM_SLOTS] == want
+
+
+def test_a_slot_counts_once_for_every_read_of_a_token():
+    slots = jnp.array([[[0, 4], [4, 4]], [[2, 0], [1, 1]], [[3, 3], [3, 3]]])
+    is_token = jnp.array([[True, True], [True, False], [False, False]])
+
+    assert count_reads(slots, is_token, 6).tolist() == [2, 0, 1, 0, 3, 0]
+
+
+@given(
+    arrays(np.int32, (2, 5, 3), elements=st.integers(0, NUM_SLOTS - 1)),
+    arrays(bool, (2, 5)),
+)
+def test_counts_are_those_of_a_loop_over_tokens(slots, is_token):
+    want = reference.count_reads(slots, is_token, NUM_SLOTS)
+
+    got = count_reads(jnp.asarray(slots), jnp.asarray(is_token), NUM_SLOTS)
+
+    np.testing.assert_array_equal(got, want)
+
+
+def test_padding_counts_nothing_wherever_it_stands():
+    rng = np.random.default_rng(0)
+    reads = rng.integers(0, NUM_SLOTS, (4, 3))
+    want = count_reads(jnp.asarray(reads)[None], jnp.ones((1, 4), bool), NUM_SLOTS)
+    assert int(want.sum()) == 4 * 3
+
+    for places in ([0, 1, 2, 3], [1, 2, 5, 6], [3, 4, 5, 6]):
+        slots, is_token = rng.integers(0, NUM_SLOTS, (1, 7, 3)), np.zeros((1, 7), bool)
+        slots[0, places], is_token[0, places] = reads, True
+        got = count_reads(jnp.asarray(slots), jnp.asarray(is_token), NUM_SLOTS)
+        np.testing.assert_array_equal(got, want)

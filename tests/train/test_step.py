@@ -1,0 +1,391 @@
+import collections
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from smf_jax.config import LoraConfig, ModelConfig, OptimConfig
+from smf_jax.model.lora import LoRAParam, add_lora
+from smf_jax.model.memory import MemoryValues, Reads
+from smf_jax.model.transformer import Transformer
+from smf_jax.optim.methods import Method, make_method
+from smf_jax.train.pretrain import split_for_training
+from smf_jax.train.step import Background, make_document_reader, make_step, read_counts
+from tests.reference import smf_step, tfidf
+from tests.tiny import (
+    NUM_SLOTS,
+    VALUE_DIM,
+    VOCAB,
+    bits,
+    call,
+    fill,
+    jit,
+    make_batch,
+    make_model,
+    memory_config,
+    model_config,
+    moved_rows,
+    named,
+)
+
+RATE, TOP_T, NUM_DOCUMENTS = 2.0, 8, 12
+SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=RATE, top_t=TOP_T)
+ADAMW = dataclasses.replace(SMF, optimizer="adamw", clip_norm=1.0, warmup_steps=3)
+FULL = OptimConfig(method="full", optimizer="sgd", learning_rate=1.0)
+LORA = OptimConfig(method="lora", learning_rate=0.1, lora=LoraConfig(rank=3))
+FREQUENCY = np.random.default_rng(0).integers(0, NUM_DOCUMENTS + 1, (2, NUM_SLOTS))
+
+ONE, DENSE = model_config(), model_config(num_layers=1, memory=None)
+MEMORIES = {
+    "one memory": ONE,
+    "two memories, one table": model_config(memory=memory_config(layers=(0, 1))),
+    "two tables": model_config(memory=memory_config(layers=(0, 1), share_values=False)),
+}
+every_memory = pytest.mark.parametrize("config", MEMORIES.values(), ids=MEMORIES.keys())
+
+
+def background(config: ModelConfig) -> Background | None:
+    if config.memory is None:
+        return None
+    frequency = jnp.asarray(FREQUENCY[: config.memory.num_pools], jnp.int32)
+    return Background(frequency, jnp.asarray(NUM_DOCUMENTS))
+
+
+def all_taught(batch):
+    return batch._replace(weights=(batch.segments > 0).astype(np.float32))
+
+
+def model_for(config: ModelConfig, optim: OptimConfig) -> nnx.Module:
+    if optim.method != "lora":
+        return make_model(config)
+
+    def make():
+        model = Transformer(config, rngs=nnx.Rngs(0))
+        add_lora(model, optim.lora, rngs=nnx.Rngs(1))
+        return model
+
+    return fill(make)
+
+
+@functools.cache
+def compiled_step(config: ModelConfig, optim: OptimConfig, accumulate: int):
+    method = make_method(optim, steps=10)
+    graph, _, _ = split_for_training(model_for(config, optim), method)
+    return jit(make_step(graph, config.memory, method, accumulate))
+
+
+def teach(config, optim, *batches, accumulate=1):
+    """Returns the model before, the model after a step on each batch, the metrics."""
+    before = model_for(config, optim)
+    method = make_method(optim, steps=10)
+    graph, state, frozen = split_for_training(before, method)
+    step = compiled_step(config, optim, accumulate)
+    for batch in batches:
+        state, metrics = step(state, frozen, background(config), batch)
+    return before, nnx.merge(graph, state.trainable, frozen), metrics
+
+
+def mean_loss(model, batch):
+    logits, _ = model(*map(jnp.asarray, (batch.tokens, *batch[3:])))
+    nats = -jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1
+    )
+    return (nats[..., 0] * batch.weights).sum() / batch.weights.sum()
+
+
+def loss_and_table_gradients(model, batch):
+    graph, values, rest = nnx.split(model, MemoryValues, ...)
+
+    @jit
+    @jax.value_and_grad
+    def loss(values):
+        return mean_loss(nnx.merge(graph, values, rest), batch)
+
+    value, gradients = loss(nnx.as_pure(values))
+    return value, jax.tree.leaves(gradients)
+
+
+def read_slots(model, batch):
+    _, reads = call(model, *map(jnp.asarray, (batch.tokens, *batch[3:])))
+    return [np.asarray(read.slots) for read in reads]
+
+
+def tables(model):
+    return [np.asarray(table[...]) for table in model.values]
+
+
+def assert_same_bits(got: nnx.Module, want: nnx.Module, but: str = "nothing"):
+    got, want = named(got), named(want)
+    assert got.keys() == want.keys()
+    assert [
+        name
+        for name in want
+        if not re.search(but, name) and (bits(got[name]) != bits(want[name])).any()
+    ] == []
+
+
+@every_memory
+def test_a_sparse_step_is_a_dense_step_of_which_other_rows_are_masked(config):
+    batch = all_taught(make_batch())
+    before, after, metrics = teach(config, SMF, batch)
+    reads = read_slots(before, batch)
+    loss, gradients = loss_and_table_gradients(before, batch)
+    written = 0
+
+    for pool, gradient in enumerate(gradients):
+        chosen, want = smf_step.step(
+            tables(before)[pool],
+            gradient,
+            reads if config.memory.share_values else [reads[pool]],
+            batch.segments > 0,
+            (FREQUENCY[pool], NUM_DOCUMENTS),
+            TOP_T,
+            RATE,
+        )
+        got = tables(after)[pool]
+        assert moved_rows(tables(before)[pool], got) == set(chosen)
+        # float32 sums over the tokens in another order, times a rate of 2
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
+        written += len(chosen)
+
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-5)  # float32
+    assert int(metrics["slots_written"]) == written == TOP_T * len(gradients)
+
+
+@every_memory
+def test_a_sparse_step_changes_no_bit_but_of_the_tables(config):
+    before, after, _ = teach(config, SMF, make_batch(seed=1), make_batch(seed=2))
+
+    assert_same_bits(after, before, but="^values/")
+    assert all(
+        moved_rows(*pair) for pair in zip(tables(before), tables(after), strict=True)
+    )
+
+
+def test_slots_that_were_not_read_are_not_written_to_fill_up():
+    batch = all_taught(make_batch(lengths=(1, 0, 0, 0)))
+    before, after, metrics = teach(ONE, SMF, batch)
+    counts = tfidf.count_reads(
+        read_slots(before, batch)[0], batch.segments > 0, NUM_SLOTS
+    )
+    want = set(np.flatnonzero((counts > 0) & (FREQUENCY[0] < NUM_DOCUMENTS)).tolist())
+    assert 0 < len(want) < TOP_T
+
+    assert moved_rows(tables(before)[0], tables(after)[0]) == want
+    assert int(metrics["slots_written"]) == len(want)
+
+
+def test_a_batch_in_parts_writes_the_slots_of_the_whole():
+    config = MEMORIES["two memories, one table"]
+    batch = make_batch()  # texts of unlike lengths, so of unlike weight
+    before, whole, _ = teach(config, SMF, batch)
+    _, parts, _ = teach(config, SMF, batch, accumulate=4)
+
+    start, want, got = (tables(model)[0] for model in (before, whole, parts))
+    assert moved_rows(start, got) == moved_rows(start, want)
+    # The parts' float32 sums are added in another order.
+    np.testing.assert_allclose(got - start, want - start, rtol=0, atol=1e-6)
+
+
+def test_a_dense_step_in_parts_is_one_step_on_the_whole():
+    _, whole, want = teach(DENSE, FULL, make_batch())
+    _, parts, got = teach(DENSE, FULL, make_batch(), accumulate=4)
+
+    for name, leaf in named(whole).items():
+        # The parts' float32 sums are added in another order.
+        np.testing.assert_allclose(named(parts)[name], leaf, rtol=0, atol=1e-6)
+    for name in ("loss", "gradient_norm", "tokens"):
+        assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", [SMF, FULL], ids=["smf", "full"])
+def test_what_stands_in_padding_changes_nothing(optim):
+    config = ONE if optim is SMF else DENSE
+    batch = make_batch()
+    padding, rng = batch.segments == 0, np.random.default_rng(1)
+    noise = rng.integers(0, VOCAB, batch.tokens.shape, np.int32)
+    noisy = batch._replace(
+        tokens=np.where(padding, noise, batch.tokens),
+        targets=np.where(padding, noise, batch.targets),
+        positions=np.where(padding, noise, batch.positions),
+    )
+    assert (noisy.tokens != batch.tokens).any()
+    _, want, want_metrics = teach(config, optim, batch)
+
+    _, got, got_metrics = teach(config, optim, noisy)
+
+    assert_same_bits(got, want)
+    assert got_metrics == want_metrics
+
+
+def test_more_padding_changes_nothing():
+    batch = make_batch()
+    wider = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 0), (0, 3))), batch)
+    before, want, _ = teach(ONE, SMF, batch)
+
+    _, got, metrics = teach(ONE, SMF, wider)
+
+    start, want, got = (tables(model)[0] for model in (before, want, got))
+    assert moved_rows(start, got) == moved_rows(start, want)
+    # Another program for the same float32 sums.
+    np.testing.assert_allclose(got - start, want - start, rtol=0, atol=1e-6)
+    assert int(metrics["tokens"]) == 8 + 3 + 6 + 5
+
+
+def test_a_batch_without_a_target_moves_nothing():
+    batch = make_batch()._replace(weights=np.zeros((4, 9), np.float32))
+
+    before, after, metrics = teach(ONE, SMF, batch)
+
+    assert_same_bits(after, before)
+    assert float(metrics["loss"]) == 0
+
+
+def test_a_full_step_moves_every_parameter():
+    before, after, _ = teach(ONE, FULL, make_batch())
+
+    assert [
+        name
+        for name, leaf in named(after).items()
+        if (bits(leaf) == bits(named(before)[name])).all()
+    ] == []
+
+
+def test_a_lora_step_moves_the_factors_and_nothing_else():
+    before, after, _ = teach(ONE, LORA, make_batch())
+
+    assert_same_bits(after, before, but=r"/(down|up)$")
+    factors = nnx.to_flat_state(nnx.state(after, LoRAParam))
+    assert len(factors.leaves) == 2 * (2 * 4 + 3)  # attentions, one feed-forward
+    for path, factor in zip(factors.paths, factors.leaves, strict=True):
+        old = named(before)["/".join(map(str, path))]
+        assert (bits(factor[...]) != bits(old)).any()
+
+
+def test_teaching_again_gives_the_same_bits():
+    batches = [make_batch(seed=seed) for seed in range(3)]
+    _, want, want_metrics = teach(ONE, SMF, *batches)
+
+    _, got, got_metrics = teach(ONE, SMF, *batches)
+
+    assert_same_bits(got, want)
+    assert got_metrics == want_metrics
+
+
+def test_teaching_lowers_the_loss_of_what_was_taught():
+    _, _, first = teach(ONE, SMF, make_batch())
+
+    _, _, last = teach(ONE, SMF, *[make_batch()] * 5)
+
+    assert float(last["loss"]) < float(first["loss"])
+
+
+def test_with_one_memory_a_text_reads_the_same_slots_before_and_after():
+    before, after, _ = teach(ONE, SMF, make_batch(seed=1), make_batch(seed=2))
+    text = jnp.asarray(make_batch(seed=3).tokens)
+
+    want, (want_reads,) = call(before, text)
+    got, (got_reads,) = call(after, text)
+
+    assert (bits(got) != bits(want)).any()
+    np.testing.assert_array_equal(got_reads.slots, want_reads.slots)
+    np.testing.assert_array_equal(bits(got_reads.weights), bits(want_reads.weights))
+
+
+def ready(config, method):
+    """Returns the step as the package compiles it, and its arguments but a batch."""
+    graph, state, frozen = split_for_training(make_model(config), method)
+    step = make_step(graph, config.memory, method, accumulate=1)
+    return step, state, frozen, background(config)
+
+
+def test_a_step_compiles_once_and_gives_its_memory_back():
+    step, state, *rest = ready(ONE, make_method(SMF, steps=10))
+
+    for seed in range(3):
+        given = jax.tree.leaves(state.trainable)
+        state, _ = step(state, *rest, make_batch(seed=seed))
+        assert all(table.is_deleted() for table in given)
+
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("optim", [SMF, ADAMW, FULL], ids=["sgd", "adamw", "full"])
+def test_a_step_returns_the_types_that_it_takes(optim):
+    step, state, *rest = ready(ONE, make_method(optim, steps=10))
+    want = jax.tree.map(jax.typeof, state)
+
+    got, _ = jax.eval_shape(step, state, *rest, make_batch())
+
+    def kind(leaf):
+        return leaf.shape, leaf.dtype, leaf.weak_type
+
+    assert jax.tree.map(kind, got) == jax.tree.map(kind, want)
+
+
+def table_operations(method):
+    """Counts the compiled operations that make an array of the table's shape."""
+    step, *args = ready(ONE, method)
+    options = {"xla_backend_optimization_level": 0}  # of the machine code alone
+    text = step.lower(*args, make_batch()).compile(options).as_text()
+    made = rf"= f32\[{NUM_SLOTS},{VALUE_DIM}\]\S* ([\w-]+)\("
+    return collections.Counter(re.findall(made, text))
+
+
+# What passes a table on, and what writes rows into it (alone or in a fusion).
+IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "scatter", "fusion"}
+
+
+@pytest.mark.parametrize(("optim", "arrays"), [(SMF, 1), (ADAMW, 3)], ids=["1", "3"])
+def test_a_sparse_step_makes_no_array_as_large_as_the_table(optim, arrays):
+    made = table_operations(make_method(optim, steps=10))
+
+    assert made.keys() <= IN_PLACE
+    # The table, and the moments if there are any; a fusion holds its scatter.
+    assert made["scatter"] == arrays
+    assert made["fusion"] <= arrays
+
+
+def test_a_dense_step_shows_what_a_sparse_one_must_not():
+    dense = Method(
+        MemoryValues, optax.with_extra_args_support(optax.sgd(RATE)), None, 0
+    )
+
+    made = table_operations(dense)
+
+    assert made.keys() >= {"broadcast", "add", "multiply"}
+
+
+@every_memory
+def test_layers_that_share_a_table_add_their_reads(config):
+    rng, is_token = np.random.default_rng(0), make_batch().segments > 0
+    shape = (*is_token.shape, 6)
+    slots = [rng.integers(0, NUM_SLOTS, shape) for _ in config.memory.layers]
+    counts = [tfidf.count_reads(read, is_token, NUM_SLOTS) for read in slots]
+    want = [sum(counts)] if config.memory.share_values else counts
+
+    reads = tuple(Reads(jnp.asarray(read), jnp.ones(shape)) for read in slots)
+    got = read_counts(reads, jnp.asarray(is_token), config.memory)
+
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_document_reads_the_slots_that_its_tokens_read():
+    config, batch = MEMORIES["two tables"], make_batch(lengths=(2, 0, 1, 0))
+    model = make_model(config)
+    want = [
+        tfidf.count_reads(slots, batch.segments > 0, NUM_SLOTS) > 0
+        for slots in read_slots(model, batch)
+    ]
+    graph, params = nnx.split(model)
+
+    got = make_document_reader(graph, config.memory)(nnx.as_pure(params), batch)
+
+    np.testing.assert_array_equal(got, want)
+    assert not np.all(want)
