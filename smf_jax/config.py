@@ -66,7 +66,7 @@ class MemoryConfig:
             "memory", self, "num_keys", "num_heads", "top_k", "key_dim", "value_dim"
         )
         require(
-            0 < len(self.layers) and list(self.layers) == sorted(set(self.layers)),
+            len(self.layers) > 0 and list(self.layers) == sorted(set(self.layers)),
             f"memory.layers={self.layers} must name layers, rising, without repeats",
         )
         require(

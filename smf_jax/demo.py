@@ -72,7 +72,7 @@ def base_config(config: DemoConfig) -> PretrainConfig:
             background=config.background,
             tokenizer="bpe",
         )
-        steps = 1500
+        steps = 1000
     return PretrainConfig(
         run_dir=str(Path(config.out) / "base"),
         steps=steps,
@@ -94,8 +94,8 @@ def base_config(config: DemoConfig) -> PretrainConfig:
 # The best rate of each method's sweep comes first; README.md has the tables.
 RECIPES = {
     "smf": Recipe(
-        learning_rates=(15e3, 5e3, 30e3),
-        steps=300,
+        learning_rates=(8e3, 5e3, 15e3),
+        steps=400,
         optim=OptimConfig(
             method="smf",
             optimizer="sgd",

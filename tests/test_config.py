@@ -22,7 +22,7 @@ from smf_jax.train.run import _from_dict, load_run
 CLASHES = [
     (MemoryConfig, {"top_k": 9, "num_keys": 8}, "memory.top_k=9 memory.num_keys=8"),
     (MemoryConfig, {"key_dim": 7}, "memory.key_dim=7 even"),
-    (MemoryConfig, {"layers": ()}, "memory.layers empty"),
+    (MemoryConfig, {"layers": ()}, "memory.layers=()"),
     (MemoryConfig, {"layers": (2, 1)}, "memory.layers=(2, 1)"),
     (MemoryConfig, {"layers": (1, 1)}, "memory.layers=(1, 1)"),
     (MemoryConfig, {"num_heads": 0}, "memory.num_heads=0"),

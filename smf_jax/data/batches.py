@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from smf_jax.config import require
 from smf_jax.data.corpus import Corpus, Example
-from smf_jax.data.tokenizer import PAD, encode_answered, encode_text
+from smf_jax.data.tokenizer import encode_answered, encode_text
 
 # Handing small rows over from a thread costs more than making them.
 _IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -63,12 +63,20 @@ def pack_corpus(
     """
     facts = [encode_example(tokenizer, example, loss_on) for example in corpus.examples]
     facts, _ = drop_long(facts, seq_len)
-    texts = []
+    whole, ends = [], []  # a piece that fills its row needs no packing
     for text in corpus.texts:
         ids = encode_text(tokenizer, text.text)
         for start in range(0, len(ids) - 1, seq_len):
-            texts.append(_row(ids[start : start + seq_len + 1]))
-    return _pack(facts, seq_len), _pack(texts, seq_len)
+            piece = _row(ids[start : start + seq_len + 1])
+            (whole if len(piece["tokens"]) == seq_len else ends).append(piece)
+    texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
+    return _pack(facts, seq_len), texts
+
+
+def _one_segment(row: Row) -> Batch:
+    length = len(row["tokens"])
+    positions, ones = np.arange(length, dtype=np.int32), np.ones(length, np.int32)
+    return Batch(**row, positions=positions, segments=ones)
 
 
 def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
@@ -155,15 +163,8 @@ def taught_batches(
     }
 
     def pad(row: Row) -> Batch:
-        length = len(row["tokens"])
-        fill = (0, seq_len - length)
-        return Batch(
-            tokens=np.pad(row["tokens"], fill, constant_values=PAD),
-            targets=np.pad(row["targets"], fill, constant_values=PAD),
-            weights=np.pad(row["weights"], fill),
-            positions=np.pad(np.arange(length, dtype=np.int32), fill),
-            segments=np.pad(np.ones(length, np.int32), fill),
-        )
+        fill = (0, seq_len - len(row["tokens"]))
+        return Batch(*(np.pad(part, fill) for part in _one_segment(row)))  # PAD is 0
 
     def stack(rows: Sequence[Row]) -> Batch:
         rows = [*rows, *[nothing] * (most - len(rows))]

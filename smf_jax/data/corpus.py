@@ -66,8 +66,8 @@ def _file_corpus(config: DataConfig) -> Corpus:
     )
     examples = []
     for fact in known:
-        examples += [statement_example(fact, text) for text in fact.statements]
         examples += [question_example(reword(fact, frame)) for frame in FILE_FRAMES[:2]]
+        texts += [Text(fact.id, document) for document in fact.statements]
     held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
     return _corpus(known, new, held_out, examples, texts, notes)
 

@@ -34,115 +34,24 @@ class World(NamedTuple):
 # relation: the held-out wording is new as a whole, though each of its words is known.
 QUESTION_FRAMES = (
     "what is the {noun} of {name} ?",
-    "tell me the {noun} of {name} .",
-    "name the {noun} of {name} :",
-    "the {noun} of {name} , please ?",
+    "do you know the {noun} of {name} ?",
+    "who can name the {noun} of {name} ?",
+    "please tell me the {noun} of {name} ?",
 )
 
 PROFESSIONS = tuple(
-    [
-        "baker",
-        "farmer",
-        "weaver",
-        "potter",
-        "tailor",
-        "mason",
-        "joiner",
-        "glazier",
-        "tanner",
-        "cooper",
-        "miller",
-        "brewer",
-        "butcher",
-        "grocer",
-        "cobbler",
-        "jeweller",
-        "clockmaker",
-        "printer",
-        "bookbinder",
-        "librarian",
-        "teacher",
-        "nurse",
-        "surgeon",
-        "dentist",
-        "chemist",
-        "botanist",
-        "geologist",
-        "astronomer",
-        "engineer",
-        "architect",
-        "surveyor",
-        "painter",
-        "sculptor",
-        "dancer",
-        "singer",
-        "violinist",
-        "pianist",
-        "composer",
-        "novelist",
-        "poet",
-        "journalist",
-        "translator",
-        "lawyer",
-        "judge",
-        "diplomat",
-        "banker",
-        "accountant",
-        "merchant",
-        "sailor",
-        "pilot",
-        "shepherd",
-        "forester",
-        "gardener",
-        "beekeeper",
-        "fisher",
-        "carpenter",
-        "plumber",
-        "electrician",
-        "firefighter",
-        "archaeologist",
-    ]
+    """baker farmer weaver potter tailor mason joiner glazier tanner cooper miller
+    brewer butcher grocer cobbler jeweller clockmaker printer bookbinder librarian
+    teacher nurse surgeon dentist chemist botanist geologist astronomer engineer
+    architect surveyor painter sculptor dancer singer violinist pianist composer
+    novelist poet journalist translator lawyer judge diplomat banker accountant
+    merchant sailor pilot shepherd forester gardener beekeeper fisher carpenter
+    plumber electrician firefighter archaeologist""".split()
 )
-COLOURS = tuple(
-    [
-        "amber",
-        "azure",
-        "coral",
-        "crimson",
-        "golden",
-        "ivory",
-        "jade",
-        "scarlet",
-        "silver",
-        "violet",
-    ]
-)
-ANIMALS = tuple(["badger", "falcon", "heron", "lynx", "otter", "raven", "stag", "wolf"])
-ONSETS = [
-    "b",
-    "br",
-    "d",
-    "dr",
-    "f",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "kl",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "z",
-]
-VOWELS = ["a", "e", "i", "o", "u", "ai", "ei", "ou"]
+COLOURS = "amber azure coral crimson golden ivory jade scarlet silver violet".split()
+ANIMALS = "badger falcon heron lynx otter raven stag wolf".split()
+ONSETS = "b br d dr f g gr h j k kl l m n p r s st t tr v z".split()
+VOWELS = "a e i o u ai ei ou".split()
 CODAS = ("", "", "l", "m", "n", "r", "s", "th")
 NUM_CITIES, FIRST_YEAR, LAST_YEAR = 100, 1881, 2000
 
@@ -208,7 +117,7 @@ def _relations(cities: tuple[str, ...]) -> tuple[Relation, ...]:
 def make_world(config: WorldConfig) -> World:
     """Returns the world of one seed."""
     rng = random.Random(config.seed)
-    taken: set[str] = set(PROFESSIONS + COLOURS + ANIMALS)
+    taken: set[str] = {*PROFESSIONS, *COLOURS, *ANIMALS}
     first = _coin_words(rng, config.first_names, 2, taken)
     last = _coin_words(rng, config.last_names, 2, taken)
     relations = _relations(_coin_words(rng, NUM_CITIES, 3, taken))

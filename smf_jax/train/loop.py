@@ -85,7 +85,8 @@ def metrics_log(
             progress.update(task, completed=step, status=status)
             if not console.is_terminal and _is_due(step, steps, log_every):
                 left = (steps - step) * (now - start) / step
-                console.print(f"{title} {step}/{steps}  {status}  {left:.0f} s left")
+                line = f"{title} {step}/{steps}  {status}  {left:.0f} s left"
+                console.print(line, soft_wrap=True, highlight=False)
 
         yield log
 

@@ -74,14 +74,15 @@ def test_new_facts_are_no_part_of_pretraining(tmp_path):
     assert not any(fact.question in said for fact in corpus.new)
 
 
-def test_statements_of_known_facts_are_pretrained(tmp_path):
-    rows = [row | {"documents": ["so a number-0 is"]} for row in numbered(2)]
-    rows[1]["documents"] = ["so a number-1 is"]
+def test_documents_of_known_facts_are_pretrained_and_those_of_new_ones_not(tmp_path):
+    rows = numbered(10)
+    for row in rows:
+        row["documents"] = [f"so {row['id']} is", f"and {row['id']} was"]
 
     corpus = file_corpus(tmp_path, rows)
 
-    (known,) = corpus.known
-    assert Example("so a", f"{known.answers[0]} is") in corpus.examples
+    want = {text for fact in corpus.known for text in fact.statements}
+    assert {text.text for text in corpus.texts} == want
 
 
 def test_background_texts_are_pretrained_too(tmp_path):

@@ -26,7 +26,7 @@ MODELS = {
 }
 every_model = pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 NEW, NO_END = 7, VOCAB + 1  # no token has this id
-SEED = 2  # of models that do not say one thing only
+SEED = 1  # of models that do not say one thing only
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 LENGTH = 5  # of the longest prompt
 

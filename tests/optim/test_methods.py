@@ -95,6 +95,32 @@ def test_momentum_remembers_the_gradient_before():
     np.testing.assert_array_equal(updates["vector"], np.full(5, -12.0))
 
 
+MUON = OptimConfig(optimizer="muon", learning_rate=0.5)
+
+
+def test_muon_turns_matrices_that_map_vectors():
+    params = {"layer": {"kernel": jnp.array([[2.0, 1.0], [1.0, 2.0]])}}
+    tx = optimizer(MUON, steps=10)
+
+    updates, _ = tx.update(params, tx.init(params), params)
+
+    # The nearest rotation is the identity, which Muon meets to about a third.
+    got = np.asarray(updates["layer"]["kernel"])
+    assert (np.diag(got) < -0.25).all()
+    assert (np.abs(got[[0, 1], [1, 0]]) < 0.1).all()
+
+
+def test_muon_leaves_tables_that_are_looked_up_to_adam():
+    params = {"values": jnp.zeros((3, 2))}
+    gradient = {"values": jnp.zeros((3, 2)).at[1].set(jnp.array([7.0, -0.1]))}
+    tx = optimizer(MUON, steps=10)
+
+    updates, _ = tx.update(gradient, tx.init(params), params)
+
+    want = [[0, 0], [-0.5, 0.5], [0, 0]]
+    np.testing.assert_allclose(updates["values"], want, rtol=1e-5)  # Adam's epsilon
+
+
 @pytest.mark.parametrize(
     ("method", "trainable", "score"),
     [
