@@ -1,6 +1,8 @@
 """Lets `python -m smf_jax` stand for the `smf` command."""
 
+import sys
+
 from smf_jax.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,8 @@
 """Parameters on disk, by orbax; the only file that knows how they lie there."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import jax
@@ -13,7 +15,41 @@ from smf_jax.config import ConfigError, require
 
 def save(run_dir: Path, step: int, params: PyTree) -> None:
     """Writes the parameters after `step`; the folder appears whole or not at all."""
-    ocp.save(_folder(run_dir).absolute() / str(step), params)
+    folder = _folder(run_dir).absolute() / str(step)
+    ocp.save(folder, params)
+    sums, beside = _sums(folder), folder.with_suffix(".partial")
+    beside.write_text(json.dumps(_checksums(folder)), encoding="utf-8")
+    os.replace(beside, sums)
+
+
+def _sums(folder: Path) -> Path:
+    return folder.with_suffix(".json")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _require_intact(folder: Path) -> None:
+    # orbax loads a flipped bit in silence.
+    try:
+        recorded = json.loads(_sums(folder).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{_sums(folder)}: not JSON ({error})") from error
+    there = _checksums(folder)
+    damaged = [
+        name
+        for name in sorted(recorded.keys() | there.keys())
+        if recorded.get(name) != there.get(name)
+    ]
+    require(
+        not damaged,
+        f"{folder} is damaged: {', '.join(damaged)} missing or not as written",
+    )
 
 
 def load(run_dir: Path, abstract: PyTree) -> PyTree:
@@ -29,7 +65,11 @@ def load(run_dir: Path, abstract: PyTree) -> PyTree:
     step = latest_step(run_dir)
     require(step is not None, f"{run_dir} holds no finished checkpoint")
     folder = _folder(run_dir).absolute() / str(step)
-    saved = ocp.metadata(folder).metadata
+    _require_intact(folder)
+    try:
+        saved = ocp.metadata(folder).metadata
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{folder} cannot be read: {error}") from error
     differences = _differences(saved, abstract)
     require(not differences, f"{folder} holds another model: " + "; ".join(differences))
     try:
@@ -56,7 +96,7 @@ def params_hash(params: PyTree) -> str:
     for path, leaf in jax.tree.leaves_with_path(params):
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -65,7 +105,7 @@ def _folder(run_dir: Path) -> Path:
 
 
 def _is_step(path: Path) -> bool:
-    return path.is_dir() and path.name.isdecimal()
+    return path.is_dir() and path.name.isdecimal() and _sums(path).is_file()
 
 
 def _differences(saved: PyTree, expected: PyTree) -> list[str]:

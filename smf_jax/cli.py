@@ -150,21 +150,37 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> Any:
     Raises:
       ConfigError: The file is missing or defines no `config()` of this kind.
     """
-    prog = f"smf {verb} CONFIG"
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(kind, args=["--help"], prog=prog) if "--help" in arguments else None
+        if "--help" in arguments:
+            _parse(kind, verb, tyro.MISSING, ["--help"])
         raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
     path = Path(arguments[0])
     require(path.is_file(), f"{path}: no such configuration file")
-    namespace = runpy.run_path(str(path))
+    try:
+        namespace = runpy.run_path(str(path))
+        default = namespace["config"]() if "config" in namespace else None
+    except ConfigError:
+        raise
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
-    default = namespace["config"]()
     require(
         isinstance(default, kind),
         f"{path} is a {type(default).__name__}, but `smf {verb}` takes a "
         f"{kind.__name__}",
     )
-    return tyro.cli(kind, default=default, args=list(arguments[1:]), prog=prog)
+    return _parse(kind, verb, default, arguments[1:])
+
+
+def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:
+    return tyro.cli(
+        kind,
+        default=default,
+        args=list(arguments),
+        prog=f"smf {verb} CONFIG",
+        description=f"{kind.__doc__}\n\nExample: smf {verb} configs/NAME.py",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def _print_point(point: Any, console: Console) -> None:
@@ -188,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"smf: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
-        VERBS[verb](rest, Console())
+        VERBS[verb](rest, Console(soft_wrap=True))
     except ConfigError as error:
         if debug:
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import matplotlib
 
-from smf_jax.config import require
+from smf_jax.config import ConfigError, require
 from smf_jax.evaluate.answers import is_exact
 from smf_jax.train.run import EVALUATION, METRICS, TEACHING, read_json
 
@@ -67,8 +67,12 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _read_metrics(path: Path) -> list[dict[str, int | float]]:
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
 
 
 def _svg(draw, content: Any) -> str:

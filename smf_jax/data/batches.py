@@ -136,7 +136,7 @@ def packed_batches(
         others = grain.MapDataset.source(texts).seed(seed + 1).shuffle().repeat(None)
         weights = [fact_share, 1 - fact_share]
         source = grain.MapDataset.mix([source, others], weights)
-    yield from source.batch(batch_size).to_iter_dataset(_IN_LINE)
+    yield from source.to_iter_dataset(_IN_LINE).batch(batch_size)
 
 
 def taught_batches(
@@ -171,5 +171,5 @@ def taught_batches(
         return Batch(*map(np.stack, zip(*map(pad, rows), strict=True)))
 
     source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
-    for batch in source.map(stack).batch(batch_size).to_iter_dataset(_IN_LINE):
+    for batch in source.map(stack).to_iter_dataset(_IN_LINE).batch(batch_size):
         yield Batch(*(leaf.reshape(-1, seq_len) for leaf in batch))

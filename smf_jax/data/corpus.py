@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -96,8 +97,12 @@ def statement_example(fact: Fact, statement: str) -> Example:
 
     One that gives none is completed whole, from nothing.
     """
-    places = [(statement.rfind(answer), answer) for answer in fact.answers]
-    place, _ = max(places)
+    found = [
+        match.start()
+        for answer in fact.answers
+        for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", statement)
+    ]
+    place = max(found, default=-1)
     if place < 0:
         return Example("", statement)
     return Example(statement[:place].strip(), statement[place:])
@@ -123,7 +128,13 @@ def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
 
 def as_taught(fact: Fact, teach: Teach) -> Fact:
     """Returns the fact asked in the wording that teaches it."""
-    return fact._replace(question=taught_examples(fact, teach)[0].prompt)
+    prompts = [prompt for prompt, _ in taught_examples(fact, teach) if prompt]
+    require(
+        len(prompts) > 0,
+        f"fact {fact.id!r} has no statement that leads up to its answer: "
+        "teach questions instead",
+    )
+    return fact._replace(question=prompts[0])
 
 
 def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:

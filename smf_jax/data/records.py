@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,25 +59,27 @@ def _fact(where: str, row: dict) -> Fact:
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     require(path.is_file(), f"{path}: no such file")
     opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
+    number, rows = 0, 0
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
+                    rows += 1
                     yield f"{path}:{number}", _row(f"{path}:{number}", line)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise ConfigError(
             f"{path}: cannot be read past line {number}: {error}"
         ) from error
-    require(number > 0, f"{path}: the file is empty")
+    require(rows > 0, f"{path}: the file is empty")
 
 
 def _row(where: str, line: bytes) -> dict:
     try:
         row = json.loads(line.decode("utf-8-sig"))
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 ({error.reason})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON ({error})") from error
     require(isinstance(row, dict), f"{where}: not a JSON object")
     return row

@@ -1,13 +1,14 @@
 """Tokenizers: trained on a corpus, kept with the model, named by a hash."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from smf_jax.config import require
+from smf_jax.config import ConfigError, require
 
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, END and UNKNOWN
@@ -21,6 +22,12 @@ def train_tokenizer(
     "word" has one token for each word between spaces and suits a closed world;
     "bpe" is byte-level and can spell anything.
     """
+    least = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 0)
+    require(
+        vocab_size >= least,
+        f"data.vocab_size={vocab_size} is below the {least} tokens that a {kind} "
+        "tokenizer needs",
+    )
     match kind:
         case "word":
             tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS[UNKNOWN]))
@@ -47,7 +54,12 @@ def train_tokenizer(
 def load_tokenizer(path: Path) -> Tokenizer:
     """Reads the tokenizer of a run."""
     require(path.is_file(), f"{path}: no such file")
-    return Tokenizer.from_file(str(path))
+    text = path.read_text(encoding="utf-8")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    return Tokenizer.from_str(text)
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
@@ -75,7 +87,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return tokenizer.encode(prompt).ids
 
 
-def decode(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+def decode(tokenizer: Tokenizer, ids: Iterable) -> str:
     """Returns the text of the ids before the first end token."""
     before_end = []
     for token in ids:

@@ -118,6 +118,7 @@ def make_world(config: WorldConfig) -> World:
     """Returns the world of one seed."""
     rng = random.Random(config.seed)
     taken: set[str] = {*PROFESSIONS, *COLOURS, *ANIMALS}
+    taken.update(" ".join(QUESTION_FRAMES).split())
     first = _coin_words(rng, config.first_names, 2, taken)
     last = _coin_words(rng, config.last_names, 2, taken)
     relations = _relations(_coin_words(rng, NUM_CITIES, 3, taken))

@@ -53,7 +53,10 @@ def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:
     def take_best(scores, _):
         tied = scores == scores.max(-1, keepdims=True)
         best = jnp.argmin(jnp.where(tied, slots, none), -1)
-        taken = jnp.arange(scores.shape[-1]) == best[..., None]
+        taken = (
+            jax.lax.broadcasted_iota(best.dtype, scores.shape, scores.ndim - 1)
+            == best[..., None]
+        )
         return jnp.where(taken, -jnp.inf, scores), best
 
     _, chosen = jax.lax.scan(take_best, scores, length=top_k)

@@ -51,7 +51,7 @@ def rotate(
     frequencies: np.ndarray,
 ) -> Float[Array, "batch seq heads head_dim"]:
     """Turns dimension i of each head with dimension i + head_dim / 2, by position."""
-    angles = (positions[..., None] * jnp.asarray(frequencies))[:, :, None]
+    angles = (positions[..., None] * jnp.asarray(frequencies)[None, None])[:, :, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(

@@ -29,7 +29,7 @@ def generate_greedily(
     batch, prompt_len = prompts.shape
     max_len = prompt_len + max_new_tokens
     new = jnp.arange(max_len) >= prompt_len
-    is_token = jnp.pad(is_prompt, ((0, 0), (0, max_new_tokens))) | new
+    is_token = jnp.pad(is_prompt, ((0, 0), (0, max_new_tokens))) | new[None]
     positions = jnp.maximum(jnp.cumsum(is_prompt, axis=1) - 1, 0)
     caches = model.empty_caches(batch, max_len)
     logits, caches = model.decode(prompts, positions, is_token, caches)

@@ -57,12 +57,20 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
         cannot be taught as asked.
     """
     base = load_run(config.base)
+    require(
+        base.finetune is None or base.finetune.optim.method != "lora",
+        f"{config.base} was taught by lora, and what it added cannot be taught over: "
+        "teach the run it came from",
+    )
     questions = load_questions(base, config.facts, config.teach, console)
     loaded = _usage(config, base) if config.optim.method == "smf" else None
     background = loaded and Background(
         jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
     )
     batches = _batches(config, base, questions, console)
+    tables = [np.asarray(table[...]) for table in base.model.values]
+    if config.optim.method == "lora":
+        add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
     run_dir = create_run_dir(
         config.run_dir,
         base.pretrain,
@@ -70,10 +78,6 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
         base.tokenizer,
         questions.corpus_hash,
     )
-
-    tables = [np.asarray(table[...]) for table in base.model.values]
-    if config.optim.method == "lora":
-        add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
     method = make_method(config.optim, config.steps)
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)

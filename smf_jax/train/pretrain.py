@@ -92,7 +92,8 @@ def split_for_training(
     graph, trainable, frozen = nnx.split(model, method.trainable, ...)
     trainable = jax.tree.map(jnp.copy, nnx.as_pure(trainable))
     state = TrainState(trainable, jax.jit(method.tx.init)(trainable))
-    return graph, state, nnx.as_pure(frozen)
+    device = jax.local_devices()[0]
+    return graph, *jax.device_put((state, nnx.as_pure(frozen)), device)
 
 
 def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> Usage:

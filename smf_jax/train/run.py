@@ -66,7 +66,7 @@ def create_run_dir(
     require(
         not run_dir.exists()
         or (run_dir / CONFIG).exists()
-        or not any(run_dir.iterdir()),
+        or (run_dir.is_dir() and not any(run_dir.iterdir())),
         f"{run_dir} exists and is no run directory: choose another run_dir",
     )
     if run_dir.exists():
