@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/smf demo --out $(OUT)
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .

@@ -105,7 +105,7 @@ RECIPES = {
         ),
     ),
     "lora": Recipe(
-        learning_rates=(3e-3, 1e-3, 1e-2),
+        learning_rates=(1e-3, 3e-3, 1e-2),
         steps=240,
         optim=OptimConfig(method="lora"),
     ),

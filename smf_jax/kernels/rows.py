@@ -41,7 +41,10 @@ def _backward(residuals, cotangent):
 
     def weight_gradient(slots, cotangent):
         rows = values.at[slots].get(mode="promise_in_bounds")
-        return jnp.einsum("tv,trv->tr", cotangent, rows).astype(weights.dtype)
+        products = jnp.einsum(
+            "tv,trv->tr", cotangent, rows, preferred_element_type=jnp.float32
+        )
+        return products.astype(weights.dtype)
 
     def add_rows(gradient, block):
         slots, weights, cotangent = block

@@ -136,8 +136,10 @@ class Transformer(nnx.Module):
         return [empty_cache(self.config, batch, max_len) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
-        # An id past the vocabulary must not read some other token's embedding.
-        x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        # An id outside the vocabulary must not read some other token's embedding, as a
+        # negative one would: it counts from the end.
+        ids = jnp.where(tokens < 0, self.config.vocab_size, tokens)
+        x = self.embedding[...].at[ids].get(mode="fill", fill_value=jnp.nan)
         reads, kept = [], []
         for layer, block in enumerate(self.blocks):
             values = tap = None

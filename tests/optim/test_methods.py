@@ -55,7 +55,7 @@ def test_a_rate_with_warmup_still_ends_with_the_run(name):
 
 
 def test_a_gradient_above_clip_norm_is_scaled_to_it():
-    config = OptimConfig(optimizer="sgd", learning_rate=1.0, clip_norm=1.0)
+    config = OptimConfig(optimizer="sgd", learning_rate=0.5, clip_norm=1.0)
     grads = {
         "matrix": jnp.zeros((2, 3)).at[0, 1].set(3.0),
         "vector": jnp.zeros(5).at[2].set(4.0),
@@ -63,8 +63,8 @@ def test_a_gradient_above_clip_norm_is_scaled_to_it():
 
     updates = one_update(config, grads)
 
-    assert float(updates["matrix"][0, 1]) == pytest.approx(-0.6)
-    assert float(updates["vector"][2]) == pytest.approx(-0.8)
+    assert float(updates["matrix"][0, 1]) == pytest.approx(-0.5 * 0.6)
+    assert float(updates["vector"][2]) == pytest.approx(-0.5 * 0.8)
 
 
 def test_a_gradient_below_clip_norm_stays_as_it_is():

@@ -47,8 +47,8 @@ def test_rows_and_their_state_keep_every_bit_while_they_are_not_chosen(inner, dt
         return write_rows(table, updates, slots), state
 
     for number in range(100):
-        # Ever fewer slots, from the first ten rows, and ids past the end for the rest.
-        chosen = rng.permutation(10)[: TOP_T - number // 30]
+        # Ever fewer slots, from the last ten rows, and ids past the end for the rest.
+        chosen = 3 + rng.permutation(10)[: TOP_T - number // 30]
         slots = jnp.asarray([*chosen, *range(ROWS, ROWS + TOP_T - len(chosen))])
         gradient = rng.normal(size=(TOP_T, WIDTH))
         gradient[len(chosen) :] = 0

@@ -43,7 +43,7 @@ LORA = OptimConfig(method="lora", learning_rate=0.1, lora=LoraConfig(rank=3))
 FREQUENCY = np.random.default_rng(0).integers(0, NUM_DOCUMENTS + 1, (2, NUM_SLOTS))
 
 
-def name(optim: OptimConfig) -> str:
+def kind(optim: OptimConfig) -> str:
     return f"{optim.method} {optim.optimizer}"
 
 
@@ -210,7 +210,7 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
         assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("optim", [SMF, FULL], ids=name)
+@pytest.mark.parametrize("optim", [SMF, FULL], ids=kind)
 def test_what_stands_in_padding_changes_nothing(optim):
     config = ONE if optim is SMF else DENSE
     batch = make_batch()
@@ -322,17 +322,17 @@ def test_a_step_compiles_once_and_gives_its_memory_back():
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("optim", [SMF, ADAMW, FULL, MUON], ids=name)
+@pytest.mark.parametrize("optim", [SMF, ADAMW, FULL, MUON], ids=kind)
 def test_a_step_returns_the_types_that_it_takes(optim):
     step, state, *rest = ready(ONE, make_method(optim, steps=10))
     want = jax.tree.map(jax.typeof, state)
 
     got, _ = jax.eval_shape(step, state, *rest, make_batch())
 
-    def kind(leaf):
+    def type_of(leaf):
         return leaf.shape, leaf.dtype, leaf.weak_type
 
-    assert jax.tree.map(kind, got) == jax.tree.map(kind, want)
+    assert jax.tree.map(type_of, got) == jax.tree.map(type_of, want)
 
 
 def table_operations(method):
