@@ -30,8 +30,8 @@ class World(NamedTuple):
     unknown: list[Fact]  # about people whom no text mentions: no answer is right
 
 
-# Every relation is asked in every frame but one, which differs from relation to
-# relation: the held-out wording is new as a whole, though each of its words is known.
+# A known fact is asked in two frames; a third, another for each relation, is held out.
+# That wording is then new as a whole, though each of its words is known.
 QUESTION_FRAMES = (
     "what is the {noun} of {name} ?",
     "do you know the {noun} of {name} ?",

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from smf_jax.config import ConfigError, require
-from smf_jax.slots.select import count_reads
 
 
 class Usage(NamedTuple):
@@ -24,13 +23,6 @@ class Usage(NamedTuple):
     document_shape: tuple[int, int]  # sequences x tokens of one document
     model_hash: str  # of the parameters that read
     corpus_hash: str  # of the text that was read
-
-
-def slots_read(
-    slots: Int[Array, "*batch reads"], is_token: Bool[Array, "*batch"], num_slots: int
-) -> Bool[Array, " num_slots"]:
-    """Returns which slots the tokens of one document read."""
-    return count_reads(slots, is_token, num_slots) > 0
 
 
 def collect(
