@@ -67,7 +67,8 @@ def lora_names(model):
 
 
 def test_lora_wraps_the_layers_that_match_and_no_others():
-    model = with_lora(make_model(model_config()), targets=r"blocks/[01]/attention/key")
+    targets = r"blocks/./attention/(key|val)"  # no layer is called `val`
+    model = with_lora(make_model(model_config()), targets=targets)
 
     assert lora_names(model) == {
         f"blocks/{layer}/attention/key/{factor}"
