@@ -159,8 +159,6 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> Any:
     try:
         namespace = runpy.run_path(str(path))
         default = namespace["config"]() if "config" in namespace else None
-    except ConfigError:
-        raise
     except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")

@@ -99,13 +99,18 @@ def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
     ]
 
 
+def fits(row: Row, seq_len: int) -> bool:
+    """Returns whether a row is at most `seq_len` tokens long."""
+    return len(row["tokens"]) <= seq_len
+
+
 def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
     """Returns the rows that fit, and how many do not: no answer is ever cut.
 
     Raises:
       ConfigError: More than 1 % do not fit.
     """
-    kept = [row for row in rows if len(row["tokens"]) <= seq_len]
+    kept = [row for row in rows if fits(row, seq_len)]
     dropped = len(rows) - len(kept)
     require(
         dropped <= CUT_LIMIT * len(rows),

@@ -23,6 +23,11 @@ class Reads(NamedTuple):
     weights: Float[Array, "batch seq reads"]
 
 
+def pool_of(config: MemoryConfig, memory: int) -> int:
+    """Returns which table the given memory layer reads, both counted from 0."""
+    return 0 if config.share_values else memory
+
+
 def init_values(config: MemoryConfig, *, rngs: nnx.Rngs) -> MemoryValues:
     """Makes a table of num_slots rows, of norm about 1."""
     init = nnx.initializers.normal(config.value_dim**-0.5)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention, KVCache, empty_cache
-from smf_jax.model.memory import MemoryLayer, Reads, init_values
+from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
 
 
 class FeedForward(nnx.Module):
@@ -144,8 +144,7 @@ class Transformer(nnx.Module):
         for layer, block in enumerate(self.blocks):
             values = tap = None
             if block.memory is not None:
-                shared = self.config.memory.share_values
-                values = self.values[0 if shared else len(reads)][...]
+                values = self.values[pool_of(self.config.memory, len(reads))][...]
                 tap = None if taps is None else taps[len(reads)]
             cache = None if caches is None else caches[layer]
             x, read, cache = block(x, positions, mask, values, tap, cache)

@@ -13,8 +13,15 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import Batch, drop_long, encode_example, taught_batches
+from smf_jax.data.batches import (
+    Batch,
+    drop_long,
+    encode_example,
+    fits,
+    taught_batches,
+)
 from smf_jax.data.corpus import taught_examples
+from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots import usage
@@ -47,6 +54,10 @@ class Finetuned(NamedTuple):
     run_dir: Path
     points: list[Point]  # the first is before any step, the last after all
     trainable: int  # numbers that one step may change
+
+    def curve(self) -> list[CurvePoint]:
+        """Returns what was learned and kept at each point."""
+        return [point.on_curve() for point in self.points]
 
 
 def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
@@ -103,12 +114,17 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
         (np.asarray(after[...]) != before).any(axis=1)
         for before, after in zip(tables, model.values, strict=True)
     ]
-    slots = _slot_histogram(loaded, written)
-    record = _teaching_record(points, trainable, slots)
+    taught = Finetuned(run_dir, points, trainable)
+    record = {
+        "curve": taught.curve(),
+        "trainable": trainable,
+        "slots_by_document_frequency": _slot_histogram(loaded, written),
+        "answers_before": points[0].answers,
+    }
     write_json(run_dir / TEACHING, record)
     write_evaluation(run_dir, questions, points[-1])
     checkpoint.save(run_dir, config.steps, all_params(model))
-    return Finetuned(run_dir, points, trainable)
+    return taught
 
 
 def _batches(
@@ -125,9 +141,7 @@ def _batches(
     _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
     if dropped:
         console.print(f"data: {dropped} texts longer than the context, left out")
-    encoded = [
-        [row for row in rows if len(row["tokens"]) <= seq_len] for rows in encoded
-    ]
+    encoded = [[row for row in rows if fits(row, seq_len)] for rows in encoded]
     encoded = [rows for rows in encoded if rows]
     require(
         len(encoded) >= config.batch_size,
@@ -166,19 +180,4 @@ def _slot_histogram(
     return {
         "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
         "written": np.bincount(frequency[np.stack(written)], minlength=bins).tolist(),
-    }
-
-
-def _teaching_record(
-    points: list[Point], trainable: int, slots: dict[str, list[int]] | None
-) -> dict:
-    first = points[0]
-    return {
-        "curve": [
-            [point.step, point.learned, point.learned_held_out_wording, point.kept]
-            for point in points
-        ],
-        "trainable": trainable,
-        "slots_by_document_frequency": slots,
-        "answers_before": first.answers,
     }

@@ -19,6 +19,7 @@ from smf_jax.data.corpus import (
 )
 from smf_jax.data.records import Fact, read_facts
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
+from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.train.run import EVALUATION, Run, load_run, write_json
 
 
@@ -43,20 +44,12 @@ class Point(NamedTuple):
     scores: dict[str, Scores]  # of each group of `Questions`
     answers: dict[str, list[str]]
 
-    @property
-    def learned(self) -> float:
-        """Exact match on the new facts, asked as taught."""
-        return self.scores["taught"].exact_match
-
-    @property
-    def learned_held_out_wording(self) -> float:
-        """Exact match on the new facts, asked in a wording never trained on."""
-        return self.scores["held_out"].exact_match
-
-    @property
-    def kept(self) -> float:
-        """Exact match on the known facts."""
-        return self.scores["known"].exact_match
+    def on_curve(self) -> CurvePoint:
+        """Returns the exact match on each group, as a point of a method's curve."""
+        groups = ("taught", "held_out", "known")
+        return CurvePoint(
+            self.step, *(self.scores[name].exact_match for name in groups)
+        )
 
 
 def load_questions(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
 from smf_jax.kernels.rows import chosen_rows_gradient
-from smf_jax.model.memory import Reads, zero_taps
+from smf_jax.model.memory import Reads, pool_of, zero_taps
 from smf_jax.optim.methods import Method
 from smf_jax.optim.rows import update_rows, write_rows
 from smf_jax.slots.select import count_reads, top_slots
@@ -115,7 +115,7 @@ def _update_chosen_rows(graph, memory, method, state, frozen, background, batch)
     chosen = [top_slots(pool, method.top_t) for pool in scores]
     row_grads = [jnp.zeros((method.top_t, memory.value_dim))] * memory.num_pools
     for layer, (read, cotangent) in enumerate(zip(reads, cotangents, strict=True)):
-        pool = 0 if memory.share_values else layer
+        pool = pool_of(memory, layer)
         row_grads[pool] = row_grads[pool] + chosen_rows_gradient(
             cotangent, *read, chosen[pool], memory.num_slots
         )
@@ -145,7 +145,7 @@ def read_counts(
     """Returns how often each slot of each table was read by tokens."""
     counts = [jnp.zeros(memory.num_slots, jnp.int32)] * memory.num_pools
     for layer, read in enumerate(reads):
-        pool = 0 if memory.share_values else layer
+        pool = pool_of(memory, layer)
         counts[pool] += count_reads(read.slots, is_token, memory.num_slots)
     return jnp.stack(counts)
 
