@@ -81,6 +81,7 @@ CLASHES = [
         "optim.method=smf optim.method=full",
     ),
     (PretrainConfig, {"run_dir": "r", "steps": 0}, "steps=0"),
+    (PretrainConfig, {"run_dir": "r", "balance": -0.1}, "balance=-0.1"),
     (
         FinetuneConfig,
         {"base": "b", "run_dir": "r", "batch_size": 6, "accumulate": 4},

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig
 from smf_jax.kernels.product_key import product_key_top_k
@@ -102,3 +102,27 @@ def zero_taps(
 ) -> tuple[Float[Array, "batch seq value_dim"], ...]:
     """Returns one tap of zeros for each memory layer."""
     return (jnp.zeros((batch, seq, config.value_dim)),) * len(config.layers)
+
+
+def imbalance(
+    config: MemoryConfig, reads: tuple[Reads, ...], is_token: Bool[Array, "batch seq"]
+) -> Float[Array, ""]:
+    """Returns how unevenly tokens read the tables, in nats; 0 is perfectly even.
+
+        log(num_slots * sum_i p[i]**2),    p[i] = share of the weights on slot i
+
+    This is the Renyi divergence of order 2 of the reads from even ones, its mean over
+    tables, and log(num_slots) when all read one slot. It has a gradient through the
+    weights, hence to queries and keys. Facts whose reads share few slots can be
+    rewritten without hurting one another.
+
+    Source: the balancing loss of Fedus et al. 2021, arXiv:2101.03961, with experts
+    for slots and one quantity, the share of the weights, in both of its factors.
+    """
+    shares = [jnp.zeros(config.num_slots)] * config.num_pools
+    for layer, read in enumerate(reads):
+        pool = pool_of(config, layer)
+        weights = read.weights * is_token[..., None]
+        shares[pool] = shares[pool].at[read.slots].add(weights, mode="drop")
+    collisions = [(share**2).sum() / share.sum() ** 2 for share in shares]
+    return jnp.log(config.num_slots * jnp.stack(collisions)).mean()

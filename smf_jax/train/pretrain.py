@@ -53,7 +53,9 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     graph, state, frozen = split_for_training(
         make_model(config, None, tokenizer), method
     )
-    step = make_step(graph, config.model.memory, method, accumulate=1)
+    step = make_step(
+        graph, config.model.memory, method, accumulate=1, balance=config.balance
+    )
     title = f"pretrain {run_dir.name}"
     log = metrics_log(run_dir / METRICS, title, config.steps, config.log_every, console)
     steps = range(1, config.steps + 1)
@@ -79,7 +81,7 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
         yield text.text
     # Words alone, not facts: a closed vocabulary must be able to spell what is new.
     for fact in corpus.new:
-        yield from (fact.question, *fact.answers)
+        yield from (fact.question, *fact.answers, *fact.statements)
 
 
 def split_for_training(

@@ -1,5 +1,6 @@
 """One step for every method: gradient, choice of rows where there is one, update."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
 from smf_jax.kernels.rows import chosen_rows_gradient
-from smf_jax.model.memory import Reads, pool_of, zero_taps
+from smf_jax.model.memory import Reads, imbalance, pool_of, zero_taps
 from smf_jax.optim.methods import Method
 from smf_jax.optim.rows import update_rows, write_rows
 from smf_jax.slots.select import count_reads, top_slots
@@ -37,7 +38,11 @@ Step = Callable[[TrainState, PyTree, Background | None, Batch], tuple]
 
 
 def make_step(
-    graph: nnx.GraphDef, memory: MemoryConfig | None, method: Method, accumulate: int
+    graph: nnx.GraphDef,
+    memory: MemoryConfig | None,
+    method: Method,
+    accumulate: int,
+    balance: float = 0,
 ) -> Step:
     """Returns `step(state, frozen, background, batch) -> (state, metrics)`, compiled.
 
@@ -47,8 +52,11 @@ def make_step(
       method: What trains and how.
       accumulate: Parts in which a batch's gradient is computed. Rows are chosen
         once, by the reads of the whole batch.
+      balance: Weight of the memory's `imbalance` beside the loss. Where only chosen
+        rows train, no read can change, and it has no effect.
     """
-    update = _update_all if method.score is None else _update_chosen_rows
+    dense = functools.partial(_update_all, balance=balance)
+    update = dense if method.score is None else _update_chosen_rows
 
     def step(state, frozen, background, batch):
         state, metrics = update(
@@ -78,22 +86,28 @@ def _total_weight(batch: Batch) -> Float[Array, ""]:
     return jnp.maximum(batch.weights.sum(), 1)
 
 
-def _update_all(graph, memory, method, state, frozen, background, batch):
-    del memory, background
-    total = _total_weight(batch)
+def _update_all(graph, memory, method, state, frozen, background, batch, balance):
+    del background
+    total, parts = _total_weight(batch), len(batch.tokens)
 
-    def add_part(carry, part):
-        (loss, _), grads = jax.value_and_grad(
-            lambda trainable: _loss(graph, trainable, frozen, None, part, total),
-            has_aux=True,
-        )(state.trainable)
-        return jax.tree.map(jnp.add, carry, (loss, grads)), None
+    def objective(trainable, part):
+        loss, reads = _loss(graph, trainable, frozen, None, part, total)
+        metrics = {"loss": loss}
+        if balance and reads:
+            uneven = imbalance(memory, reads, part.segments > 0) / parts
+            loss, metrics["imbalance"] = loss + balance * uneven, uneven
+        return loss, metrics
+
+    def add_part(sums, part):
+        grads, metrics = jax.grad(objective, has_aux=True)(state.trainable, part)
+        return jax.tree.map(jnp.add, sums, grads), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-    (loss, grads), _ = jax.lax.scan(add_part, (jnp.zeros(()), zeros), batch)
+    grads, metrics = jax.lax.scan(add_part, zeros, batch)
     updates, opt_state = method.tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    metrics = {name: of_parts.sum() for name, of_parts in metrics.items()}
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     return TrainState(trainable, opt_state), metrics
 
 

@@ -3,7 +3,12 @@ import pytest
 from smf_jax.config import DataConfig, WorldConfig
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import UNKNOWN, train_tokenizer
-from smf_jax.data.world import QUESTION_FRAMES, make_world
+from smf_jax.data.world import (
+    QUESTION_FRAMES,
+    STATEMENTS,
+    STATEMENTS_OF_KNOWN,
+    make_world,
+)
 
 TINY = WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9)
 
@@ -71,10 +76,26 @@ def test_every_question_is_asked_once(world):
 def test_a_statement_names_the_person_and_ends_with_the_answer(world):
     for fact in world.known + world.new + world.updates:
         (answer,) = fact.answers
-        assert len(fact.statements) == 3
         for statement in fact.statements:
             assert name(fact) in statement
             assert statement.endswith(" " + answer)
+
+
+def test_a_known_fact_is_told_in_some_wordings_and_a_new_one_in_all(world):
+    for fact in world.known:
+        assert len(set(fact.statements)) == STATEMENTS_OF_KNOWN
+    for fact in world.new:
+        assert len(set(fact.statements)) == len(STATEMENTS[relation(fact)])
+
+
+def test_known_facts_are_not_all_told_in_the_same_wordings(world):
+    told = {
+        tuple(text.replace(name(fact), "") for text in fact.statements)
+        for fact in world.known
+        if relation(fact) == "profession"
+    }
+
+    assert len(told) > 1
 
 
 def test_a_rewording_asks_for_the_same_in_other_words(world):
@@ -128,8 +149,9 @@ def test_each_frame_is_held_out_for_one_relation_and_trained_for_others(world):
     held_out = {frame(fact) for fact in world.new_held_out}
     trained = {frame(fact) for fact in world.known + world.known_reworded}
 
-    assert held_out == trained
-    assert len(held_out) == len(QUESTION_FRAMES)
+    assert held_out <= trained
+    assert len(held_out) == len(STATEMENTS)
+    assert len(trained) == len(QUESTION_FRAMES)
 
 
 def test_every_word_of_a_held_out_question_was_seen_in_pretraining(world, corpus):
@@ -141,7 +163,8 @@ def test_every_word_of_a_held_out_question_was_seen_in_pretraining(world, corpus
 
 def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
     texts = [f"{prompt} {completion}" for prompt, completion in corpus.examples]
-    texts += [text for fact in corpus.new for text in (fact.question, *fact.answers)]
+    for fact in corpus.new:
+        texts += [fact.question, *fact.answers, *fact.statements]
     tokenizer = train_tokenizer(texts, "word", vocab_size=4096)
 
     for fact in world.known + world.new + world.new_held_out:

@@ -7,7 +7,13 @@ import pytest
 from flax import nnx
 
 from smf_jax.kernels.rows import chosen_rows_gradient
-from smf_jax.model.memory import MemoryLayer, init_values, zero_taps
+from smf_jax.model.memory import (
+    MemoryLayer,
+    Reads,
+    imbalance,
+    init_values,
+    zero_taps,
+)
 from tests.reference import memory as reference
 from tests.tiny import (
     NUM_SLOTS,
@@ -134,3 +140,60 @@ def test_rows_of_a_new_table_have_a_norm_of_about_one():
     # Norms of 1600 rows spread by 0.1; their mean by 0.0025.
     assert norms.shape == (1600,)
     assert norms.mean() == pytest.approx(1, abs=0.02)
+
+
+def reads_of(*slots):
+    """Returns reads of one row of tokens, each with all its weight on one slot."""
+    slots = jnp.asarray(slots, jnp.int32)[None, :, None]
+    return Reads(slots, jnp.ones(slots.shape))
+
+
+def unevenness(*reads, is_token=None, **changes):
+    seq = reads[0].slots.shape[1]
+    is_token = jnp.ones((1, seq), bool) if is_token is None else jnp.asarray([is_token])
+    return float(imbalance(memory_config(**changes), reads, is_token))
+
+
+def test_reads_of_every_slot_alike_are_perfectly_even():
+    assert unevenness(reads_of(*range(NUM_SLOTS))) == pytest.approx(0, abs=1e-6)
+
+
+def test_reads_of_one_slot_alone_are_as_uneven_as_can_be():
+    assert unevenness(reads_of(7, 7, 7)) == pytest.approx(np.log(NUM_SLOTS))
+
+
+def test_padding_does_not_count_as_uneven():
+    want = unevenness(reads_of(3, 4, 4))
+
+    got = unevenness(reads_of(3, 4, 4, 9), is_token=[True, True, True, False])
+
+    assert got == pytest.approx(want)
+
+
+def test_layers_that_share_a_table_are_even_together():
+    halves = reads_of(*range(10)), reads_of(*range(10, 20))
+    want = np.log(NUM_SLOTS / 20)
+
+    assert unevenness(*halves, layers=(0, 1)) == pytest.approx(want, rel=1e-5)
+
+
+def test_layers_with_a_table_each_are_even_on_their_own():
+    halves = reads_of(*range(10)), reads_of(*range(10, 20))
+    want = np.log(NUM_SLOTS / 10)
+
+    got = unevenness(*halves, layers=(0, 1), share_values=False)
+
+    assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_evening_out_takes_weight_from_the_slot_that_others_read():
+    slots = jnp.asarray([[[1, 2], [1, 3], [1, 4]]], jnp.int32)
+    weights = jnp.full(slots.shape, 0.5)
+
+    slope = jax.grad(
+        lambda weights: imbalance(
+            memory_config(), (Reads(slots, weights),), jnp.ones((1, 3), bool)
+        )
+    )(weights)
+
+    assert (slope[..., 0] > slope[..., 1]).all()

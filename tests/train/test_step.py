@@ -263,6 +263,32 @@ def test_a_full_step_moves_every_parameter():
     ] == []
 
 
+def test_balance_makes_a_dense_step_read_more_evenly():
+    optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
+    batch, method = make_batch(), make_method(optim, steps=10)
+    uneven = {}
+    for balance in (1e-6, 1.0):
+        graph, state, frozen = split_for_training(make_model(model_config()), method)
+        step = jit(make_step(graph, memory_config(), method, 1, balance))
+        for _ in range(5):
+            state, metrics = step(state, frozen, None, batch)
+        uneven[balance] = float(metrics["imbalance"])
+
+    assert uneven[1.0] < uneven[1e-6]
+
+
+def test_the_loss_of_a_balanced_step_is_that_of_the_batch_alone():
+    batch, method = make_batch(), make_method(OptimConfig(), steps=10)
+    graph, state, frozen = split_for_training(make_model(model_config()), method)
+    step = jit(make_step(graph, memory_config(), method, 1, balance=1.0))
+
+    _, metrics = step(state, frozen, None, batch)
+
+    want = mean_loss(make_model(model_config()), batch)
+    # The same float32 sums in another program.
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+
+
 def test_a_lora_step_moves_the_factors_and_nothing_else():
     before, after, _ = teach(ONE, LORA, make_batch())
 

@@ -1,0 +1,36 @@
+"""Frozen dataclasses that check themselves before any device works.
+
+A section holds what one room of the package reads. The resolved configuration is
+written to the run directory as JSON, and later commands read that record.
+"""
+
+from smf_jax.config.checks import ConfigError, require
+from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
+from smf_jax.config.run import (
+    DataConfig,
+    FinetuneConfig,
+    LoraConfig,
+    OptimConfig,
+    PretrainConfig,
+    Selector,
+    Teach,
+    WorldConfig,
+    config_hash,
+)
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "FinetuneConfig",
+    "LoraConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RopeScalingConfig",
+    "Selector",
+    "Teach",
+    "WorldConfig",
+    "config_hash",
+    "require",
+]
