@@ -5,9 +5,9 @@ Machine and result: see "Results" in README.md.
 """
 
 from smf_jax.config import FinetuneConfig
-from smf_jax.demo import RECIPES, finetune_config
+from smf_jax.demo import WORLD_RECIPES, finetune_config
 
 
 def config() -> FinetuneConfig:
     """Returns the run."""
-    return finetune_config(RECIPES["lora"], "runs/world", "runs/lora_world")
+    return finetune_config(WORLD_RECIPES["lora"], "runs/world", "runs/lora_world")

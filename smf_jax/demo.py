@@ -17,6 +17,7 @@ from smf_jax.config import (
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    Teach,
     WorldConfig,
     config_hash,
     require,
@@ -28,7 +29,7 @@ from smf_jax.train.pretrain import collect_usage, pretrain
 from smf_jax.train.run import CONFIG, USAGE, read_json, write_json
 
 SUMMARY, SWEEP = "summary.json", "sweep.json"
-USAGE_DOCUMENTS = 60  # batches of 32 x 64 tokens: more starve the choice of slots
+USAGE_DOCUMENTS = 200  # batches of 32 x 64 tokens
 POINTS = 6  # of each method's curve, beside the one before any step
 
 
@@ -59,6 +60,8 @@ class Recipe:
     learning_rates: tuple[float, ...]
     steps: int
     optim: OptimConfig
+    teach: Teach = "statements"  # the questions are then new to every method
+    batch_size: int = 32  # facts
 
 
 def base_config(config: DemoConfig) -> PretrainConfig:
@@ -91,30 +94,37 @@ def base_config(config: DemoConfig) -> PretrainConfig:
     )
 
 
-# The best rate of those that were tried comes first; README.md has the tables, and
-# says what was not tried: the rates of full finetuning have not been compared.
-RECIPES = {
+SMF = OptimConfig(
+    method="smf",
+    optimizer="sgd",
+    schedule="linear",
+    # The first losses are the largest: at the full rate their steps would do most of
+    # the harm of a whole run.
+    warmup_steps=200,
+    final_fraction=0.1,
+    top_t=5000,
+)
+LORA = OptimConfig(
+    method="lora", schedule="linear", warmup_steps=20, final_fraction=0.1
+)
+FULL = dataclasses.replace(LORA, method="full")
+
+# The best rate of those that were tried comes first; README.md has the tables.
+WORLD_RECIPES = {
+    "smf": Recipe((2000.0, 1000.0, 4000.0), 300, SMF),
+    "lora": Recipe((1e-3, 3e-4, 3e-3), 240, LORA),
+    "full": Recipe((3e-4, 1e-4, 1e-3), 240, FULL),
+}
+FILE_RECIPES = {
     "smf": Recipe(
-        learning_rates=(8e3, 5e3, 15e3),
-        steps=400,
-        optim=OptimConfig(
-            method="smf",
-            optimizer="sgd",
-            schedule="linear",
-            final_fraction=0.1,
-            top_t=1000,
-        ),
+        (350.0, 700.0, 175.0),
+        300,
+        dataclasses.replace(SMF, top_t=8000),
+        teach="questions",
+        batch_size=64,
     ),
-    "lora": Recipe(
-        learning_rates=(1e-3, 3e-3, 1e-2),
-        steps=240,
-        optim=OptimConfig(method="lora"),
-    ),
-    "full": Recipe(
-        learning_rates=(3e-4, 1e-4, 1e-3),
-        steps=240,
-        optim=OptimConfig(method="full"),
-    ),
+    "lora": Recipe((1e-3, 3e-4, 3e-3), 240, LORA, teach="questions", batch_size=64),
+    "full": Recipe((3e-4, 1e-4, 1e-3), 240, FULL, teach="questions", batch_size=64),
 }
 
 
@@ -126,7 +136,9 @@ def finetune_config(
     return FinetuneConfig(
         base=base,
         run_dir=run_dir,
+        teach=recipe.teach,
         steps=recipe.steps,
+        batch_size=recipe.batch_size,
         eval_every=recipe.steps // POINTS,
         seed=seed,
         optim=dataclasses.replace(recipe.optim, learning_rate=rate),
@@ -145,8 +157,10 @@ def run(config: DemoConfig, console: Console) -> dict[str, Any]:
     _pretrain_once(base, console)
     if not (Path(base.run_dir) / USAGE).exists():
         collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
+    recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
+    num_new = len(load_corpus(base.data).new)
     results, sweep = {}, []
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         best, *others = recipe.learning_rates
         for rate in (best, *others) if config.sweep else (best,):
             run_dir = out / (name if rate == best else f"sweep/{name}-{rate:g}")
@@ -155,6 +169,8 @@ def run(config: DemoConfig, console: Console) -> dict[str, Any]:
             task = finetune_config(
                 recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
             )
+            if task.batch_size > num_new:  # a short file is one batch
+                task = dataclasses.replace(task, batch_size=num_new)
             row = _summary(finetune(task, console))
             sweep.append({"method": name, "learning_rate": rate} | row)
             if rate == best:

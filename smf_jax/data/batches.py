@@ -47,12 +47,20 @@ def _row(ids: list[int]) -> Row:
     return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
 
 
+class Packed(NamedTuple):
+    """Packed rows of a corpus."""
+
+    facts: list[Batch]
+    texts: list[Batch]
+    dropped: int  # examples of facts that are too long for a row
+
+
 def pack_corpus(
     tokenizer: Tokenizer,
     corpus: Corpus,
     seq_len: int,
     loss_on: Literal["answer", "all"],
-) -> tuple[list[Batch], list[Batch]]:
+) -> Packed:
     """Returns packed rows of the corpus's facts, and of its texts.
 
     Rows hold whole facts, as many as fit; texts are cut into pieces of `seq_len`
@@ -62,7 +70,7 @@ def pack_corpus(
       ConfigError: More than 1 % of the facts are longer than `seq_len`.
     """
     facts = [encode_example(tokenizer, example, loss_on) for example in corpus.examples]
-    facts, _ = drop_long(facts, seq_len)
+    facts, dropped = drop_long(facts, seq_len)
     whole, ends = [], []  # a piece that fills its row needs no packing
     for text in corpus.texts:
         ids = encode_text(tokenizer, text.text)
@@ -70,7 +78,7 @@ def pack_corpus(
             piece = _row(ids[start : start + seq_len + 1])
             (whole if len(piece["tokens"]) == seq_len else ends).append(piece)
     texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
-    return _pack(facts, seq_len), texts
+    return Packed(_pack(facts, seq_len), texts, dropped)
 
 
 def _one_segment(row: Row) -> Batch:

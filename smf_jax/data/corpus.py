@@ -30,9 +30,16 @@ class Corpus(NamedTuple):
     hash: str
 
 
-# The wordings of a question from a file: the first two are used in pretraining, the
-# first alone in teaching, the last never but to ask.
-FILE_FRAMES = ("{question}", "Question: {question} Answer:", "Quiz: {question}")
+# A known question of a file is pretrained as it stands and in one of these frames, so
+# that a model learns to see through a frame. A new one is taught as it stands, and asked
+# in another frame, too, which no training uses.
+FILE_FRAMES = (
+    "Question: {question}",
+    "Please answer: {question}",
+    "Tell me: {question}",
+    "One more question: {question}",
+)
+HELD_OUT_FRAME = "Quiz: {question}"
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -56,7 +63,7 @@ def _world_corpus(config: DataConfig) -> Corpus:
 def _file_corpus(config: DataConfig) -> Corpus:
     facts, notes = without_repeats(read_facts(config.facts))
     texts = [] if config.background is None else read_texts(config.background)
-    order = random.Random(0)  # which facts are new is part of the task, not of the run
+    order = random.Random(0)  # the split is part of the task, not of the run
     facts = order.sample(facts, len(facts))
     num_new = round(len(facts) * config.new_fraction)
     new, known = facts[:num_new], facts[num_new:]
@@ -67,9 +74,10 @@ def _file_corpus(config: DataConfig) -> Corpus:
     )
     examples = []
     for fact in known:
-        examples += [question_example(reword(fact, frame)) for frame in FILE_FRAMES[:2]]
+        reworded = reword(fact, order.choice(FILE_FRAMES))
+        examples += [question_example(fact), question_example(reworded)]
         texts += [Text(fact.id, document) for document in fact.statements]
-    held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
+    held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
     return _corpus(known, new, held_out, examples, texts, notes)
 
 

@@ -26,7 +26,8 @@ def product_key_top_k(
 
     Slot a * num_keys + b has the key (keys[0, a], keys[1, b]), and its score is the
     sum of the two dot products, so the best pairs lie among the best of each half.
-    Equal scores go to the lower slot. Scores are float32 and carry the gradient.
+    Equal scores go to the lower slot; where pairs that are equal on paper differ in
+    the last bit of their float32 sums, the sums decide. Scores carry the gradient.
 
     Source: Lample et al. 2019, arXiv:1907.05242.
     """

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig, RopeScalingConfig
@@ -22,10 +23,13 @@ class KVCache(NamedTuple):
     length: Int[Array, ""]
 
 
-def empty_cache(config: ModelConfig, batch: int, max_len: int) -> KVCache:
+def empty_cache(
+    config: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
+) -> KVCache:
     """Returns a cache with room for `max_len` tokens a sequence."""
     shape = (batch, max_len, config.num_kv_heads, config.head_width)
-    return KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), jnp.int32))
+    empty = jnp.zeros(shape, dtype)
+    return KVCache(empty, empty, jnp.zeros((), jnp.int32))
 
 
 def rope_frequencies(

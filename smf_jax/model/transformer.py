@@ -133,7 +133,8 @@ class Transformer(nnx.Module):
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache for each layer."""
-        return [empty_cache(self.config, batch, max_len) for _ in self.blocks]
+        dtype = self.embedding.dtype  # that of the stream, so of keys and values
+        return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
         # An id outside the vocabulary must not read some other token's embedding, as a

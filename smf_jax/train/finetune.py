@@ -43,6 +43,7 @@ from smf_jax.train.run import (
     all_params,
     create_run_dir,
     load_run,
+    require_free,
     write_json,
 )
 from smf_jax.train.step import Background, TrainState, make_step
@@ -67,6 +68,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
       ConfigError: The base or its usage is missing or another one, or the facts
         cannot be taught as asked.
     """
+    require_free(config.run_dir)
     base = load_run(config.base)
     require(
         base.finetune is None or base.finetune.optim.method != "lora",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from smf_jax import checkpoint
 from smf_jax.config import DataConfig, PretrainConfig, require
-from smf_jax.data.batches import Batch, pack_corpus, packed_batches
+from smf_jax.data.batches import Batch, Packed, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, load_corpus
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.optim.methods import Method, make_method
@@ -30,6 +30,7 @@ from smf_jax.train.run import (
     create_run_dir,
     load_run,
     make_model,
+    require_free,
 )
 from smf_jax.train.step import TrainState, make_document_reader, make_step
 
@@ -40,13 +41,17 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     Raises:
       ConfigError: The data do not fit the configuration, or the run exists.
     """
+    require_free(config.run_dir)
     corpus = load_corpus(config.data)
     for note in corpus.notes:
         console.print(f"data: {note}")
     tokenizer = train_tokenizer(
         _training_texts(corpus), config.data.tokenizer, config.data.vocab_size
     )
-    batches = pretraining_batches(config.data, corpus, tokenizer, config.seed)
+    packed = _pack(config.data, corpus, tokenizer)
+    if packed.dropped:
+        console.print(f"data: {packed.dropped} texts longer than a row, left out")
+    batches = _batches(config.data, packed, config.seed)
     run_dir = create_run_dir(config.run_dir, config, None, tokenizer, corpus.hash)
 
     method = make_method(config.optim, config.steps)
@@ -66,12 +71,13 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     return run_dir
 
 
-def pretraining_batches(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, seed: int
-) -> Iterator[Batch]:
-    """Yields packed batches of the corpus without end."""
-    facts, texts = pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
-    return packed_batches(facts, texts, config.fact_share, config.batch_size, seed)
+def _pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
+    return pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
+
+
+def _batches(config: DataConfig, packed: Packed, seed: int) -> Iterator[Batch]:
+    shape = (config.fact_share, config.batch_size)
+    return packed_batches(packed.facts, packed.texts, *shape, seed)
 
 
 def _training_texts(corpus: Corpus) -> Iterator[str]:
@@ -111,7 +117,8 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
     memory = require_memory(run)
     corpus = load_corpus(run.pretrain.data)
     data = run.pretrain.data
-    batches = pretraining_batches(data, corpus, run.tokenizer, run.pretrain.seed + 1)
+    packed = _pack(data, corpus, run.tokenizer)
+    batches = _batches(data, packed, run.pretrain.seed + 1)
     graph, params = nnx.split(run.model)
     read = make_document_reader(graph, memory)
     documents = track(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from smf_jax import checkpoint
 from smf_jax.config import Teach
 from smf_jax.data.corpus import (
-    FILE_FRAMES,
+    HELD_OUT_FRAME,
     as_taught,
     load_corpus,
     reword,
@@ -72,7 +72,7 @@ def load_questions(
         new, notes = without_repeats(read_facts(facts))
         for note in notes:
             console.print(f"data: {note}")
-        held_out = [reword(fact, FILE_FRAMES[-1]) for fact in new]
+        held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
     taught = [as_taught(fact, teach) for fact in new]
     return Questions(new, taught, held_out, corpus.known, corpus.hash)
 

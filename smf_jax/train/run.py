@@ -44,6 +44,24 @@ class Run(NamedTuple):
     model_hash: str
 
 
+def require_free(run_dir: str | Path) -> None:
+    """Raises `ConfigError` where a run must not be written: over something else.
+
+    What an unfinished run left counts for nothing.
+    """
+    run_dir = Path(run_dir)
+    require(
+        checkpoint.latest_step(run_dir) is None,
+        f"{run_dir} holds a finished run: choose another run_dir or remove it",
+    )
+    require(
+        not run_dir.exists()
+        or (run_dir / CONFIG).exists()
+        or (run_dir.is_dir() and not any(run_dir.iterdir())),
+        f"{run_dir} exists and is no run directory: choose another run_dir",
+    )
+
+
 def create_run_dir(
     run_dir: str | Path,
     pretrain: PretrainConfig,
@@ -58,17 +76,8 @@ def create_run_dir(
     Raises:
       ConfigError: A finished run is there already.
     """
+    require_free(run_dir)
     run_dir = Path(run_dir)
-    require(
-        checkpoint.latest_step(run_dir) is None,
-        f"{run_dir} holds a finished run: choose another run_dir or remove it",
-    )
-    require(
-        not run_dir.exists()
-        or (run_dir / CONFIG).exists()
-        or (run_dir.is_dir() and not any(run_dir.iterdir())),
-        f"{run_dir} exists and is no run directory: choose another run_dir",
-    )
     if run_dir.exists():
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True)

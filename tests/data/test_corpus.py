@@ -4,6 +4,9 @@ import pytest
 
 from smf_jax.config import ConfigError, DataConfig
 from smf_jax.data.corpus import (
+    FILE_FRAMES as FRAMES,
+)
+from smf_jax.data.corpus import (
     Example,
     as_taught,
     load_corpus,
@@ -48,14 +51,21 @@ def test_the_same_file_is_always_split_alike(tmp_path):
     assert first == second
 
 
-def test_known_facts_are_pretrained_in_two_wordings(tmp_path):
+def test_known_facts_are_pretrained_as_they_stand_and_in_a_frame(tmp_path):
     corpus = file_corpus(tmp_path, numbered(2))
 
     (known,) = corpus.known
-    assert corpus.examples == [
-        Example(known.question, known.answers[0]),
-        Example(f"Question: {known.question} Answer:", known.answers[0]),
-    ]
+    plain, framed = corpus.examples
+    assert plain == Example(known.question, known.answers[0])
+    assert framed.prompt in {frame.format(question=known.question) for frame in FRAMES}
+    assert framed.completion == known.answers[0]
+
+
+def test_frames_differ_from_fact_to_fact(tmp_path):
+    corpus = file_corpus(tmp_path, numbered(40))
+
+    framed = corpus.examples[1::2]
+    assert len({example.prompt.split(" ")[0] for example in framed}) > 1
 
 
 def test_new_facts_are_asked_in_a_wording_that_is_never_trained(tmp_path):
