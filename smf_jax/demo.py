@@ -53,7 +53,7 @@ class DemoConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """One method with the learning rates worth trying, the best first."""
 

@@ -31,8 +31,8 @@ class Corpus(NamedTuple):
 
 
 # A known question of a file is pretrained as it stands and in one of these frames, so
-# that a model learns to see through a frame. A new one is taught as it stands, and asked
-# in another frame, too, which no training uses.
+# that a model learns to see through a frame. A new one is taught as it stands, and also
+# asked in another frame, which no training uses.
 FILE_FRAMES = (
     "Question: {question}",
     "Please answer: {question}",
