@@ -151,13 +151,22 @@ def run(config: DemoConfig, console: Console) -> dict[str, Any]:
     Raises:
       ConfigError: A file of the user's cannot be used.
     """
+    recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
+    return walk(config, base_config(config), recipes, console)
+
+
+def walk(
+    config: DemoConfig,
+    base: PretrainConfig,
+    recipes: dict[str, Recipe],
+    console: Console,
+) -> dict[str, Any]:
+    """Makes the base unless it is there, teaches it by each recipe, and compares."""
     start = time.perf_counter()
     out = Path(config.out)
-    base = base_config(config)
     _pretrain_once(base, console)
     if not (Path(base.run_dir) / USAGE).exists():
         collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
-    recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
     num_new = len(load_corpus(base.data).new)
     results, sweep = {}, []
     for name, recipe in recipes.items():

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from smf_jax.config import MemoryConfig, ModelConfig
+from smf_jax.config import (
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    WorldConfig,
+)
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Transformer
 
@@ -27,6 +34,29 @@ def model_config(**changes) -> ModelConfig:
     config = {"vocab_size": VOCAB, "dim": 12, "num_layers": 2, "hidden_dim": 10}
     heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6}
     return ModelConfig(**config | heads | {"memory": memory_config()} | changes)
+
+
+def pretrain_config(run_dir, steps: int) -> PretrainConfig:
+    """Returns a run that knows its nine people's world a little."""
+    memory = MemoryConfig(
+        layers=(1,), num_keys=8, top_k=2, num_heads=2, key_dim=8, value_dim=12
+    )
+    world = WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9)
+    return PretrainConfig(
+        run_dir=str(run_dir),
+        steps=steps,
+        log_every=50,
+        model=ModelConfig(
+            dim=16,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=2,
+            hidden_dim=24,
+            memory=memory,
+        ),
+        data=DataConfig(seq_len=24, batch_size=5, world=world),
+        optim=OptimConfig(learning_rate=0.01, warmup_steps=3, schedule="cosine"),
+    )
 
 
 def make_model(config: ModelConfig, seed: int = 0) -> Transformer:

@@ -342,3 +342,11 @@ def test_without_texts_every_row_is_of_facts(packed):
 
     firsts = {batch.tokens[i, 0] for batch in batches for i in range(2)}
     assert firsts <= {packed_row.tokens[0] for packed_row in packed}
+
+
+def test_a_fact_too_long_for_its_row_is_left_out_and_counted(tokenizer):
+    examples = [("a", "b")] * 100 + [("a b", "c d")]
+
+    packed = pack_corpus(tokenizer, corpus(examples), seq_len=3, loss_on="all")
+
+    assert packed.dropped == 1

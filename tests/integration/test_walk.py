@@ -7,22 +7,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from smf_jax import cli
-from smf_jax.config import (
-    DataConfig,
-    FinetuneConfig,
-    MemoryConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    WorldConfig,
-)
+from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import UNKNOWN
 from smf_jax.slots import usage
 from smf_jax.train.run import all_params, load_run
+from tests import tiny
 
 METHODS = ("smf", "lora", "full")
 PRETRAIN_STEPS, TEACH_STEPS, TOP_T, DOCUMENTS = 152, 7, 3, 10
@@ -31,25 +23,7 @@ CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config
 
 
 def pretrain_config(run_dir) -> PretrainConfig:
-    memory = MemoryConfig(
-        layers=(1,), num_keys=8, top_k=2, num_heads=2, key_dim=8, value_dim=12
-    )
-    world = WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9)
-    return PretrainConfig(
-        run_dir=str(run_dir),
-        steps=PRETRAIN_STEPS,
-        log_every=50,
-        model=ModelConfig(
-            dim=16,
-            num_layers=2,
-            num_heads=2,
-            num_kv_heads=2,
-            hidden_dim=24,
-            memory=memory,
-        ),
-        data=DataConfig(seq_len=24, batch_size=5, world=world),
-        optim=OptimConfig(learning_rate=0.01, warmup_steps=3, schedule="cosine"),
-    )
+    return tiny.pretrain_config(run_dir, PRETRAIN_STEPS)
 
 
 def finetune_config(base, run_dir, method: str) -> FinetuneConfig:
@@ -96,26 +70,6 @@ class Commands:
         path = self.folder / f"{title}.py"
         path.write_text(CONFIG_FILE.format(config=config))
         return self.run(title, verb, str(path))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    # No program here runs long enough to repay its optimization, and the runs that
-    # are done twice need not compile it twice.
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {  # here, and as they are by default
-        "jax_disable_most_optimizations": (True, False),
-        "jax_compilation_cache_dir": (folder, None),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (here, _) in settings.items():
-        jax.config.update(name, here)
-    compilation_cache.reset_cache()
-    yield
-    for name, (_, default) in settings.items():
-        jax.config.update(name, default)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_cached_logits_are_those_of_a_full_forward():
 @functools.partial(jit, static_argnums=0)
 def _decode(graph, params, *args):
     return nnx.merge(graph, params).decode(*args)
+
+
+def test_a_bfloat16_model_decodes():
+    graph, params = nnx.split(make_model(model_config(), SEED))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.as_pure(params))
+    model = nnx.merge(graph, half)
+
+    answers = generate(model, PROMPTS, NO_END)
+
+    assert model.empty_caches(1, 2)[0].keys.dtype == jnp.bfloat16
+    assert {len(answer) for answer in answers} == {NEW}
 
 
 def test_after_its_end_token_a_row_holds_only_end_tokens():

@@ -1,0 +1,114 @@
+"""The demo's walk on a base of few numbers: what it writes, and what it does again."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from smf_jax import demo, report
+from smf_jax.config import OptimConfig
+from tests.tiny import pretrain_config
+
+SMF = OptimConfig(method="smf", optimizer="sgd", top_t=3)
+RECIPES = {
+    "smf": demo.Recipe((5.0, 1.0), 6, SMF),
+    "lora": demo.Recipe((0.003,), 6, OptimConfig(method="lora")),
+}
+NUM_NEW = 12  # three people, four relations
+ROW = {
+    "learned": float,
+    "learned_held_out_wording": float,
+    "before": float,
+    "after": float,
+    "forgotten": float,
+    "steps": int,
+    "trainable": int,
+    "curve": list,
+}
+
+
+class Walk:
+    """One folder, walked through as often as asked."""
+
+    def __init__(self, out):
+        self.config = demo.DemoConfig(out=str(out), sweep=True)
+        self.base = pretrain_config(out / "base", steps=20)
+        self.out = out
+
+    def run(self) -> tuple[dict, str]:
+        """Returns the summary on disk and what was printed."""
+        with io.StringIO() as text:
+            console = Console(file=text, width=200)
+            demo.walk(self.config, self.base, RECIPES, console)
+            printed = text.getvalue()
+        return json.loads((self.out / "summary.json").read_text()), printed
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    return Walk(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def first(walk):
+    return walk.run()
+
+
+def test_the_summary_has_a_row_for_each_method(first):
+    summary, _ = first
+
+    assert list(summary["methods"]) == ["smf", "lora"]
+    assert isinstance(summary["seconds"], float)
+    for row in summary["methods"].values():
+        assert {name: type(row[name]) for name in ROW} == ROW
+
+
+def test_a_curve_leads_from_no_step_to_the_last(first):
+    summary, _ = first
+
+    for row in summary["methods"].values():
+        assert [step for step, *_ in row["curve"]] == [0, 1, 2, 3, 4, 5, 6]
+        assert row["curve"][0][3] == row["before"]
+        last = [row["learned"], row["learned_held_out_wording"], row["after"]]
+        assert row["curve"][-1][1:] == last
+
+
+def test_a_sweep_teaches_at_every_rate(first, walk):
+    rows = json.loads((walk.out / "sweep.json").read_text())
+
+    rates = [(row["method"], row["learning_rate"]) for row in rows]
+    assert rates == [("smf", 5.0), ("smf", 1.0), ("lora", 0.003)]
+
+
+def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, walk):
+    record = json.loads((walk.out / "smf" / "config.json").read_text())
+
+    assert record["finetune"]["batch_size"] == NUM_NEW < RECIPES["smf"].batch_size
+
+
+def test_a_report_is_drawn_from_what_was_written(first, walk):
+    page = report.write(walk.out).read_text()
+
+    assert "<svg" in page
+    for name in RECIPES:
+        assert f"<h3>{name}</h3>" in page
+
+
+def test_a_second_run_takes_the_base_from_the_first_and_ends_alike(first, walk):
+    summary, printed = first
+
+    again, printed_again = walk.run()
+
+    assert "trained before" not in printed
+    assert "trained before" in printed_again
+    assert again["methods"] == summary["methods"]
+
+
+def test_a_base_of_other_settings_is_made_anew(first, walk):
+    other = Walk(walk.out)
+    other.base = pretrain_config(walk.out / "base", steps=21)
+
+    _, printed = other.run()
+
+    assert "made from other settings" in printed
