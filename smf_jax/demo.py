@@ -68,7 +68,7 @@ def base_config(config: DemoConfig) -> PretrainConfig:
     """Returns how the model is made that the methods start from."""
     model = ModelConfig(hidden_dim=256, memory=MemoryConfig(layers=(2,)))
     if config.facts is None:
-        data, steps = DataConfig(world=WorldConfig(seed=config.seed)), 600
+        data, steps = DataConfig(world=WorldConfig(seed=config.seed)), 750
     else:
         data = DataConfig(
             facts=config.facts,
@@ -102,7 +102,7 @@ SMF = OptimConfig(
     # the harm of a whole run.
     warmup_steps=200,
     final_fraction=0.1,
-    top_t=5000,
+    top_t=8000,
 )
 LORA = OptimConfig(
     method="lora", schedule="linear", warmup_steps=20, final_fraction=0.1
@@ -111,18 +111,12 @@ FULL = dataclasses.replace(LORA, method="full")
 
 # The best rate of those that were tried comes first; README.md has the tables.
 WORLD_RECIPES = {
-    "smf": Recipe((2000.0, 1000.0, 4000.0), 300, SMF),
+    "smf": Recipe((1500.0, 750.0, 3000.0), 300, SMF),
     "lora": Recipe((1e-3, 3e-4, 3e-3), 240, LORA),
     "full": Recipe((3e-4, 1e-4, 1e-3), 240, FULL),
 }
 FILE_RECIPES = {
-    "smf": Recipe(
-        (350.0, 700.0, 175.0),
-        300,
-        dataclasses.replace(SMF, top_t=8000),
-        teach="questions",
-        batch_size=64,
-    ),
+    "smf": Recipe((350.0, 700.0, 175.0), 300, SMF, teach="questions", batch_size=64),
     "lora": Recipe((1e-3, 3e-4, 3e-3), 240, LORA, teach="questions", batch_size=64),
     "full": Recipe((3e-4, 1e-4, 1e-3), 240, FULL, teach="questions", batch_size=64),
 }

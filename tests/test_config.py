@@ -82,6 +82,7 @@ CLASHES = [
     ),
     (PretrainConfig, {"run_dir": "r", "steps": 0}, "steps=0"),
     (PretrainConfig, {"run_dir": "r", "balance": -0.1}, "balance=-0.1"),
+    (PretrainConfig, {"run_dir": "r", "values_rate": 0.0}, "values_rate=0.0"),
     (
         FinetuneConfig,
         {"base": "b", "run_dir": "r", "batch_size": 6, "accumulate": 4},

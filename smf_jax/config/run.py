@@ -122,7 +122,8 @@ class PretrainConfig:
 
     run_dir: str  # where the run is written
     steps: int = 1200
-    balance: float = 0.05  # weight of the loss that evens out which slots are read
+    balance: float = 0.02  # weight of the loss that evens out which slots are read
+    values_rate: float = 3.0  # learning rate of memory values, in optim.learning_rate
     log_every: int = 10  # steps between two lines of metrics.jsonl
     seed: int = 0  # of the parameters and of the order of the data
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -130,7 +131,7 @@ class PretrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        require_positive("pretrain", self, "steps", "log_every")
+        require_positive("pretrain", self, "steps", "log_every", "values_rate")
         require_not_negative("pretrain", self, "balance")
         require(
             self.optim.method == "full",

@@ -47,8 +47,14 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    config: OptimConfig, steps: int, values_rate: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """Returns clipping, if any, followed by SGD, AdamW or Muon on the schedule.
+
+    The updates of whole memory tables are multiplied by `values_rate`: each of their
+    rows is read by few tokens and has to learn from them (arXiv:1907.05242 gives the
+    values a rate of their own, too).
 
     Clipping measures the gradient that the transform is given: all of it for a dense
     method, the chosen rows for a sparse one.
@@ -70,6 +76,8 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
             )
     if config.clip_norm is not None:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    if values_rate != 1:
+        rule = optax.chain(rule, _scale_values(values_rate))
     return optax.with_extra_args_support(rule)
 
 
@@ -88,9 +96,16 @@ def _maps(params: PyTree) -> PyTree:
     return jax.tree.map_with_path(dimensions, params)
 
 
-def make_method(config: OptimConfig, steps: int) -> Method:
+def _scale_values(rate: float) -> optax.GradientTransformation:
+    def scale(path, leaf):
+        return rate * leaf if getattr(path[0], "key", None) == "values" else leaf
+
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
+
+
+def make_method(config: OptimConfig, steps: int, values_rate: float = 1.0) -> Method:
     """Returns the method that a configuration names."""
-    tx = optimizer(config, steps)
+    tx = optimizer(config, steps, values_rate)
     match config.method:
         case "full":
             return Method(nnx.Param, tx, None, 0)

@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     batches = _batches(config.data, packed, config.seed)
     run_dir = create_run_dir(config.run_dir, config, None, tokenizer, corpus.hash)
 
-    method = make_method(config.optim, config.steps)
+    method = make_method(config.optim, config.steps, config.values_rate)
     graph, state, frozen = split_for_training(
         make_model(config, None, tokenizer), method
     )

@@ -152,3 +152,16 @@ def test_a_method_takes_its_rate_from_the_configuration():
         got.append(float(optax.tree.norm(updates) / optax.tree.norm(PARAMS)))
 
     np.testing.assert_allclose(got, [2.0, 1.5, 1.0, 0.5], rtol=1e-6)  # float32
+
+
+def test_tables_have_a_rate_of_their_own():
+    params = {"values": {0: jnp.ones((3, 2))}, "blocks": {"values": jnp.ones(4)}}
+    config = OptimConfig(optimizer="sgd", learning_rate=2.0)
+
+    def moved(**rate):
+        tx = optimizer(config, 10, **rate)
+        return tx.update(params, tx.init(params), params)[0]
+
+    np.testing.assert_array_equal(moved()["values"][0], -2)
+    np.testing.assert_array_equal(moved(values_rate=3.0)["values"][0], -6)
+    np.testing.assert_array_equal(moved(values_rate=3.0)["blocks"]["values"], -2)
