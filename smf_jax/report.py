@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,20 @@ import matplotlib
 
 from smf_jax.config import ConfigError, require
 from smf_jax.evaluate.answers import is_exact
-from smf_jax.train.run import EVALUATION, METRICS, TEACHING, read_json
+from smf_jax.train.run import EVALUATION, METRICS, TEACHING, read_json, write_text
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-REPORT = "report.html"
+REPORT, FRONTIER = "report.html", "frontier.svg"
 EXAMPLES = 10  # questions shown before and after, for each method
 COLOURS = {"smf": "#0b6e4f", "lora": "#c75000", "full": "#3b4cc0"}
 
 
 def write(out: Path) -> Path:
     """Writes `report.html` from the summary and the runs in `out`; returns its path.
+
+    Its first figure stands beside it as `frontier.svg`, too.
 
     Raises:
       ConfigError: A file of the comparison is missing or broken.
@@ -33,9 +34,10 @@ def write(out: Path) -> Path:
     require(len(names) > 0, f"{out}: the summary names no method")
     teaching = {name: read_json(out / name / TEACHING) for name in names}
     losses = {name: _read_metrics(out / name / METRICS) for name in names}
+    frontier = _svg(_draw_frontier, summary["methods"])
     page = _template().render(
         summary=summary,
-        frontier=_svg(_draw_frontier, summary["methods"]),
+        frontier=frontier,
         curves=_svg(_draw_curves, summary["methods"]),
         losses=_svg(_draw_losses, losses),
         slots=[
@@ -49,11 +51,9 @@ def write(out: Path) -> Path:
         },
         config=read_json(out / names[0] / "config.json"),
     )
-    path = out / REPORT
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, path)
-    return path
+    write_text(out / FRONTIER, frontier)
+    write_text(out / REPORT, page)
+    return out / REPORT
 
 
 def _template() -> jinja2.Template:

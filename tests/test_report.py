@@ -198,3 +198,11 @@ def test_a_summary_without_methods_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="no method"):
         report.write(tmp_path)
+
+
+def test_the_frontier_stands_beside_the_page_as_a_picture(tmp_path):
+    page = report.write(fill(tmp_path)).read_text()
+
+    picture = (tmp_path / "frontier.svg").read_text()
+    assert picture.startswith("<svg")
+    assert picture in page
