@@ -9,7 +9,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from smf_jax.config import ConfigError, FinetuneConfig, PretrainConfig, require
+from smf_jax.config import (
+    USAGE_DOCUMENTS,
+    ConfigError,
+    FinetuneConfig,
+    PretrainConfig,
+    require,
+)
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
@@ -30,6 +36,7 @@ def demo(arguments: Sequence[str], console: Console) -> None:
     from smf_jax import demo, report
 
     config = tyro.cli(demo.DemoConfig, args=list(arguments), prog="smf demo")
+    (Path(config.out) / report.REPORT).unlink(missing_ok=True)
     demo.run(config, console)
     path = report.write(Path(config.out))
     console.print(f"report: {path}")
@@ -46,10 +53,10 @@ def pretrain(arguments: Sequence[str], console: Console) -> None:
 def usage(arguments: Sequence[str], console: Console) -> None:
     """Collects the document frequency of a run's slots."""
 
-    def options(run: tyro.conf.Positional[str], /, documents: int = 60):
+    def options(run: tyro.conf.Positional[str], /, documents: int = USAGE_DOCUMENTS):
         """Count in how many background documents each slot of RUN is read.
 
-        Example: smf usage runs/world --documents 60
+        Example: smf usage runs/world --documents 200
 
         Args:
           run: The run directory.

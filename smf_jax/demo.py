@@ -11,9 +11,9 @@ from rich.table import Table
 
 from smf_jax import checkpoint
 from smf_jax.config import (
+    USAGE_DOCUMENTS,
     DataConfig,
     FinetuneConfig,
-    MemoryConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -29,7 +29,6 @@ from smf_jax.train.pretrain import collect_usage, pretrain
 from smf_jax.train.run import CONFIG, USAGE, read_json, write_json
 
 SUMMARY, SWEEP = "summary.json", "sweep.json"
-USAGE_DOCUMENTS = 200  # batches of 32 x 64 tokens
 POINTS = 6  # of each method's curve, beside the one before any step
 
 
@@ -44,6 +43,7 @@ class DemoConfig:
     facts: str | None = None  # JSONL(.gz) of facts; None: the synthetic world
     background: str | None = None  # JSONL(.gz) of texts to pretrain on beside them
     seed: int = 0  # of the world, the parameters and every order
+    seq_len: int = 64  # tokens of the longest question with its answer
     sweep: bool = False  # teach at every learning rate of a method, not the best alone
 
     def __post_init__(self):
@@ -66,14 +66,16 @@ class Recipe:
 
 def base_config(config: DemoConfig) -> PretrainConfig:
     """Returns how the model is made that the methods start from."""
-    model = ModelConfig(hidden_dim=256, memory=MemoryConfig(layers=(2,)))
+    model = ModelConfig(hidden_dim=256)
     if config.facts is None:
-        data, steps = DataConfig(world=WorldConfig(seed=config.seed)), 750
+        world = WorldConfig(seed=config.seed)
+        data, steps = DataConfig(world=world, seq_len=config.seq_len), 750
     else:
         data = DataConfig(
             facts=config.facts,
             background=config.background,
             tokenizer="bpe",
+            seq_len=config.seq_len,
         )
         steps = 1000
     return PretrainConfig(
@@ -158,22 +160,23 @@ def walk(
     """Makes the base unless it is there, teaches it by each recipe, and compares."""
     start = time.perf_counter()
     out = Path(config.out)
-    _pretrain_once(base, console)
+    for stale in (SUMMARY, SWEEP):
+        (out / stale).unlink(missing_ok=True)
+    corpus = load_corpus(base.data)
+    _pretrain_once(base, corpus.hash, console)
     if not (Path(base.run_dir) / USAGE).exists():
         collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
-    num_new = len(load_corpus(base.data).new)
     results, sweep = {}, []
     for name, recipe in recipes.items():
         best, *others = recipe.learning_rates
         for rate in (best, *others) if config.sweep else (best,):
             run_dir = out / (name if rate == best else f"sweep/{name}-{rate:g}")
-            if checkpoint.latest_step(run_dir) is not None:
-                shutil.rmtree(run_dir)
+            _clear(run_dir, base.run_dir)
             task = finetune_config(
                 recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
             )
-            if task.batch_size > num_new:  # a short file is one batch
-                task = dataclasses.replace(task, batch_size=num_new)
+            if task.batch_size > len(corpus.new):  # a short file is one batch
+                task = dataclasses.replace(task, batch_size=len(corpus.new))
             row = _summary(finetune(task, console))
             sweep.append({"method": name, "learning_rate": rate} | row)
             if rate == best:
@@ -197,12 +200,24 @@ def walk(
     return summary
 
 
-def _pretrain_once(base: PretrainConfig, console: Console) -> None:
+def _clear(run_dir: Path, base_dir: str) -> None:
+    """Removes what an earlier demo taught, and nothing else."""
+    if checkpoint.latest_step(run_dir) is None:
+        return
+    record = read_json(run_dir / CONFIG)
+    require(
+        (record["finetune"] or {}).get("base") == base_dir,
+        f"{run_dir} holds a run that this demo did not make: choose another --out",
+    )
+    shutil.rmtree(run_dir)
+
+
+def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:
     """Pretrains, unless this very model was finished here before."""
     run_dir = Path(base.run_dir)
     if checkpoint.latest_step(run_dir) is not None:
         record = read_json(run_dir / CONFIG)
-        same_corpus = record["corpus_hash"] == load_corpus(base.data).hash
+        same_corpus = record["corpus_hash"] == corpus_hash
         if record["config_hash"] == config_hash(base) and same_corpus:
             console.print(f"base model: taken from {run_dir}, trained before")
             return

@@ -85,6 +85,11 @@ CLASHES = [
     (PretrainConfig, {"run_dir": "r", "values_rate": 0.0}, "values_rate=0.0"),
     (
         FinetuneConfig,
+        {"base": "b", "run_dir": "r", "steps": 9, "optim": OptimConfig(warmup_steps=9)},
+        "optim.warmup_steps=9 steps=9",
+    ),
+    (
+        FinetuneConfig,
         {"base": "b", "run_dir": "r", "batch_size": 6, "accumulate": 4},
         "batch_size=6 accumulate=4",
     ),

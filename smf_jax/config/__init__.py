@@ -7,6 +7,7 @@ written to the run directory as JSON, and later commands read that record.
 from smf_jax.config.checks import ConfigError, require
 from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
 from smf_jax.config.run import (
+    USAGE_DOCUMENTS,
     DataConfig,
     FinetuneConfig,
     LoraConfig,
@@ -19,6 +20,7 @@ from smf_jax.config.run import (
 )
 
 __all__ = [
+    "USAGE_DOCUMENTS",
     "ConfigError",
     "DataConfig",
     "FinetuneConfig",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from smf_jax.config.checks import require, require_not_negative, require_positive
 from smf_jax.config.model import ModelConfig
 
+USAGE_DOCUMENTS = 200  # batches a background is counted over; the paper has 1000
 Teach = Literal["questions", "statements", "both"]
 Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
 
@@ -116,6 +117,14 @@ class OptimConfig:
         )
 
 
+def _require_warmed_up(optim: OptimConfig, steps: int) -> None:
+    require(
+        optim.warmup_steps < steps,
+        f"optim.warmup_steps={optim.warmup_steps} leaves nothing of steps={steps}: "
+        "optim.learning_rate is reached after the warmup",
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """A model trained from scratch."""
@@ -123,7 +132,7 @@ class PretrainConfig:
     run_dir: str  # where the run is written
     steps: int = 1200
     balance: float = 0.02  # weight of the loss that evens out which slots are read
-    values_rate: float = 3.0  # learning rate of memory values, in optim.learning_rate
+    values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
     log_every: int = 10  # steps between two lines of metrics.jsonl
     seed: int = 0  # of the parameters and of the order of the data
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -133,6 +142,7 @@ class PretrainConfig:
     def __post_init__(self):
         require_positive("pretrain", self, "steps", "log_every", "values_rate")
         require_not_negative("pretrain", self, "balance")
+        _require_warmed_up(self.optim, self.steps)
         require(
             self.optim.method == "full",
             f"optim.method={self.optim.method} teaches a model that exists; "
@@ -166,6 +176,7 @@ class FinetuneConfig:
             f"accumulate={self.accumulate}",
         )
         require_not_negative("finetune", self, "eval_every")
+        _require_warmed_up(self.optim, self.steps)
 
 
 def config_hash(config: Any) -> str:

@@ -123,7 +123,7 @@ def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
     require(
         dropped <= CUT_LIMIT * len(rows),
         f"{dropped} of {len(rows)} examples are longer than the context of {seq_len} "
-        f"tokens, which is above {CUT_LIMIT:.0%}: shorten them or raise data.seq_len",
+        f"tokens, which is above {CUT_LIMIT:.0%}: shorten them or raise seq_len",
     )
     return kept, dropped
 

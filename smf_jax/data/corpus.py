@@ -135,7 +135,11 @@ def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
 
 
 def as_taught(fact: Fact, teach: Teach) -> Fact:
-    """Returns the fact asked in the wording that teaches it."""
+    """Returns the fact asked in the wording that teaches it.
+
+    Raises:
+      ConfigError: No text that teaches it leads up to its answer.
+    """
     prompts = [prompt for prompt, _ in taught_examples(fact, teach) if prompt]
     require(
         len(prompts) > 0,

@@ -116,8 +116,9 @@ def imbalance(
     weights, hence to queries and keys. Facts whose reads share few slots can be
     rewritten without hurting one another.
 
-    Source: the balancing loss of Fedus et al. 2021, arXiv:2101.03961, with experts
-    for slots and one quantity, the share of the weights, in both of its factors.
+    Source: after the balancing loss of Fedus et al. 2021, arXiv:2101.03961, with slots
+    for experts. Theirs is the product of two shares without the logarithm, and one of
+    them has no gradient; ours is the logarithm of one share, squared.
     """
     shares = [jnp.zeros(config.num_slots)] * config.num_pools
     for layer, read in enumerate(reads):

@@ -28,7 +28,7 @@ class Method(NamedTuple):
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate of each of `steps` steps."""
     peak, end = config.learning_rate, config.learning_rate * config.final_fraction
-    decay_steps = max(steps - config.warmup_steps, 1)
+    decay_steps = steps - config.warmup_steps
     match config.schedule:
         case "constant":
             after = optax.constant_schedule(peak)
@@ -52,12 +52,13 @@ def optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns clipping, if any, followed by SGD, AdamW or Muon on the schedule.
 
-    The updates of whole memory tables are multiplied by `values_rate`: each of their
-    rows is read by few tokens and has to learn from them (arXiv:1907.05242 gives the
-    values a rate of their own, too).
+    The updates of whole memory tables, decay included, are multiplied by
+    `values_rate`: each row is read by few tokens and has to learn from them.
 
     Clipping measures the gradient that the transform is given: all of it for a dense
     method, the chosen rows for a sparse one.
+
+    Source: Lample et al. 2019, arXiv:1907.05242, for a rate of the values' own.
     """
     rate = schedule(config, steps)
     match config.optimizer:

@@ -15,8 +15,20 @@ from tokenizers import Tokenizer
 
 from smf_jax import checkpoint
 from smf_jax.config import DataConfig, PretrainConfig, require
-from smf_jax.data.batches import Batch, Packed, pack_corpus, packed_batches
-from smf_jax.data.corpus import Corpus, load_corpus
+from smf_jax.data.batches import (
+    Batch,
+    Packed,
+    drop_long,
+    encode_example,
+    pack_corpus,
+    packed_batches,
+)
+from smf_jax.data.corpus import (
+    HELD_OUT_FRAME,
+    Corpus,
+    load_corpus,
+    question_example,
+)
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots import usage
@@ -46,11 +58,17 @@ def pretrain(config: PretrainConfig, console: Console) -> Path:
     for note in corpus.notes:
         console.print(f"data: {note}")
     tokenizer = train_tokenizer(
-        _training_texts(corpus), config.data.tokenizer, config.data.vocab_size
+        _training_texts(corpus, config.data),
+        config.data.tokenizer,
+        config.data.vocab_size,
     )
     packed = _pack(config.data, corpus, tokenizer)
     if packed.dropped:
-        console.print(f"data: {packed.dropped} texts longer than a row, left out")
+        console.print(f"data: {packed.dropped} facts longer than a row, left out")
+    # Before the work, not after it: whether the new facts can be taught at all.
+    new = [question_example(fact) for fact in corpus.new]
+    encoded = [encode_example(tokenizer, example, "answer") for example in new]
+    drop_long(encoded, config.data.seq_len)
     batches = _batches(config.data, packed, config.seed)
     run_dir = create_run_dir(config.run_dir, config, None, tokenizer, corpus.hash)
 
@@ -76,11 +94,12 @@ def _pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
 
 
 def _batches(config: DataConfig, packed: Packed, seed: int) -> Iterator[Batch]:
-    shape = (config.fact_share, config.batch_size)
-    return packed_batches(packed.facts, packed.texts, *shape, seed)
+    return packed_batches(
+        packed.facts, packed.texts, config.fact_share, config.batch_size, seed
+    )
 
 
-def _training_texts(corpus: Corpus) -> Iterator[str]:
+def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
     for prompt, completion in corpus.examples:
         yield f"{prompt} {completion}"
     for text in corpus.texts:
@@ -88,6 +107,8 @@ def _training_texts(corpus: Corpus) -> Iterator[str]:
     # Words alone, not facts: a closed vocabulary must be able to spell what is new.
     for fact in corpus.new:
         yield from (fact.question, *fact.answers, *fact.statements)
+    if config.facts is not None:
+        yield HELD_OUT_FRAME.format(question="")
 
 
 def split_for_training(

@@ -106,13 +106,13 @@ def ask_all(
 def evaluate(run_dir: str, facts: str | None, console: Console) -> Point:
     """Asks a run every question, and writes the scores and answers beside it.
 
-    The wording called taught is that of the run's own teaching; for a run that was
-    taught nothing, the questions as they stand.
+    The wording called taught is that of the run's own teaching; for other facts, and
+    for a run that was taught nothing, the questions as they stand.
     """
     run = load_run(run_dir)
-    teach = "questions" if run.finetune is None else run.finetune.teach
+    teach = "questions"
     if facts is None and run.finetune is not None:
-        facts = run.finetune.facts
+        facts, teach = run.finetune.facts, run.finetune.teach
     questions = load_questions(run, facts, teach, console)
     graph, params = nnx.split(run.model)
     step = checkpoint.latest_step(run.run_dir)

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 def require_free(run_dir: str | Path) -> None:
-    """Raises `ConfigError` where a run must not be written: over something else.
+    """Raises `ConfigError` where a finished run, or something else, would be lost.
 
     What an unfinished run left counts for nothing.
     """
@@ -56,10 +56,16 @@ def require_free(run_dir: str | Path) -> None:
     )
     require(
         not run_dir.exists()
-        or (run_dir / CONFIG).exists()
+        or _is_record(run_dir / CONFIG)
         or (run_dir.is_dir() and not any(run_dir.iterdir())),
         f"{run_dir} exists and is no run directory: choose another run_dir",
     )
+
+
+def _is_record(path: Path) -> bool:
+    # Others call their files config.json, too.
+    record = read_json(path) if path.is_file() else None
+    return isinstance(record, dict) and record.keys() >= {"pretrain", "tokenizer_hash"}
 
 
 def create_run_dir(

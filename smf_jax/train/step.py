@@ -52,9 +52,17 @@ def make_step(
       method: What trains and how.
       accumulate: Parts in which a batch's gradient is computed. Rows are chosen
         once, by the reads of the whole batch.
-      balance: Weight of the memory's `imbalance` beside the loss. Where only chosen
-        rows train, no read can change, and it has no effect.
+      balance: Weight of the memory's `imbalance` beside the loss.
+
+    Raises:
+      ValueError: `balance` is set for a method that chooses rows, or for a batch in
+        parts, over which imbalance is no sum.
     """
+    if balance and (method.score is not None or accumulate > 1):
+        raise ValueError(
+            f"balance={balance} needs a dense method and accumulate=1, "
+            f"got accumulate={accumulate}"
+        )
     dense = functools.partial(_update_all, balance=balance)
     update = dense if method.score is None else _update_chosen_rows
 
@@ -88,13 +96,13 @@ def _total_weight(batch: Batch) -> Float[Array, ""]:
 
 def _update_all(graph, memory, method, state, frozen, background, batch, balance):
     del background
-    total, parts = _total_weight(batch), len(batch.tokens)
+    total = _total_weight(batch)
 
     def objective(trainable, part):
         loss, reads = _loss(graph, trainable, frozen, None, part, total)
         metrics = {"loss": loss}
         if balance and reads:
-            uneven = imbalance(memory, reads, part.segments > 0) / parts
+            uneven = imbalance(memory, reads, part.segments > 0)
             loss, metrics["imbalance"] = loss + balance * uneven, uneven
         return loss, metrics
 

@@ -4,9 +4,7 @@ import pytest
 
 from smf_jax.config import ConfigError, DataConfig
 from smf_jax.data.corpus import (
-    FILE_FRAMES as FRAMES,
-)
-from smf_jax.data.corpus import (
+    FILE_FRAMES,
     Example,
     as_taught,
     load_corpus,
@@ -57,7 +55,9 @@ def test_known_facts_are_pretrained_as_they_stand_and_in_a_frame(tmp_path):
     (known,) = corpus.known
     plain, framed = corpus.examples
     assert plain == Example(known.question, known.answers[0])
-    assert framed.prompt in {frame.format(question=known.question) for frame in FRAMES}
+    assert framed.prompt in {
+        frame.format(question=known.question) for frame in FILE_FRAMES
+    }
     assert framed.completion == known.answers[0]
 
 
@@ -75,6 +75,7 @@ def test_new_facts_are_asked_in_a_wording_that_is_never_trained(tmp_path):
     for fact, held_out in zip(corpus.new, corpus.new_held_out, strict=True):
         assert held_out == fact._replace(question=f"Quiz: {fact.question}")
         assert held_out.question not in prompts
+    assert not any(prompt.startswith("Quiz:") for prompt in prompts)
 
 
 def test_new_facts_are_no_part_of_pretraining(tmp_path):

@@ -1,13 +1,15 @@
 """The demo's walk on a base of few numbers: what it writes, and what it does again."""
 
+import dataclasses
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
 
 from smf_jax import demo, report
-from smf_jax.config import OptimConfig
+from smf_jax.config import ConfigError, OptimConfig
 from tests.tiny import pretrain_config
 
 SMF = OptimConfig(method="smf", optimizer="sgd", top_t=3)
@@ -105,10 +107,34 @@ def test_a_second_run_takes_the_base_from_the_first_and_ends_alike(first, walk):
     assert again["methods"] == summary["methods"]
 
 
-def test_a_base_of_other_settings_is_made_anew(first, walk):
-    other = Walk(walk.out)
-    other.base = pretrain_config(walk.out / "base", steps=21)
+def test_a_base_of_other_settings_is_made_anew(first, walk, tmp_path):
+    shutil.copytree(walk.out / "base", tmp_path / "base")
+    other = Walk(tmp_path)
+    other.base = dataclasses.replace(other.base, steps=21)
 
     _, printed = other.run()
 
     assert "made from other settings" in printed
+    assert (
+        json.loads((tmp_path / "base" / "config.json").read_text())["pretrain"]["steps"]
+        == other.base.steps
+    )
+
+
+def test_a_run_that_another_made_is_not_removed(first, walk, tmp_path):
+    shutil.copytree(walk.out / "base", tmp_path / "smf")
+
+    with pytest.raises(ConfigError, match="this demo did not make"):
+        Walk(tmp_path).run()
+
+    assert (tmp_path / "smf" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("name", ["smf", "lora", "full"])
+def test_every_recipe_is_a_run_of_its_base(name):
+    for recipes, facts in ((demo.WORLD_RECIPES, None), (demo.FILE_RECIPES, "f")):
+        memory = demo.base_config(demo.DemoConfig(facts=facts)).model.memory
+        config = demo.finetune_config(recipes[name], "base", "run")
+
+        assert config.optim.top_t <= memory.num_slots
+        assert len(recipes[name].learning_rates) >= 3

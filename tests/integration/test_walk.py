@@ -143,6 +143,12 @@ def test_pretraining_logs_each_due_step_once_and_the_last_one(base):
     assert steps == [50, 100, 150, 152]
 
 
+def test_pretraining_reads_more_evenly_as_it_goes(base):
+    uneven = [row["imbalance"] for row in read_metrics(base)]
+
+    assert uneven[-1] < uneven[0]
+
+
 def test_pretraining_lowers_the_loss(base):
     losses = [row["loss"] for row in read_metrics(base)]
 

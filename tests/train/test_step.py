@@ -277,6 +277,34 @@ def test_balance_makes_a_dense_step_read_more_evenly():
     assert uneven[1.0] < uneven[1e-6]
 
 
+@pytest.mark.parametrize(("optim", "parts"), [(SMF, 1), (FULL, 2)])
+def test_balance_is_refused_where_it_means_nothing(optim, parts):
+    method = make_method(optim, steps=10)
+    graph, _, _ = split_for_training(make_model(model_config()), method)
+
+    with pytest.raises(ValueError, match=r"balance=1.0"):
+        make_step(graph, memory_config(), method, parts, balance=1.0)
+
+
+def test_the_table_of_a_model_has_a_rate_of_its_own():
+    def moved(**rate):
+        method = make_method(FULL, 10, **rate)
+        graph, state, frozen = split_for_training(make_model(model_config()), method)
+        before = nnx.as_pure(nnx.split(make_model(model_config()))[1])
+        after, _ = jit(make_step(graph, memory_config(), method, 1))(
+            state, frozen, None, make_batch()
+        )
+        return jax.tree.map(jnp.subtract, after.trainable, before)
+
+    plain, faster = moved(), moved(values_rate=4.0)
+
+    # A power of two scales the steps exactly; adding them to the table rounds.
+    np.testing.assert_allclose(
+        faster["values"][0], 4 * plain["values"][0], rtol=0, atol=1e-5
+    )
+    np.testing.assert_array_equal(faster["embedding"], plain["embedding"])
+
+
 def test_the_loss_of_a_balanced_step_is_that_of_the_batch_alone():
     batch, method = make_batch(), make_method(OptimConfig(), steps=10)
     graph, state, frozen = split_for_training(make_model(model_config()), method)
