@@ -345,6 +345,7 @@ def test_a_folder_that_is_no_run_is_neither_used_nor_emptied(
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
+    (folder / "config.json").write_text('{"model_type": "somebody else\'s"}')
 
     assert "no run directory" in refused("pretrain", pretrain, "--run-dir", folder)
     assert (folder / "chapter.txt").read_text() == "years of work"

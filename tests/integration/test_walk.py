@@ -1,6 +1,7 @@
 """From nothing to a taught model and its answers, by the verbs a user types."""
 
 import json
+import shutil
 from collections import Counter
 from typing import NamedTuple
 
@@ -316,6 +317,19 @@ def test_evaluating_a_taught_run_gives_what_it_wrote_itself(commands, taught, me
     assert commands.run(f"evaluate {method}", "evaluate", str(taught[method])) == 0
 
     assert read_json(taught[method] / "evaluation.json") == want
+
+
+def test_a_run_taught_by_statements_is_asked_facts_that_have_none(
+    commands, taught, tmp_path
+):
+    run_dir, facts = tmp_path / "smf", tmp_path / "facts.jsonl"
+    shutil.copytree(taught["smf"], run_dir)
+    facts.write_text('{"id": "a", "question": "what is it ?", "answers": ["it"]}\n')
+
+    title = "evaluate facts"
+    assert commands.run(title, "evaluate", str(run_dir), "--facts", str(facts)) == 0
+    asked = read_json(run_dir / "evaluation.json")["answers"]["taught"]
+    assert [row["question"] for row in asked] == ["what is it ?"]
 
 
 def test_evaluating_a_run_before_it_is_taught_gives_the_first_point(commands, base):
