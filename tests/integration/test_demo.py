@@ -14,8 +14,8 @@ from tests.tiny import pretrain_config
 
 SMF = OptimConfig(method="smf", optimizer="sgd", top_t=3)
 RECIPES = {
-    "smf": demo.Recipe((5.0, 1.0), 6, SMF),
-    "lora": demo.Recipe((0.003,), 6, OptimConfig(method="lora")),
+    "smf": demo.Recipe((5.0, 1.0), SMF, steps=6),
+    "lora": demo.Recipe((0.003,), OptimConfig(method="lora"), steps=6),
 }
 NUM_NEW = 12  # three people, four relations
 ROW = {

@@ -177,7 +177,7 @@ def test_pretraining_again_gives_the_same_bits_also_over_an_unfinished_run(
 ):
     again = commands.folder / "again"
     (again / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
-    (again / "config.json").write_text("{}")
+    shutil.copy(base / "config.json", again)
     (again / "metrics.jsonl").write_text('{"step": 1, "loss": 0.0}\n')
 
     assert commands.run_config("again", "pretrain", pretrain_config(again)) == 0
