@@ -36,7 +36,6 @@ def demo(arguments: Sequence[str], console: Console) -> None:
     from smf_jax import demo, report
 
     config = tyro.cli(demo.DemoConfig, args=list(arguments), prog="smf demo")
-    (Path(config.out) / report.REPORT).unlink(missing_ok=True)
     demo.run(config, console)
     path = report.write(Path(config.out))
     console.print(f"report: {path}")

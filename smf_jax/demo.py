@@ -26,7 +26,14 @@ from smf_jax.data.corpus import load_corpus
 from smf_jax.evaluate.forgetting import forgotten, kept_at
 from smf_jax.train.finetune import Finetuned, finetune
 from smf_jax.train.pretrain import collect_usage, pretrain
-from smf_jax.train.run import CONFIG, USAGE, read_json, write_json
+from smf_jax.train.run import (
+    CONFIG,
+    FRONTIER,
+    REPORT,
+    USAGE,
+    read_json,
+    write_json,
+)
 
 SUMMARY, SWEEP = "summary.json", "sweep.json"
 POINTS = 6  # of each method's curve, beside the one before any step
@@ -162,10 +169,10 @@ def walk(
     """Makes the base unless it is there, teaches it by each recipe, and compares."""
     start = time.perf_counter()
     out = Path(config.out)
-    for stale in (SUMMARY, SWEEP):
-        (out / stale).unlink(missing_ok=True)
     corpus = load_corpus(base.data)
     _pretrain_once(base, corpus.hash, console)
+    for stale in (SUMMARY, SWEEP, REPORT, FRONTIER):
+        (out / stale).unlink(missing_ok=True)
     if not (Path(base.run_dir) / USAGE).exists():
         collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
     results, sweep = {}, []
@@ -215,16 +222,22 @@ def _clear(run_dir: Path, base_dir: str) -> None:
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:
-    """Pretrains, unless this very model was finished here before."""
+    """Pretrains, unless this very model was finished here before.
+
+    Raises:
+      ConfigError: Another model was.
+    """
     run_dir = Path(base.run_dir)
     if checkpoint.latest_step(run_dir) is not None:
         record = read_json(run_dir / CONFIG)
-        same_corpus = record["corpus_hash"] == corpus_hash
-        if record["config_hash"] == config_hash(base) and same_corpus:
-            console.print(f"base model: taken from {run_dir}, trained before")
-            return
-        console.print(f"base model: {run_dir} was made from other settings; again")
-        shutil.rmtree(run_dir)
+        require(
+            record["config_hash"] == config_hash(base)
+            and record["corpus_hash"] == corpus_hash,
+            f"{run_dir} is the base of a demo with other settings or files: choose "
+            "another --out, or remove it",
+        )
+        console.print(f"base model: taken from {run_dir}, trained before")
+        return
     pretrain(base, console)
 
 

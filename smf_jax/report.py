@@ -11,12 +11,19 @@ import matplotlib
 
 from smf_jax.config import ConfigError, require
 from smf_jax.evaluate.answers import is_exact
-from smf_jax.train.run import EVALUATION, METRICS, TEACHING, read_json, write_text
+from smf_jax.train.run import (
+    EVALUATION,
+    FRONTIER,
+    METRICS,
+    REPORT,
+    TEACHING,
+    read_json,
+    write_text,
+)
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-REPORT, FRONTIER = "report.html", "frontier.svg"
 EXAMPLES = 10  # questions shown before and after, for each method
 COLOURS = {"smf": "#0b6e4f", "lora": "#c75000", "full": "#3b4cc0"}
 

@@ -29,6 +29,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
+REPORT, FRONTIER = "report.html", "frontier.svg"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers")
 

@@ -107,18 +107,16 @@ def test_a_second_run_takes_the_base_from_the_first_and_ends_alike(first, walk):
     assert again["methods"] == summary["methods"]
 
 
-def test_a_base_of_other_settings_is_made_anew(first, walk, tmp_path):
-    shutil.copytree(walk.out / "base", tmp_path / "base")
-    other = Walk(tmp_path)
+def test_a_demo_of_other_settings_is_left_as_it_was(first, walk):
+    other = Walk(walk.out)
     other.base = dataclasses.replace(other.base, steps=21)
+    want = (walk.out / "summary.json").read_text()
 
-    _, printed = other.run()
+    with pytest.raises(ConfigError, match="other settings or files"):
+        other.run()
 
-    assert "made from other settings" in printed
-    assert (
-        json.loads((tmp_path / "base" / "config.json").read_text())["pretrain"]["steps"]
-        == other.base.steps
-    )
+    assert (walk.out / "summary.json").read_text() == want
+    assert (walk.out / "base" / "checkpoints" / "20").is_dir()
 
 
 def test_a_run_that_another_made_is_not_removed(first, walk, tmp_path):
