@@ -27,11 +27,11 @@ from smf_jax.evaluate.forgetting import forgotten, kept_at
 from smf_jax.train.finetune import Finetuned, finetune
 from smf_jax.train.pretrain import collect_usage, pretrain
 from smf_jax.train.run import (
-    CONFIG,
     FRONTIER,
     REPORT,
     USAGE,
-    read_json,
+    is_finished,
+    read_record,
     write_json,
 )
 
@@ -180,12 +180,12 @@ def walk(
         best, *others = recipe.learning_rates
         for rate in (best, *others) if config.sweep else (best,):
             run_dir = out / (name if rate == best else f"sweep/{name}-{rate:g}")
-            _clear(run_dir, base.run_dir)
             task = finetune_config(
                 recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
             )
             if task.batch_size > len(corpus.new):  # a short file is one batch
                 task = dataclasses.replace(task, batch_size=len(corpus.new))
+            _clear(run_dir, task)
             row = _summary(finetune(task, console))
             sweep.append({"method": name, "learning_rate": rate} | row)
             if rate == best:
@@ -209,27 +209,31 @@ def walk(
     return summary
 
 
-def _clear(run_dir: Path, base_dir: str) -> None:
-    """Removes what an earlier demo taught, and nothing else."""
+def _clear(run_dir: Path, task: FinetuneConfig) -> None:
+    """Removes what an earlier demo taught, and nothing else.
+
+    What an interrupted demo was teaching is left, to be gone on with.
+    """
     if checkpoint.latest_step(run_dir) is None:
         return
-    record = read_json(run_dir / CONFIG)
+    record = read_record(run_dir)
     require(
-        (record["finetune"] or {}).get("base") == base_dir,
+        (record["finetune"] or {}).get("base") == task.base,
         f"{run_dir} holds a run that this demo did not make: choose another --out",
     )
-    shutil.rmtree(run_dir)
+    if is_finished(run_dir) or record["config_hash"] != config_hash(task):
+        shutil.rmtree(run_dir)
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:
-    """Pretrains, unless this very model was finished here before.
+    """Pretrains, or goes on with it, unless this very model was finished here before.
 
     Raises:
       ConfigError: Another model was.
     """
     run_dir = Path(base.run_dir)
-    if checkpoint.latest_step(run_dir) is not None:
-        record = read_json(run_dir / CONFIG)
+    if checkpoint.latest_step(run_dir) is not None and is_finished(run_dir):
+        record = read_record(run_dir)
         require(
             record["config_hash"] == config_hash(base)
             and record["corpus_hash"] == corpus_hash,

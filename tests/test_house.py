@@ -8,11 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
     ("config", "sharding"),
-    ("kernels",),
+    ("kernels", "distributed"),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),
     ("train",),
-    ("compare", "report", "plan", "bench", "torch_baseline", "demo", "doctor"),
+    (
+        *("compare", "report", "plan", "bench", "torch_baseline"),
+        *("demo", "doctor", "selftest"),
+    ),
     ("cli",),
     ("__main__",),
 )

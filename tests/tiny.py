@@ -127,6 +127,7 @@ def make_batch(lengths=(8, 3, 6, 5), seq: int = 9, seed: int = 0) -> Batch:
         weights=(is_token & (np.arange(seq) > 0)).astype(np.float32),
         positions=np.where(is_token, np.arange(seq), 0).astype(np.int32),
         segments=is_token.astype(np.int32),
+        records=np.broadcast_to(np.arange(len(lengths))[:, None], is_token.shape),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from smf_jax.config.checks import require, require_not_negative, require_positive
@@ -10,6 +11,8 @@ from smf_jax.config.model import ModelConfig
 
 USAGE_DOCUMENTS = 200  # batches a background is counted over; the paper has 1000
 Teach = Literal["questions", "statements", "both"]
+# Loss of a step; exact match on the facts taught, reworded, and known before.
+Metric = Literal["loss", "taught", "held_out", "known"]
 Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
 
 
@@ -117,6 +120,27 @@ class OptimConfig:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """When a run saves a checkpoint, and which of them it keeps."""
+
+    every: int = 250  # steps between two checkpoints; the last step has one, too
+    keep: int = 2  # latest checkpoints kept
+    keep_every: int = 0  # those of its multiples are kept for good; 0: none
+    best: Metric | None = None  # of which the best checkpoint is kept, too
+
+    def __post_init__(self):
+        require_positive("save", self, "every", "keep")
+        require_not_negative("save", self, "keep_every")
+
+
+def _require_on_nan(on_nan: str) -> None:
+    require(
+        re.fullmatch(r"stop|skip=[0-9]{1,6}", on_nan) is not None,
+        f"on_nan={on_nan} must be stop, or skip=K for at most K batches left out",
+    )
+
+
 def _require_warmed_up(optim: OptimConfig, steps: int) -> None:
     require(
         optim.warmup_steps < steps,
@@ -134,7 +158,9 @@ class PretrainConfig:
     balance: float = 0.02  # weight of the loss that evens out which slots are read
     values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
     log_every: int = 10  # steps between two lines of metrics.jsonl
+    on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the parameters and of the order of the data
+    save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -142,6 +168,12 @@ class PretrainConfig:
     def __post_init__(self):
         require_positive("pretrain", self, "steps", "log_every", "values_rate")
         require_not_negative("pretrain", self, "balance")
+        _require_on_nan(self.on_nan)
+        require(
+            self.save.best in (None, "loss"),
+            f"save.best={self.save.best} is asked of taught models; pretraining has "
+            "save.best=loss",
+        )
         _require_warmed_up(self.optim, self.steps)
         require(
             self.optim.method == "full",
@@ -164,7 +196,9 @@ class FinetuneConfig:
     accumulate: int = 1  # parts a step's batch is computed in
     eval_every: int = 25  # steps between two points of the curve; 0: only at the end
     log_every: int = 10  # steps between two lines of metrics.jsonl
+    on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the order of the facts
+    save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
     optim: OptimConfig = OptimConfig(method="smf", optimizer="sgd")
 
     def __post_init__(self):
@@ -176,6 +210,7 @@ class FinetuneConfig:
             f"accumulate={self.accumulate}",
         )
         require_not_negative("finetune", self, "eval_every")
+        _require_on_nan(self.on_nan)
         _require_warmed_up(self.optim, self.steps)
 
 

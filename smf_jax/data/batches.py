@@ -1,9 +1,10 @@
 """Batches of tokens, by grain: packed for pretraining, one text a row for teaching."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer
@@ -25,26 +26,40 @@ class Batch(NamedTuple):
     weights: Float[np.ndarray, "batch seq"]  # of each target's loss; 0: not trained
     positions: Int[np.ndarray, "batch seq"]  # of each token in its text
     segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
+    records: Int[np.ndarray, "batch seq"]  # which record a token is of, by its place
 
 
-Row = dict[str, np.ndarray]  # tokens, targets, weights: one text, or a part of one
+# tokens, targets, weights, records: one text, or a part of one
+Row = dict[str, np.ndarray]
 
 
 def encode_example(
-    tokenizer: Tokenizer, example: Example, loss_on: Literal["answer", "all"]
+    tokenizer: Tokenizer,
+    example: Example,
+    loss_on: Literal["answer", "all"],
+    record: int = 0,
 ) -> Row:
-    """Returns the row of an example, with the loss on its completion or on all."""
-    prompt, completion = encode_answered(tokenizer, *example)
-    row = _row(prompt + completion)
+    """Returns the row of an example, with the loss on its completion or on all.
+
+    `record` is the place of its record in a list of the caller's.
+    """
+    prompt, completion = encode_answered(tokenizer, example.prompt, example.completion)
+    row = _row(prompt + completion, record)
     if loss_on == "answer":
         row["weights"][: max(len(prompt) - 1, 0)] = 0
     return row
 
 
-def _row(ids: list[int]) -> Row:
+def _row(ids: list[int], record: int) -> Row:
     ids = np.asarray(ids, np.int32)
     weights = np.ones(len(ids) - 1, np.float32)
-    return {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
+    records = np.full(len(ids) - 1, record, np.int32)
+    return {
+        "tokens": ids[:-1],
+        "targets": ids[1:],
+        "weights": weights,
+        "records": records,
+    }
 
 
 class Packed(NamedTuple):
@@ -53,6 +68,7 @@ class Packed(NamedTuple):
     facts: list[Batch]
     texts: list[Batch]
     dropped: int  # examples of facts that are too long for a row
+    records: list[str]  # the ids of facts and texts, where `Batch.records` finds them
 
 
 def pack_corpus(
@@ -69,16 +85,21 @@ def pack_corpus(
     Raises:
       ConfigError: More than 1 % of the facts are longer than `seq_len`.
     """
-    facts = [encode_example(tokenizer, example, loss_on) for example in corpus.examples]
+    records = [example.record for example in corpus.examples]
+    records += [text.id for text in corpus.texts]
+    facts = [
+        encode_example(tokenizer, example, loss_on, place)
+        for place, example in enumerate(corpus.examples)
+    ]
     facts, dropped = drop_long(facts, seq_len)
     whole, ends = [], []  # a piece that fills its row needs no packing
-    for text in corpus.texts:
+    for place, text in enumerate(corpus.texts, len(corpus.examples)):
         ids = encode_text(tokenizer, text.text)
         for start in range(0, len(ids) - 1, seq_len):
-            piece = _row(ids[start : start + seq_len + 1])
+            piece = _row(ids[start : start + seq_len + 1], place)
             (whole if len(piece["tokens"]) == seq_len else ends).append(piece)
     texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
-    return Packed(_pack(facts, seq_len), texts, dropped)
+    return Packed(_pack(facts, seq_len), texts, dropped, records)
 
 
 def _one_segment(row: Row) -> Batch:
@@ -102,6 +123,7 @@ def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
             weights=row["weights"],
             positions=row["tokens_positions"],
             segments=row["tokens_segment_ids"],
+            records=row["records"],
         )
         for row in packed
     ]
@@ -134,8 +156,10 @@ def packed_batches(
     fact_share: float,
     batch_size: int,
     seed: int,
-) -> Iterator[Batch]:
-    """Yields batches of packed rows without end.
+) -> grain.DatasetIterator:
+    """Returns an iterator over batches of packed rows, without end.
+
+    Its `get_state()` is a few numbers, and `set_state()` reads nothing again.
 
     Args:
       facts: Packed rows of facts, shuffled anew in each round.
@@ -149,13 +173,13 @@ def packed_batches(
         others = grain.MapDataset.source(texts).seed(seed + 1).shuffle().repeat(None)
         weights = [fact_share, 1 - fact_share]
         source = grain.MapDataset.mix([source, others], weights)
-    yield from source.to_iter_dataset(_IN_LINE).batch(batch_size)
+    return iter(source.to_iter_dataset(_IN_LINE).batch(batch_size))
 
 
 def taught_batches(
     facts: Sequence[Sequence[Row]], batch_size: int, seed: int
-) -> Iterator[Batch]:
-    """Yields batches without end, each with all the texts of a few facts.
+) -> grain.DatasetIterator:
+    """Returns an iterator over batches, each with all the texts of a few facts.
 
     One text a row, never packed, padded to the longest of all; a fact with fewer
     texts than another brings rows of padding. What states one fact stands together,
@@ -173,16 +197,21 @@ def taught_batches(
         "tokens": np.zeros(0, np.int32),
         "targets": np.zeros(0, np.int32),
         "weights": np.zeros(0, np.float32),
+        "records": np.zeros(0, np.int32),
     }
 
     def pad(row: Row) -> Batch:
         fill = (0, seq_len - len(row["tokens"]))
-        return Batch(*(np.pad(part, fill) for part in _one_segment(row)))  # PAD is 0
+        # PAD is 0
+        return Batch(*(np.pad(part, fill) for part in _one_segment(row)))
+
+    def flatten(leaf: np.ndarray) -> np.ndarray:
+        return leaf.reshape(-1, seq_len)
 
     def stack(rows: Sequence[Row]) -> Batch:
         rows = [*rows, *[nothing] * (most - len(rows))]
         return Batch(*map(np.stack, zip(*map(pad, rows), strict=True)))
 
     source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
-    for batch in source.map(stack).to_iter_dataset(_IN_LINE).batch(batch_size):
-        yield Batch(*(leaf.reshape(-1, seq_len) for leaf in batch))
+    batches = source.map(stack).to_iter_dataset(_IN_LINE).batch(batch_size)
+    return iter(batches.map(lambda batch: jax.tree.map(flatten, batch)))

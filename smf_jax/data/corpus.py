@@ -16,6 +16,7 @@ class Example(NamedTuple):
 
     prompt: str
     completion: str
+    record: str  # id of the fact
 
 
 class Corpus(NamedTuple):
@@ -97,7 +98,7 @@ def reword(fact: Fact, frame: str) -> Fact:
 
 def question_example(fact: Fact) -> Example:
     """Returns the question, to be completed by the first answer."""
-    return Example(fact.question, fact.answers[0])
+    return Example(fact.question, fact.answers[0], fact.id)
 
 
 def statement_example(fact: Fact, statement: str) -> Example:
@@ -112,8 +113,8 @@ def statement_example(fact: Fact, statement: str) -> Example:
     ]
     place = max(found, default=-1)
     if place < 0:
-        return Example("", statement)
-    return Example(statement[:place].strip(), statement[place:])
+        return Example("", statement, fact.id)
+    return Example(statement[:place].strip(), statement[place:], fact.id)
 
 
 def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
@@ -140,7 +141,8 @@ def as_taught(fact: Fact, teach: Teach) -> Fact:
     Raises:
       ConfigError: No text that teaches it leads up to its answer.
     """
-    prompts = [prompt for prompt, _ in taught_examples(fact, teach) if prompt]
+    examples = taught_examples(fact, teach)
+    prompts = [example.prompt for example in examples if example.prompt]
     require(
         len(prompts) > 0,
         f"fact {fact.id!r} has no statement that leads up to its answer: "

@@ -14,12 +14,14 @@ from smf_jax.model.memory import MemoryValues
 from smf_jax.slots.select import Score, scorer
 
 ADAM_B2 = 0.95  # as large language models are trained; 0.999 averages a whole demo
+# Parameters of this type move, the rest is frozen.
+TRAINABLE = {"full": nnx.Param, "lora": LoRAParam, "smf": MemoryValues}
 
 
 class Method(NamedTuple):
     """What the train step needs to know; it asks for no name."""
 
-    trainable: type[nnx.Param]  # parameters of this type move, the rest is frozen
+    trainable: type[nnx.Param]  # one of TRAINABLE
     tx: optax.GradientTransformationExtraArgs
     score: Score | None  # ranks the rows that may move; None: all of them move
     top_t: int  # rows a step and table; without meaning where score is None
@@ -107,10 +109,7 @@ def _scale_values(rate: float) -> optax.GradientTransformation:
 def make_method(config: OptimConfig, steps: int, values_rate: float = 1.0) -> Method:
     """Returns the method that a configuration names."""
     tx = optimizer(config, steps, values_rate)
-    match config.method:
-        case "full":
-            return Method(nnx.Param, tx, None, 0)
-        case "lora":
-            return Method(LoRAParam, tx, None, 0)
-        case "smf":
-            return Method(MemoryValues, tx, scorer(config.select), config.top_t)
+    trainable = TRAINABLE[config.method]
+    if config.method == "smf":
+        return Method(trainable, tx, scorer(config.select), config.top_t)
+    return Method(trainable, tx, None, 0)

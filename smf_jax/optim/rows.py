@@ -1,11 +1,21 @@
 """Optimizers that move chosen rows of a table and nothing else, state included."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
+
+
+class RowUpdate(NamedTuple):
+    """What an optimizer makes of the gradients of chosen rows."""
+
+    updates: PyTree  # [top_t, ...] of each leaf, to be added to `slots`
+    state: optax.OptState  # of which only those rows have changed
+    slots: PyTree  # the chosen ones, or none where nothing may change
+    allowed: Bool[Array, ""] | None
 
 
 def update_rows(
@@ -14,9 +24,10 @@ def update_rows(
     state: optax.OptState,
     params: PyTree,
     slots: PyTree,
+    allowed: Bool[Array, ""] | None = None,
     **extra_args: Any,
-) -> tuple[PyTree, optax.OptState]:
-    """Runs `inner` on chosen rows, and returns their updates and the whole state.
+) -> RowUpdate:
+    """Runs `inner` on chosen rows, and returns their updates and the whole new state.
 
     `inner` sees only those rows: its clipping measures their gradient, its decay and
     its moments touch them alone. What its state shares between rows, like Adam's step
@@ -29,10 +40,8 @@ def update_rows(
       params: Whole tables [num_slots, ...].
       slots: The chosen rows of each leaf, all different; ids of num_slots or more
         stand for none.
-
-    Returns:
-      Updates [top_t, ...] to add to the chosen rows, and the state, of which only
-      those rows have changed.
+      allowed: Whether anything may change at all. If it is given, nothing changes
+        either where a row would get a number that is not finite.
     """
 
     def take(leaf, slots):
@@ -56,20 +65,39 @@ def update_rows(
     )
 
     def on_rows(function, *trees):
-        return jax.tree.map(
-            lambda is_row, leaf, *rest: function(leaf, *rest) if is_row else leaf,
-            is_row,
-            *trees,
-        )
+        def apply(is_row, leaf, *rest):
+            return function(leaf, *rest) if is_row else leaf
 
+        return jax.tree.map(apply, is_row, *trees)
+
+    before = jax.tree.map(take, params, slots)
     updates, rows = inner.update(
-        row_grads,
-        on_rows(take, state, slots_of),
-        jax.tree.map(take, params, slots),
-        **extra_args,
+        row_grads, on_rows(take, state, slots_of), before, **extra_args
     )
+    if allowed is not None:
+        allowed &= all_finite(optax.apply_updates(before, updates))
+        only_if_allowed = functools.partial(_slots_if, allowed)
+        slots = jax.tree.map(only_if_allowed, slots, params)
+        slots_of = on_rows(only_if_allowed, slots_of, state)
+        rows = jax.tree.map(
+            lambda is_row, new, old: new if is_row else jnp.where(allowed, new, old),
+            is_row,
+            rows,
+            state,
+        )
     state = on_rows(put, rows, state, slots_of)
-    return updates, state
+    return RowUpdate(updates, state, slots, allowed)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Returns whether every number is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _slots_if(allowed, slots, table):
+    # So that nothing is written; to select between two tables would copy them.
+    none = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
+    return jnp.where(allowed, slots, none)
 
 
 def write_rows(params: PyTree, updates: PyTree, slots: PyTree) -> PyTree:
@@ -123,7 +151,7 @@ def only_rows(
             zeros = jnp.zeros_like(param)
             return zeros.at[slots].set(row, mode="drop", unique_indices=True)
 
-        rows, state = update_rows(
+        rows, state, *_ = update_rows(
             inner,
             jax.tree.map(to_rows, updates, params),
             state,

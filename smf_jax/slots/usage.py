@@ -1,5 +1,6 @@
 """How often a background corpus reads each slot, and the file that remembers it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -49,6 +50,7 @@ def save(path: Path, usage: Usage) -> None:
         "document_shape": usage.document_shape,
         "model_hash": usage.model_hash,
         "corpus_hash": usage.corpus_hash,
+        "content_hash": content_hash(usage),
     }
     beside = path.with_name(path.name + ".partial")
     save_file(
@@ -57,6 +59,14 @@ def save(path: Path, usage: Usage) -> None:
         {"usage": json.dumps(metadata)},
     )
     os.replace(beside, path)
+
+
+def content_hash(usage: Usage) -> str:
+    """Returns the SHA-256 of everything that a usage says."""
+    digest = hashlib.sha256(repr(tuple(usage)[1:]).encode())
+    frequency = np.ascontiguousarray(usage.document_frequency, "<i4")
+    digest.update(repr(frequency.shape).encode() + frequency.tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path, model_hash: str, num_pools: int, num_slots: int) -> Usage:
@@ -79,8 +89,15 @@ def load(path: Path, model_hash: str, num_pools: int, num_slots: int) -> Usage:
                 metadata["model_hash"],
                 metadata["corpus_hash"],
             )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            whole = (
+                frequency.dtype == np.int32
+                and content_hash(usage) == metadata["content_hash"]
+            )
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ConfigError(f"{path} is no usage file: {error}") from error
+    require(
+        whole, f"{path} is damaged: it is not as it was written; collect usage again"
+    )
     require(
         usage.document_frequency.shape == (num_pools, num_slots),
         f"{path} counts tables of shape {usage.document_frequency.shape}, but the "

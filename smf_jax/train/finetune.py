@@ -1,33 +1,28 @@
 """Teaching new facts to a run's model, by any method, with a curve of what it cost."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from smf_jax import checkpoint
+from smf_jax import distributed
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import (
-    Batch,
-    drop_long,
-    encode_example,
-    fits,
-    taught_batches,
-)
+from smf_jax.data.batches import drop_long, encode_example, fits, taught_batches
 from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
-from smf_jax.train.loop import metrics_log, train
-from smf_jax.train.pretrain import require_memory, split_for_training
+from smf_jax.train.guard import skips
+from smf_jax.train.loop import is_due
+from smf_jax.train.pretrain import require_memory
 from smf_jax.train.questions import (
     Point,
     Questions,
@@ -36,15 +31,22 @@ from smf_jax.train.questions import (
     write_evaluation,
 )
 from smf_jax.train.run import (
-    METRICS,
     TEACHING,
     USAGE,
     Run,
-    all_params,
-    create_run_dir,
+    describe,
     load_run,
-    require_free,
     write_json,
+)
+from smf_jax.train.session import Session, train_to_end
+from smf_jax.train.start import (
+    AUTO,
+    Resume,
+    claim,
+    enter_run_dir,
+    find_start,
+    restore,
+    split_for_training,
 )
 from smf_jax.train.step import Background, TrainState, make_step
 
@@ -61,83 +63,124 @@ class Finetuned(NamedTuple):
         return [point.on_curve() for point in self.points]
 
 
-def finetune(config: FinetuneConfig, console: Console) -> Finetuned:
-    """Teaches facts to the model of `config.base` and writes a run.
+def finetune(
+    config: FinetuneConfig, console: Console, resume: Resume = AUTO
+) -> Finetuned:
+    """Teaches facts to the model of `config.base`, or goes on with it, in a run.
 
     Raises:
-      ConfigError: The base or its usage is missing or another one, or the facts
-        cannot be taught as asked.
+      ConfigError: The base or its usage is missing or another one, the facts cannot
+        be taught as asked, or the run is finished, damaged, or another one.
+      Interrupted: A signal asked to stop, and the run was saved.
+      TrainingError: Its numbers are not finite, or far off.
+      SaveError: A checkpoint could not be written.
     """
-    require_free(config.run_dir)
-    base = load_run(config.base)
-    require(
-        base.finetune is None or base.finetune.optim.method != "lora",
-        f"{config.base} was taught by lora, and what it added cannot be taught over: "
-        "teach the run it came from",
-    )
-    questions = load_questions(base, config.facts, config.teach, console)
-    loaded = _usage(config, base) if config.optim.method == "smf" else None
-    background = loaded and Background(
-        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
-    )
-    batches = _batches(config, base, questions, console)
+    with claim(config.run_dir) as run_dir:
+        start = find_start(run_dir, resume, console)
+        base = load_run(config.base)
+        require(
+            base.finetune is None or base.finetune.optim.method != "lora",
+            f"{config.base} was taught by lora, and what it added cannot be taught "
+            "over: teach the run it came from",
+        )
+        questions = load_questions(base, config.facts, config.teach, console)
+        loaded = _usage(config, base) if config.optim.method == "smf" else None
+        batches = _batches(config, base, questions, console)
+        record = describe(
+            base.pretrain,
+            config,
+            base.tokenizer,
+            corpus_hash=questions.hash,
+            base_hash=base.model_hash,
+            usage_hash=loaded and usage.content_hash(loaded),
+        )
+        if config.optim.method == "lora":
+            add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
+        enter_run_dir(run_dir, start, record, base.tokenizer, console)
+        return _teach(config, run_dir, start, base, questions, loaded, batches, console)
+
+
+def _teach(config, run_dir, start, base, questions, loaded, batches, console):
     tables = [np.asarray(table[...]) for table in base.model.values]
-    if config.optim.method == "lora":
-        add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
-    run_dir = create_run_dir(
-        config.run_dir,
-        base.pretrain,
-        config,
-        base.tokenizer,
-        questions.corpus_hash,
-    )
     method = make_method(config.optim, config.steps)
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)
-    memory = base.pretrain.model.memory
-    step = make_step(graph, memory, method, config.accumulate)
     ask = functools.partial(ask_all, graph, base.tokenizer, questions)
+    if start is None:
+        points = [ask(0, (state.trainable, frozen))]
+    else:
+        state, progress = restore(run_dir, start, state)
+        batches.set_state(progress["data"])
+        points = [Point.from_json(point) for point in progress["points"]]
 
-    points, done = [ask(0, (state.trainable, frozen))], 0
-    every = config.eval_every or config.steps
-    title = f"finetune {run_dir.name}"
-    with metrics_log(
-        run_dir / METRICS, title, config.steps, config.log_every, console
-    ) as log:
-        while done < config.steps:
-            until = min(done + every, config.steps)
-            steps = range(done + 1, until + 1)
-            state = train(step, state, frozen, background, batches, steps, log)
-            points.append(ask(until, (state.trainable, frozen)))
-            done = until
+    def look(step, state):
+        if is_due(step, config.steps, config.eval_every):
+            points.append(ask(step, (state.trainable, frozen)))
+        if step == config.steps:  # before the checkpoint that makes the run a whole
+            model = nnx.merge(graph, state.trainable, frozen)
+            written = _written(tables, model)
+            _write_teaching(run_dir, points, trainable, loaded, written)
+            write_evaluation(run_dir, questions, points[-1])
+        # Answers before any teaching are shown beside the last; the others are not.
+        saved = [points[0], *(point._replace(answers={}) for point in points[1:])]
+        scores = {name: of.exact_match for name, of in points[-1].scores.items()}
+        return {"points": [point.to_json() for point in saved]}, scores
 
-    model = nnx.merge(graph, state.trainable, frozen)
-    written = [
+    max_skips = skips(config.on_nan)
+    session = Session(
+        title=f"finetune {run_dir.name}",
+        run_dir=run_dir,
+        config=config,
+        done=start or 0,
+        step=make_step(
+            graph,
+            base.pretrain.model.memory,
+            method,
+            config.accumulate,
+            max_skips=max_skips,
+        ),
+        frozen=frozen,
+        background=distributed.place(_background(loaded)),
+        batches=batches,
+        records=[fact.id for fact in questions.new],
+        vocab_size=base.model.config.vocab_size,
+    )
+    train_to_end(session, state, max_skips, config.eval_every, look, console)
+    return Finetuned(run_dir, points, trainable)
+
+
+def _background(loaded: Usage | None) -> Background | None:
+    return loaded and Background(
+        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
+    )
+
+
+def _written(tables: list[np.ndarray], model: nnx.Module) -> list[np.ndarray]:
+    return [
         (np.asarray(after[...]) != before).any(axis=1)
         for before, after in zip(tables, model.values, strict=True)
     ]
-    taught = Finetuned(run_dir, points, trainable)
+
+
+def _write_teaching(run_dir, points, trainable, loaded, written) -> None:
     record = {
-        "curve": taught.curve(),
+        "curve": [point.on_curve() for point in points],
         "trainable": trainable,
         "slots_by_document_frequency": _slot_histogram(loaded, written),
         "answers_before": points[0].answers,
     }
     write_json(run_dir / TEACHING, record)
-    write_evaluation(run_dir, questions, points[-1])
-    checkpoint.save(run_dir, config.steps, all_params(model))
-    return taught
 
 
 def _batches(
     config: FinetuneConfig, base: Run, questions: Questions, console: Console
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator:
     encoded = [
         [
-            encode_example(base.tokenizer, example, config.loss_on)
+            encode_example(base.tokenizer, example, config.loss_on, place)
             for example in taught_examples(fact, config.teach)
         ]
-        for fact in questions.new
+        for place, fact in enumerate(questions.new)
     ]
     seq_len = base.pretrain.data.seq_len
     _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)

@@ -4,19 +4,15 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import grain
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
 from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
 
-from smf_jax import checkpoint
 from smf_jax.config import DataConfig, PretrainConfig, require
 from smf_jax.data.batches import (
-    Batch,
     Packed,
     drop_long,
     encode_example,
@@ -29,79 +25,107 @@ from smf_jax.data.corpus import (
     load_corpus,
     question_example,
 )
-from smf_jax.data.tokenizer import train_tokenizer
-from smf_jax.optim.methods import Method, make_method
+from smf_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from smf_jax.optim.methods import make_method
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
-from smf_jax.train.loop import metrics_log, train
+from smf_jax.train.guard import skips
 from smf_jax.train.run import (
-    METRICS,
+    TOKENIZER,
     USAGE,
     Run,
-    all_params,
-    create_run_dir,
+    describe,
     load_run,
     make_model,
-    require_free,
 )
-from smf_jax.train.step import TrainState, make_document_reader, make_step
+from smf_jax.train.session import Session, train_to_end
+from smf_jax.train.start import (
+    AUTO,
+    Resume,
+    claim,
+    enter_run_dir,
+    find_start,
+    restore,
+    split_for_training,
+)
+from smf_jax.train.step import make_document_reader, make_step
 
 
-def pretrain(config: PretrainConfig, console: Console) -> Path:
-    """Trains a model and returns its run directory.
+def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) -> Path:
+    """Trains a model, or goes on with it, and returns its run directory.
 
     Raises:
-      ConfigError: The data do not fit the configuration, or the run exists.
+      ConfigError: The data do not fit the configuration, or the run is finished,
+        damaged, or another one.
+      Interrupted: A signal asked to stop, and the run was saved.
+      TrainingError: Its numbers are not finite, or far off.
+      SaveError: A checkpoint could not be written.
     """
-    require_free(config.run_dir)
-    corpus = load_corpus(config.data)
-    for note in corpus.notes:
-        console.print(f"data: {note}")
-    tokenizer = train_tokenizer(
-        _training_texts(corpus, config.data),
-        config.data.tokenizer,
-        config.data.vocab_size,
-    )
-    packed = _pack(config.data, corpus, tokenizer)
-    if packed.dropped:
-        console.print(f"data: {packed.dropped} facts longer than a row, left out")
-    # Before the work, not after it: whether the new facts can be taught at all.
-    new = [question_example(fact) for fact in corpus.new]
-    encoded = [encode_example(tokenizer, example, "answer") for example in new]
-    drop_long(encoded, config.data.seq_len)
-    batches = _batches(config.data, packed, config.seed)
-    run_dir = create_run_dir(config.run_dir, config, None, tokenizer, corpus.hash)
-
-    method = make_method(config.optim, config.steps, config.values_rate)
-    graph, state, frozen = split_for_training(
-        make_model(config, None, tokenizer), method
-    )
-    step = make_step(
-        graph, config.model.memory, method, accumulate=1, balance=config.balance
-    )
-    title = f"pretrain {run_dir.name}"
-    log = metrics_log(run_dir / METRICS, title, config.steps, config.log_every, console)
-    steps = range(1, config.steps + 1)
-    with log as log:
-        state = train(step, state, frozen, None, batches, steps, log)
-    model = nnx.merge(graph, state.trainable, frozen)
-    checkpoint.save(run_dir, config.steps, all_params(model))
+    with claim(config.run_dir) as run_dir:
+        start = find_start(run_dir, resume, console)
+        corpus = load_corpus(config.data)
+        for note in corpus.notes:
+            console.print(f"data: {note}")
+        tokenizer = _tokenizer(config.data, corpus, run_dir, start)
+        packed = _pack(config.data, corpus, tokenizer)
+        if packed.dropped:
+            console.print(f"data: {packed.dropped} facts longer than a row, left out")
+        # Before the work, not after it: whether the new facts can be taught at all.
+        new = [question_example(fact) for fact in corpus.new]
+        encoded = [encode_example(tokenizer, example, "answer") for example in new]
+        drop_long(encoded, config.data.seq_len)
+        record = describe(config, None, tokenizer, corpus_hash=corpus.hash)
+        enter_run_dir(run_dir, start, record, tokenizer, console)
+        _train(config, run_dir, start, tokenizer, packed, console)
     return run_dir
+
+
+def _train(config, run_dir, start, tokenizer, packed, console) -> None:
+    batches = _batches(config.data, packed, config.seed)
+    method = make_method(config.optim, config.steps, config.values_rate)
+    model = make_model(config, tokenizer)
+    graph, state, frozen = split_for_training(model, method)
+    if start is not None:
+        state, progress = restore(run_dir, start, state)
+        batches.set_state(progress["data"])
+    max_skips = skips(config.on_nan)
+    session = Session(
+        title=f"pretrain {run_dir.name}",
+        run_dir=run_dir,
+        config=config,
+        done=start or 0,
+        step=make_step(
+            graph, config.model.memory, method, 1, config.balance, max_skips
+        ),
+        frozen=frozen,
+        background=None,
+        batches=batches,
+        records=packed.records,
+        vocab_size=model.config.vocab_size,
+    )
+    train_to_end(session, state, max_skips, 0, lambda step, state: ({}, {}), console)
+
+
+def _tokenizer(config, corpus, run_dir, start) -> Tokenizer:
+    if start is not None:
+        return load_tokenizer(run_dir / TOKENIZER)
+    texts = _training_texts(corpus, config)
+    return train_tokenizer(texts, config.tokenizer, config.vocab_size)
 
 
 def _pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
     return pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
 
 
-def _batches(config: DataConfig, packed: Packed, seed: int) -> Iterator[Batch]:
+def _batches(config: DataConfig, packed: Packed, seed: int) -> grain.DatasetIterator:
     return packed_batches(
         packed.facts, packed.texts, config.fact_share, config.batch_size, seed
     )
 
 
 def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
-    for prompt, completion in corpus.examples:
-        yield f"{prompt} {completion}"
+    for example in corpus.examples:
+        yield f"{example.prompt} {example.completion}"
     for text in corpus.texts:
         yield text.text
     # Words alone, not facts: a closed vocabulary must be able to spell what is new.
@@ -109,20 +133,6 @@ def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
         yield from (fact.question, *fact.answers, *fact.statements)
     if config.facts is not None:
         yield HELD_OUT_FRAME.format(question="")
-
-
-def split_for_training(
-    model: nnx.Module, method: Method
-) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns a model's structure, what trains with its optimizer state, and the rest.
-
-    What trains is copied, since a step donates it and the model may be needed again.
-    """
-    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
-    trainable = jax.tree.map(jnp.copy, nnx.as_pure(trainable))
-    state = TrainState(trainable, jax.jit(method.tx.init)(trainable))
-    device = jax.local_devices()[0]
-    return graph, *jax.device_put((state, nnx.as_pure(frozen)), device)
 
 
 def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> Usage:

@@ -1,14 +1,14 @@
 """What a model is asked before, while and after it is taught, and how it does."""
 
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import PyTree
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from smf_jax import checkpoint
 from smf_jax.config import Teach
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
@@ -30,7 +30,7 @@ class Questions(NamedTuple):
     taught: list[Fact]  # the same, asked in the wording that teaches them
     held_out: list[Fact]  # the same, asked in a wording that is never trained on
     known: list[Fact]  # part of pretraining
-    corpus_hash: str  # of the files or the world they come from
+    hash: str  # of all of them, and of the corpus they come from
 
     def groups(self) -> dict[str, list[Fact]]:
         """Returns what is asked, by name."""
@@ -50,6 +50,17 @@ class Point(NamedTuple):
         return CurvePoint(
             self.step, *(self.scores[name].exact_match for name in groups)
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the point in types that JSON has."""
+        scores = {group: scores._asdict() for group, scores in self.scores.items()}
+        return {"step": self.step, "scores": scores, "answers": self.answers}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Point":
+        """Returns the point that `to_json` was of."""
+        scores = {group: Scores(**of) for group, of in content["scores"].items()}
+        return cls(content["step"], scores, content["answers"])
 
 
 def load_questions(
@@ -74,7 +85,9 @@ def load_questions(
             console.print(f"data: {note}")
         held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
     taught = [as_taught(fact, teach) for fact in new]
-    return Questions(new, taught, held_out, corpus.known, corpus.hash)
+    content = (corpus.hash, new, taught, held_out)
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    return Questions(new, taught, held_out, corpus.known, digest)
 
 
 def ask_all(
@@ -103,20 +116,22 @@ def ask_all(
     return Point(step, scores, answers)
 
 
-def evaluate(run_dir: str, facts: str | None, console: Console) -> Point:
+def evaluate(
+    run_dir: str, facts: str | None, console: Console, step: int | None = None
+) -> Point:
     """Asks a run every question, and writes the scores and answers beside it.
 
-    The wording called taught is that of the run's own teaching; for other facts, and
-    for a run that was taught nothing, the questions as they stand.
+    It is asked as it was after `step`, by default the last. The wording called taught
+    is that of the run's own teaching; for other facts, and for a run that was taught
+    nothing, the questions as they stand.
     """
-    run = load_run(run_dir)
+    run = load_run(run_dir, step)
     teach = "questions"
     if facts is None and run.finetune is not None:
         facts, teach = run.finetune.facts, run.finetune.teach
     questions = load_questions(run, facts, teach, console)
     graph, params = nnx.split(run.model)
-    step = checkpoint.latest_step(run.run_dir)
-    point = ask_all(graph, run.tokenizer, questions, step, (params,))
+    point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
     write_evaluation(run.run_dir, questions, point)
     return point
 
@@ -130,9 +145,7 @@ def write_evaluation(run_dir: Path, questions: Questions, point: Point) -> None:
         ]
         for group, facts in questions.groups().items()
     }
-    scores = {group: scores._asdict() for group, scores in point.scores.items()}
-    record = {"step": point.step, "scores": scores, "answers": answers}
-    write_json(run_dir / EVALUATION, record)
+    write_json(run_dir / EVALUATION, point.to_json() | {"answers": answers})
 
 
 def ask_one(run_dir: str, question: str, max_new_tokens: int) -> str:

@@ -1,7 +1,6 @@
 """The run directory: a model, how it was made, and what was measured on the way."""
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dacite
+import jax
 from flax import nnx
 from jaxtyping import PyTree
 from tokenizers import Tokenizer
@@ -27,10 +27,16 @@ from smf_jax.config import (
 from smf_jax.data.tokenizer import load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
+from smf_jax.optim.methods import TRAINABLE
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER = "report.html", "frontier.svg"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
+# What `config.json` holds; the hashes name what a run was made of.
+RECORD = {
+    *("pretrain", "finetune", "config_hash", "corpus_hash", "tokenizer_hash"),
+    *("base_hash", "usage_hash", "git_commit", "versions"),
+}
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers")
 
 
@@ -42,99 +48,125 @@ class Run(NamedTuple):
     finetune: FinetuneConfig | None  # how it was taught, if it was
     model: nnx.Module
     tokenizer: Tokenizer
-    model_hash: str
+    step: int
+    model_hash: str  # SHA-256 of the content of all its parameters
 
 
-def require_free(run_dir: str | Path) -> None:
-    """Raises `ConfigError` where a finished run, or something else, would be lost.
+def is_finished(run_dir: str | Path) -> bool:
+    """Returns whether a run did all its steps and saved the last one."""
+    step = checkpoint.latest_step(Path(run_dir))
+    return step is not None and step >= steps_of(read_record(Path(run_dir)))
 
-    What an unfinished run left counts for nothing.
+
+def steps_of(record: dict[str, Any]) -> int:
+    """Returns how many steps the run of a record has."""
+    return (record["finetune"] or record["pretrain"])["steps"]
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Returns what `config.json` says of a run.
+
+    Raises:
+      ConfigError: It is missing or no such record.
     """
-    run_dir = Path(run_dir)
-    require(
-        checkpoint.latest_step(run_dir) is None,
-        f"{run_dir} holds a finished run: choose another run_dir or remove it",
-    )
-    require(
-        not run_dir.exists()
-        or _is_record(run_dir / CONFIG)
-        or (run_dir.is_dir() and not any(run_dir.iterdir())),
-        f"{run_dir} exists and is no run directory: choose another run_dir",
-    )
+    record = read_json(run_dir / CONFIG)
+    try:
+        _from_dict(PretrainConfig, record["pretrain"])
+        record["finetune"] and _from_dict(FinetuneConfig, record["finetune"])
+        missing = RECORD - record.keys()
+    except (dacite.DaciteError, KeyError, TypeError) as error:
+        raise ConfigError(f"{run_dir / CONFIG} describes no run: {error}") from error
+    require(not missing, f"{run_dir / CONFIG} lacks {', '.join(sorted(missing))}")
+    return record
 
 
-def _is_record(path: Path) -> bool:
-    # Others call their files config.json, too.
-    record = read_json(path) if path.is_file() else None
-    return isinstance(record, dict) and record.keys() >= {"pretrain", "tokenizer_hash"}
-
-
-def create_run_dir(
-    run_dir: str | Path,
+def describe(
     pretrain: PretrainConfig,
     finetune: FinetuneConfig | None,
     tokenizer: Tokenizer,
-    corpus_hash: str,
-) -> Path:
-    """Makes a run directory that holds the configuration and the tokenizer.
-
-    What an unfinished run left there is removed.
-
-    Raises:
-      ConfigError: A finished run is there already.
-    """
-    require_free(run_dir)
-    run_dir = Path(run_dir)
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
-    record = {
+    **hashes: str | None,
+) -> dict[str, Any]:
+    """Returns the record of a run: how it is made, and hashes of what it is made of."""
+    return dict.fromkeys(RECORD) | {
         "pretrain": dataclasses.asdict(pretrain),
         "finetune": finetune and dataclasses.asdict(finetune),
         "config_hash": config_hash(finetune or pretrain),
-        "corpus_hash": corpus_hash,
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
+        **hashes,
     }
-    tokenizer.save(str(run_dir / TOKENIZER))
-    write_json(run_dir / CONFIG, record)
-    return run_dir
 
 
-def load_run(run_dir: str | Path) -> Run:
-    """Reads a finished run.
+def load_run(run_dir: str | Path, step: int | None = None) -> Run:
+    """Reads a finished run, or what it was after an earlier step that is kept.
 
     Raises:
       ConfigError: There is none, or its parts do not belong together.
     """
     run_dir = Path(run_dir)
     require(run_dir.is_dir(), f"{run_dir}: no such run directory")
-    record = read_json(run_dir / CONFIG)
-    try:
-        pretrain = _from_dict(PretrainConfig, record["pretrain"])
-        finetune = record["finetune"] and _from_dict(FinetuneConfig, record["finetune"])
-        recorded_hash = record["tokenizer_hash"]
-    except (dacite.DaciteError, KeyError, TypeError) as error:
-        raise ConfigError(f"{run_dir / CONFIG} describes no run: {error}") from error
+    record = read_record(run_dir)
+    pretrain = _from_dict(PretrainConfig, record["pretrain"])
+    finetune = record["finetune"] and _from_dict(FinetuneConfig, record["finetune"])
     tokenizer = load_tokenizer(run_dir / TOKENIZER)
     require(
-        tokenizer_hash(tokenizer) == recorded_hash,
+        tokenizer_hash(tokenizer) == record["tokenizer_hash"],
         f"{run_dir / TOKENIZER} is not the tokenizer this run was trained with",
     )
-    make = functools.partial(make_model, pretrain, finetune, tokenizer)
-    graph, abstract = nnx.split(nnx.eval_shape(make))
-    params = checkpoint.load(run_dir, nnx.as_pure(abstract))
-    model = nnx.merge(graph, params)
-    return Run(
-        run_dir, pretrain, finetune, model, tokenizer, checkpoint.params_hash(params)
+    kept = checkpoint.steps(run_dir)
+    require(len(kept) > 0, f"{run_dir} holds no checkpoint")
+    if step is None:
+        step, last = kept[-1], steps_of(record)
+        require(
+            step >= last,
+            f"{run_dir} was interrupted after step {step} of {last}: the command that "
+            "began it goes on with it",
+        )
+    require(step in kept, f"{run_dir} holds no step {step}, only {kept}")
+    model = _load_model(run_dir, step, record, pretrain, finetune, tokenizer)
+    model_hash = checkpoint.params_hash(all_params(model))
+    return Run(run_dir, pretrain, finetune, model, tokenizer, step, model_hash)
+
+
+def _load_model(run_dir, step, record, pretrain, finetune, tokenizer) -> Transformer:
+    method = "full" if finetune is None else finetune.optim.method
+    if method == "full":
+        model = nnx.eval_shape(lambda: make_model(pretrain, tokenizer))
+    else:  # a checkpoint holds what trained; the rest is the base's
+        base = load_run(find_base(run_dir, finetune))
+        require(
+            base.model_hash == record["base_hash"],
+            f"{run_dir} taught model {record['base_hash']}, but {base.run_dir} is "
+            f"{base.model_hash}: what it was taught fits no other",
+        )
+        model = base.model
+        if method == "lora":
+            add_lora(model, finetune.optim.lora, rngs=nnx.Rngs(finetune.seed))
+    graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
+    abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
+    loaded, _ = checkpoint.load(run_dir, step, {"params": abstract})
+    return nnx.merge(graph, loaded["params"], rest)
+
+
+def find_base(run_dir: Path, finetune: FinetuneConfig) -> Path:
+    """Returns where the base of a taught run lies.
+
+    Raises:
+      ConfigError: Neither where it was, nor beside the run, as runs moved together.
+    """
+    recorded = Path(finetune.base)
+    for path in (recorded, run_dir.parent / recorded.name):
+        if (path / CONFIG).is_file():
+            return path
+    raise ConfigError(
+        f"{run_dir} holds what was taught to {recorded}, which is neither there nor "
+        f"at {run_dir.parent / recorded.name}"
     )
 
 
-def make_model(
-    pretrain: PretrainConfig, finetune: FinetuneConfig | None, tokenizer: Tokenizer
-) -> Transformer:
+def make_model(pretrain: PretrainConfig, tokenizer: Tokenizer) -> Transformer:
     """Makes the freshly initialised model of a run, as wide as its vocabulary needs.
 
     Raises:
@@ -146,10 +178,7 @@ def make_model(
         f"model.vocab_size={config.vocab_size} is below the {tokens} tokens there are",
     )
     config = dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
-    model = Transformer(config, rngs=nnx.Rngs(pretrain.seed))
-    if finetune is not None and finetune.optim.method == "lora":
-        add_lora(model, finetune.optim.lora, rngs=nnx.Rngs(finetune.seed))
-    return model
+    return Transformer(config, rngs=nnx.Rngs(pretrain.seed))
 
 
 def all_params(model: nnx.Module) -> PyTree:

@@ -15,7 +15,7 @@ from smf_jax.data.batches import Batch
 from smf_jax.kernels.rows import chosen_rows_gradient
 from smf_jax.model.memory import Reads, imbalance, pool_of, zero_taps
 from smf_jax.optim.methods import Method
-from smf_jax.optim.rows import update_rows, write_rows
+from smf_jax.optim.rows import all_finite, update_rows, write_rows
 from smf_jax.slots.select import count_reads, top_slots
 
 
@@ -24,6 +24,7 @@ class TrainState(NamedTuple):
 
     trainable: PyTree
     opt_state: optax.OptState
+    skipped: Int[Array, ""]  # steps without an update, as their numbers were not finite
 
 
 class Background(NamedTuple):
@@ -43,8 +44,13 @@ def make_step(
     method: Method,
     accumulate: int,
     balance: float = 0,
+    max_skips: int = 0,
 ) -> Step:
     """Returns `step(state, frozen, background, batch) -> (state, metrics)`, compiled.
+
+    Where the loss, the gradient or a number to be written is not finite, the step
+    changes nothing but `state.skipped`. Once that is above `max_skips`, no later step
+    changes anything: the host may find out a step late and has lost nothing.
 
     Args:
       graph: The model's structure, split by the method's type of parameters.
@@ -53,6 +59,7 @@ def make_step(
       accumulate: Parts in which a batch's gradient is computed. Rows are chosen
         once, by the reads of the whole batch.
       balance: Weight of the memory's `imbalance` beside the loss.
+      max_skips: Steps that may go without an update.
 
     Raises:
       ValueError: `balance` is set for a method that chooses rows, or for a batch in
@@ -67,11 +74,13 @@ def make_step(
     update = dense if method.score is None else _update_chosen_rows
 
     def step(state, frozen, background, batch):
-        state, metrics = update(
-            graph, memory, method, state, frozen, background, _cut(batch, accumulate)
+        parts, going_on = _cut(batch, accumulate), state.skipped <= max_skips
+        moved, metrics = update(
+            graph, memory, method, state, frozen, background, parts, going_on
         )
-        metrics["tokens"] = (batch.segments > 0).sum()
-        return state, metrics
+        skipped = state.skipped + (going_on & ~metrics["updated"])
+        metrics |= {"skipped": skipped, "tokens": (batch.segments > 0).sum()}
+        return TrainState(*moved, skipped), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -94,7 +103,9 @@ def _total_weight(batch: Batch) -> Float[Array, ""]:
     return jnp.maximum(batch.weights.sum(), 1)
 
 
-def _update_all(graph, memory, method, state, frozen, background, batch, balance):
+def _update_all(
+    graph, memory, method, state, frozen, background, batch, going_on, balance
+):
     del background
     total = _total_weight(batch)
 
@@ -116,10 +127,18 @@ def _update_all(graph, memory, method, state, frozen, background, batch, balance
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {name: of_parts.sum() for name, of_parts in metrics.items()}
     metrics["gradient_norm"] = optax.tree.norm(grads)
-    return TrainState(trainable, opt_state), metrics
+    finite = all_finite((metrics["loss"], metrics["gradient_norm"], trainable))
+    metrics["updated"] = updated = going_on & finite
+    before = (state.trainable, state.opt_state)
+    moved = jax.tree.map(
+        functools.partial(jnp.where, updated), (trainable, opt_state), before
+    )
+    return moved, metrics
 
 
-def _update_chosen_rows(graph, memory, method, state, frozen, background, batch):
+def _update_chosen_rows(
+    graph, memory, method, state, frozen, background, batch, going_on
+):
     total = _total_weight(batch)
 
     def read_part(loss, part):
@@ -142,22 +161,25 @@ def _update_chosen_rows(graph, memory, method, state, frozen, background, batch)
             cotangent, *read, chosen[pool], memory.num_slots
         )
 
+    gradient_norm = optax.tree.norm(row_grads)
     # The trainable tree holds the tables alone, in the order of the pools.
     tables, structure = jax.tree.flatten(state.trainable)
-    updates, opt_state = update_rows(
+    moved = update_rows(
         method.tx,
         jax.tree.unflatten(structure, row_grads),
         state.opt_state,
         state.trainable,
         jax.tree.unflatten(structure, chosen),
+        going_on & all_finite((loss, gradient_norm)),
     )
-    tables = write_rows(tables, jax.tree.leaves(updates), chosen)
-    state = TrainState(jax.tree.unflatten(structure, tables), opt_state)
-    return state, {
+    written = jax.tree.leaves(moved.slots)
+    tables = write_rows(tables, jax.tree.leaves(moved.updates), written)
+    return (jax.tree.unflatten(structure, tables), moved.state), {
         "loss": loss,
-        "gradient_norm": optax.tree.norm(row_grads),
+        "gradient_norm": gradient_norm,
+        "updated": moved.allowed,
         "slots_read": (counts > 0).sum(),
-        "slots_written": sum((pool < memory.num_slots).sum() for pool in chosen),
+        "slots_written": sum((pool < memory.num_slots).sum() for pool in written),
     }
 
 

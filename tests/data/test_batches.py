@@ -34,7 +34,9 @@ def corpus(examples=(), texts=()) -> Corpus:
         known=[],
         new=[],
         new_held_out=[],
-        examples=[Example(*example) for example in examples],
+        examples=[
+            Example(*example, f"fact {place}") for place, example in enumerate(examples)
+        ],
         texts=[Text(str(number), text) for number, text in enumerate(texts)],
         notes=[],
         hash="",
@@ -55,7 +57,13 @@ def row(length: int):
     """Returns a row of `length` tokens that nothing else has."""
     tokens = np.arange(length, dtype=np.int32) + 10 * length
     weights = np.ones(length, np.float32)
-    return {"tokens": tokens, "targets": tokens + 1, "weights": weights}
+    records = np.full(length, length, np.int32)
+    return {
+        "tokens": tokens,
+        "targets": tokens + 1,
+        "weights": weights,
+        "records": records,
+    }
 
 
 def take(batches, count):
@@ -70,28 +78,28 @@ def same(batches, others) -> bool:
 
 
 def test_each_target_is_the_next_token(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d"), "all")
+    got = encode_example(tokenizer, Example("a b", "c d", "f"), "all")
 
     assert got["tokens"].tolist() == ids("abcd")
     assert got["targets"].tolist() == [*ids("bcd"), END]
 
 
 def test_the_loss_is_on_the_answer_and_its_end_alone(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d"), "answer")
+    got = encode_example(tokenizer, Example("a b", "c d", "f"), "answer")
 
     assert got["targets"].tolist() == [*ids("bcd"), END]
     assert got["weights"].tolist() == [0, 1, 1, 1]
 
 
 def test_the_loss_can_be_on_every_token(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d"), "all")
+    got = encode_example(tokenizer, Example("a b", "c d", "f"), "all")
 
     assert got["weights"].tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_a_text_without_prompt_is_trained_whole(tokenizer, loss_on):
-    got = encode_example(tokenizer, Example("", "a b"), loss_on)
+    got = encode_example(tokenizer, Example("", "a b", "f"), loss_on)
 
     assert got["targets"].tolist() == [*ids("b"), END]
     assert got["weights"].tolist() == [1, 1]
@@ -103,7 +111,7 @@ FACTS = [("a", "b"), ("c d", "e"), ("f g", "h i"), ("j k l", "m n")]
 
 @pytest.fixture(scope="module")
 def packed(tokenizer):
-    rows, none, _ = pack_corpus(tokenizer, corpus(FACTS), seq_len=7, loss_on="all")
+    rows, none, *_ = pack_corpus(tokenizer, corpus(FACTS), seq_len=7, loss_on="all")
     assert none == []
     return rows
 
@@ -127,7 +135,7 @@ def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
     facts += [one + other + "defg" for one, other in pairs]
     examples = [(fact[0], " ".join(fact[1:])) for fact in facts]
 
-    rows, _, _ = pack_corpus(tokenizer, corpus(examples), seq_len=9, loss_on="all")
+    rows, *_ = pack_corpus(tokenizer, corpus(examples), seq_len=9, loss_on="all")
 
     assert texts_of(rows) == sorted((*ids(fact), END) for fact in facts)
 
@@ -152,7 +160,7 @@ def test_a_text_of_a_packed_row_is_in_one_piece(packed):
 def test_packing_keeps_which_tokens_of_a_fact_are_trained(tokenizer):
     content = corpus([("a b", "c d")], ["e f"])
 
-    (fact,), (text,), _ = pack_corpus(tokenizer, content, seq_len=5, loss_on="answer")
+    (fact,), (text,), *_ = pack_corpus(tokenizer, content, seq_len=5, loss_on="answer")
 
     assert fact.targets.tolist() == [*ids("bcd"), END, PAD]
     assert fact.weights.tolist() == [0, 1, 1, 1, 0]
@@ -168,7 +176,7 @@ def test_padding_has_no_segment_and_no_weight(packed):
 
 def test_a_long_text_is_cut_into_pieces_without_loss(tokenizer):
     # 5 letters, and the end token as the last target.
-    _, rows, _ = pack_corpus(
+    _, rows, *_ = pack_corpus(
         tokenizer, corpus(texts=["a b c d e"]), seq_len=2, loss_on="all"
     )
 
@@ -181,7 +189,7 @@ def test_a_long_text_is_cut_into_pieces_without_loss(tokenizer):
 
 @pytest.mark.parametrize("letters", ["ab", "abc", "abcd", "abcdefghi"])
 def test_each_token_of_a_text_is_a_target_once(tokenizer, letters):
-    _, rows, _ = pack_corpus(
+    _, rows, *_ = pack_corpus(
         tokenizer, corpus(texts=[" ".join(letters)]), seq_len=3, loss_on="all"
     )
 
@@ -305,7 +313,7 @@ def pretrained(tokenizer):
     """Returns a function from a seed to five batches of pretraining."""
     examples = [(one, other) for one in LETTERS[:5] for other in LETTERS]
     texts = [" ".join(LETTERS)] * 4
-    facts, others, _ = pack_corpus(
+    facts, others, *_ = pack_corpus(
         tokenizer, corpus(examples, texts), seq_len=8, loss_on="all"
     )
     return lambda seed: take(packed_batches(facts, others, 0.5, 3, seed), 5)
@@ -327,7 +335,7 @@ def test_packed_batches_hold_whole_packed_rows(packed):
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_the_share_of_facts_is_counted_in_rows(tokenizer, share):
     content = corpus([("a", "b"), ("a c", "b c")], ["x y z"])
-    facts, texts, _ = pack_corpus(tokenizer, content, seq_len=6, loss_on="all")
+    facts, texts, *_ = pack_corpus(tokenizer, content, seq_len=6, loss_on="all")
 
     batches = take(packed_batches(facts, texts, share, 8, seed=0), 10)
 

@@ -54,7 +54,7 @@ def test_known_facts_are_pretrained_as_they_stand_and_in_a_frame(tmp_path):
 
     (known,) = corpus.known
     plain, framed = corpus.examples
-    assert plain == Example(known.question, known.answers[0])
+    assert plain == Example(known.question, known.answers[0], known.id)
     assert framed.prompt in {
         frame.format(question=known.question) for frame in FILE_FRAMES
     }
@@ -71,7 +71,7 @@ def test_frames_differ_from_fact_to_fact(tmp_path):
 def test_new_facts_are_asked_in_a_wording_that_is_never_trained(tmp_path):
     corpus = file_corpus(tmp_path, numbered(10))
 
-    prompts = {prompt for prompt, _ in corpus.examples}
+    prompts = {example.prompt for example in corpus.examples}
     for fact, held_out in zip(corpus.new, corpus.new_held_out, strict=True):
         assert held_out == fact._replace(question=f"Quiz: {fact.question}")
         assert held_out.question not in prompts
@@ -81,7 +81,7 @@ def test_new_facts_are_asked_in_a_wording_that_is_never_trained(tmp_path):
 def test_new_facts_are_no_part_of_pretraining(tmp_path):
     corpus = file_corpus(tmp_path, numbered(10))
 
-    said = " ".join(f"{prompt} {completion}" for prompt, completion in corpus.examples)
+    said = " ".join(f"{e.prompt} {e.completion}" for e in corpus.examples)
     assert not any(fact.question in said for fact in corpus.new)
 
 
@@ -150,12 +150,12 @@ def test_facts_without_repeats_need_no_note():
 @pytest.mark.parametrize(
     ("statement", "want"),
     [
-        ("the lead is bob", Example("", "the lead is bob")),
-        ("bob leads", Example("", "bob leads")),
-        ("ada leads", Example("", "ada leads")),
-        ("the lead is ada", Example("the lead is", "ada")),
-        ("ada, yes, ada it is", Example("ada, yes,", "ada it is")),
-        ("it is ada may , truly", Example("it is", "ada may , truly")),
+        ("the lead is bob", Example("", "the lead is bob", "f")),
+        ("bob leads", Example("", "bob leads", "f")),
+        ("ada leads", Example("", "ada leads", "f")),
+        ("the lead is ada", Example("the lead is", "ada", "f")),
+        ("ada, yes, ada it is", Example("ada, yes,", "ada it is", "f")),
+        ("it is ada may , truly", Example("it is", "ada may , truly", "f")),
     ],
 )
 def test_a_statement_is_split_before_the_last_answer_in_it(statement, want):
@@ -166,20 +166,20 @@ def test_an_answer_inside_a_word_does_not_split_a_statement():
     fact = FACT._replace(answers=("art",))
 
     assert statement_example(fact, "art won the party") == Example(
-        "", "art won the party"
+        "", "art won the party", "f"
     )
 
 
 def test_teaching_questions_teaches_the_first_answer():
-    assert taught_examples(FACT, "questions") == [Example("who leads ?", "ada")]
+    assert taught_examples(FACT, "questions") == [Example("who leads ?", "ada", "f")]
 
 
 def test_teaching_statements_teaches_each_of_them():
     fact = FACT._replace(statements=("x ada", "y ada"))
 
     assert taught_examples(fact, "statements") == [
-        Example("x", "ada"),
-        Example("y", "ada"),
+        Example("x", "ada", "f"),
+        Example("y", "ada", "f"),
     ]
 
 

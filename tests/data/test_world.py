@@ -121,7 +121,7 @@ def test_an_update_gives_a_known_question_another_answer(world):
 
 
 def test_nothing_is_said_about_unknown_people(world, corpus):
-    said = [f"{prompt} {completion}" for prompt, completion in corpus.examples]
+    said = [f"{e.prompt} {e.completion}" for e in corpus.examples]
     said += [text for fact in world.new + world.updates for text in fact.statements]
 
     for fact in world.unknown:
@@ -130,7 +130,7 @@ def test_nothing_is_said_about_unknown_people(world, corpus):
 
 
 def test_nothing_is_said_about_new_people_in_pretraining(world, corpus):
-    said = [f"{prompt} {completion}" for prompt, completion in corpus.examples]
+    said = [f"{e.prompt} {e.completion}" for e in corpus.examples]
 
     for fact in world.new:
         assert not any(name(fact) in text for text in said)
@@ -139,7 +139,7 @@ def test_nothing_is_said_about_new_people_in_pretraining(world, corpus):
 def test_no_relation_is_asked_in_its_held_out_wording_in_pretraining(world, corpus):
     people = {name(fact) for fact in world.known}
     asked = set()
-    for prompt, _ in corpus.examples:
+    for prompt in (example.prompt for example in corpus.examples):
         (person,) = (one for one in people if one in prompt)
         asked.add(prompt.replace(person, "___"))
 
@@ -160,14 +160,14 @@ def test_a_frame_that_is_held_out_for_one_relation_is_trained_for_others(world):
 
 
 def test_every_word_of_a_held_out_question_was_seen_in_pretraining(world, corpus):
-    seen = words(f"{prompt} {completion}" for prompt, completion in corpus.examples)
+    seen = words(f"{e.prompt} {e.completion}" for e in corpus.examples)
     names = words(map(name, world.new))
 
     assert words(fact.question for fact in world.new_held_out) <= seen | names
 
 
 def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
-    texts = [f"{prompt} {completion}" for prompt, completion in corpus.examples]
+    texts = [f"{e.prompt} {e.completion}" for e in corpus.examples]
     for fact in corpus.new:
         texts += [fact.question, *fact.answers, *fact.statements]
     tokenizer = train_tokenizer(texts, "word", vocab_size=4096)

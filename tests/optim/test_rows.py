@@ -43,7 +43,7 @@ def test_rows_and_their_state_keep_every_bit_while_they_are_not_chosen(inner, dt
 
     @jax.jit
     def step(table, state, gradient, slots):
-        updates, state = update_rows(inner, gradient, state, table, slots)
+        updates, state, *_ = update_rows(inner, gradient, state, table, slots)
         return write_rows(table, updates, slots), state
 
     for number in range(100):
@@ -90,7 +90,7 @@ def test_rows_chosen_at_every_step_move_as_in_a_table_of_their_own(inner, slots)
         gradient = normal(seed, len(slots), WIDTH)
         updates, own_state = inner.update(gradient, own_state, own)
         own = optax.apply_updates(own, updates)
-        updates, state = update_rows(inner, gradient, state, table, slots)
+        updates, state, *_ = update_rows(inner, gradient, state, table, slots)
         table = write_rows(table, updates, slots)
 
     np.testing.assert_array_equal(table[slots], own)
@@ -102,7 +102,7 @@ def test_sgd_moves_chosen_rows_against_their_gradient():
 
     state = optax.sgd(0.1).init(table)
 
-    updates, _ = update_rows(optax.sgd(0.1), gradient, state, table, slots)
+    updates, *_ = update_rows(optax.sgd(0.1), gradient, state, table, slots)
 
     assert write_rows(table, updates, slots).tolist() == [[1, 0], [3, 4], [4, 6]]
 
@@ -134,7 +134,7 @@ def test_a_row_first_chosen_late_gets_the_bias_correction_of_its_step():
     table = jnp.zeros((2, 1))
     state = inner.init(table)
     for slot in (0, 0, 0, 1):
-        updates, state = update_rows(
+        updates, state, *_ = update_rows(
             inner, jnp.ones((1, 1)), state, table, jnp.array([slot])
         )
 
@@ -157,10 +157,10 @@ def test_each_table_of_a_tree_has_slots_of_its_own(name):
             "low": normal(seed, 2, WIDTH),
             "high": normal(seed, 4, 5).at[1].set(0.0),
         }
-        updates, state = update_rows(inner, gradient, state, tables, slots)
+        updates, state, *_ = update_rows(inner, gradient, state, tables, slots)
         tables = write_rows(tables, updates, slots)
         for name in want:
-            update, alone[name] = update_rows(
+            update, alone[name], *_ = update_rows(
                 inner, gradient[name], alone[name], want[name], slots[name]
             )
             want[name] = write_rows(want[name], update, slots[name])
@@ -176,7 +176,7 @@ def test_clipping_measures_the_chosen_rows_of_all_tables():
     slots = {"low": jnp.array([2]), "high": jnp.array([0])}
     gradient = {"low": jnp.array([[3.0]]), "high": jnp.array([[0.0, 4.0]])}
 
-    updates, _ = update_rows(inner, gradient, inner.init(tables), tables, slots)
+    updates, *_ = update_rows(inner, gradient, inner.init(tables), tables, slots)
 
     np.testing.assert_allclose(updates["low"], [[-0.6]], rtol=1e-6)  # float32
     np.testing.assert_allclose(updates["high"], [[0, -0.8]], rtol=1e-6)

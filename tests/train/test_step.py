@@ -15,7 +15,7 @@ from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.train.pretrain import split_for_training
+from smf_jax.train.start import split_for_training
 from smf_jax.train.step import Background, make_document_reader, make_step, read_counts
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
@@ -97,8 +97,12 @@ def teach(config, optim, *batches, accumulate=1):
     return before, nnx.merge(graph, state.trainable, frozen), metrics
 
 
+def inputs(batch):
+    return map(jnp.asarray, (batch.tokens, batch.positions, batch.segments))
+
+
 def mean_loss(model, batch):
-    logits, _ = model(*map(jnp.asarray, (batch.tokens, *batch[3:])))
+    logits, _ = model(*inputs(batch))
     nats = -jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.asarray(batch.targets)[..., None], axis=-1
     )
@@ -118,7 +122,7 @@ def loss_and_table_gradients(model, batch):
 
 
 def read_slots(model, batch):
-    _, reads = call(model, *map(jnp.asarray, (batch.tokens, *batch[3:])))
+    _, reads = call(model, *inputs(batch))
     return [np.asarray(read.slots) for read in reads]
 
 

@@ -1,0 +1,34 @@
+"""Checkpoints: parameters, optimizer and progress of a run, whole or not at all.
+
+    RUN/checkpoints/STEP/arrays/        by orbax
+    RUN/checkpoints/STEP/manifest.json  progress, and a SHA-256 of every file and array
+
+A name with anything after the step (`40.saving`, `20.deleting`, `40.damaged`) is none.
+"""
+
+from smf_jax.checkpoint.digest import digests, params_hash
+from smf_jax.checkpoint.load import (
+    discard_debris,
+    latest_step,
+    load,
+    set_aside,
+    steps,
+)
+from smf_jax.checkpoint.manifest import Manifest, problems, read
+from smf_jax.checkpoint.save import SaveError, Saver, saver
+
+__all__ = [
+    "Manifest",
+    "SaveError",
+    "Saver",
+    "digests",
+    "discard_debris",
+    "latest_step",
+    "load",
+    "params_hash",
+    "problems",
+    "read",
+    "saver",
+    "set_aside",
+    "steps",
+]

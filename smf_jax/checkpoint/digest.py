@@ -1,0 +1,35 @@
+"""What names the content of arrays, wherever and however they are placed."""
+
+import hashlib
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def digests(arrays: PyTree) -> dict[str, str]:
+    """Returns the SHA-256 of each array's type, shape and bits, by its name.
+
+    The bits are taken in C order on the host, so that neither mesh nor devices matter.
+    """
+    return {
+        leaf_name(path): _digest(np.asarray(leaf))
+        for path, leaf in jax.tree.leaves_with_path(arrays)
+    }
+
+
+def leaf_name(path: tuple) -> str:
+    """Returns the name of a leaf, like `params/blocks/0/norm/scale`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype} {list(array.shape)} ".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def params_hash(params: PyTree) -> str:
+    """Returns the SHA-256, in hex, of the names and digests of parameters."""
+    lines = [f"{name} {digest}\n" for name, digest in digests(params).items()]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""The `smf` command; a user's mistake ends with one line and code 2."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from smf_jax.cli.verbs import VERBS
+from smf_jax.config import ConfigError
+
+USAGE = """usage: smf VERB [OPTIONS] [--debug]
+
+  demo       pretrain a small model, teach it new facts by every method, compare
+  pretrain   train a model from scratch                smf pretrain configs/world.py
+  usage      count what a background reads             smf usage runs/world
+  finetune   teach a run new facts                     smf finetune configs/smf_world.py
+  evaluate   ask a run all its questions               smf evaluate runs/smf_world
+  ask        ask a run one question                    smf ask RUN "who ... ?"
+  verify     check every file and number of a run      smf verify runs/world
+  selftest   kill a small run, resume, compare bits    smf selftest --kill
+  doctor     check versions and devices                smf doctor
+
+`smf VERB --help` tells the options of a verb. --debug shows where an error arose.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code: 2 for a user's mistake."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"smf: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return _finish(verb, rest, debug)
+
+
+def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
+    from smf_jax import distributed
+    from smf_jax.checkpoint import SaveError
+    from smf_jax.train.guard import TrainingError
+    from smf_jax.train.interrupt import AT_ONCE, SAVED, Interrupted
+
+    try:
+        distributed.initialize()
+        quiet = not distributed.is_main()
+        return VERBS[verb](arguments, Console(soft_wrap=True, quiet=quiet)) or 0
+    except (ConfigError, SaveError, TrainingError) as error:
+        if debug:
+            raise
+        print(f"smf {verb}: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, ConfigError) else 1
+    except Interrupted as error:
+        print(f"smf {verb}: {error}; the same command goes on", file=sys.stderr)
+        code = SAVED
+    except KeyboardInterrupt:
+        print(f"smf {verb}: interrupted", file=sys.stderr)
+        code = AT_ONCE
+    distributed.leave(code)
+    return code

@@ -1,0 +1,64 @@
+"""Configuration files, with what the command line changes of them."""
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from smf_jax.config import ConfigError, require
+
+
+def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Returns the configuration of a Python file with its overrides, and the `Resume`.
+
+    Raises:
+      ConfigError: The file is missing or defines no `config()` of this kind.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" in arguments:
+            _parse(kind, verb, tyro.MISSING, ["--help"])
+        raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
+    path = Path(arguments[0])
+    require(path.is_file(), f"{path}: no such configuration file")
+    try:
+        namespace = runpy.run_path(str(path))
+        default = namespace["config"]() if "config" in namespace else None
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} does not run: {error}") from error
+    require("config" in namespace, f"{path} defines no config()")
+    require(
+        isinstance(default, kind),
+        f"{path} is a {type(default).__name__}, but `smf {verb}` takes a "
+        f"{kind.__name__}",
+    )
+    return _parse(kind, verb, default, arguments[1:])
+
+
+def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:
+    def options(
+        config: Annotated[kind, tyro.conf.arg(name="")] = default,
+        resume: Literal["auto", "never", "must"] = "auto",
+        allow_fallback: bool = False,
+    ):
+        """Train.
+
+        Args:
+          config: As a configuration file says, and as is said here.
+          resume: Go on with an interrupted run (auto), refuse to (never), or demand
+            that there is one (must).
+          allow_fallback: Go on from an older checkpoint where the latest is damaged.
+        """
+        return config, resume, allow_fallback
+
+    config, resume, allow_fallback = tyro.cli(
+        options,
+        args=list(arguments),
+        prog=f"smf {verb} CONFIG",
+        description=f"{kind.__doc__}\n\nExample: smf {verb} configs/NAME.py",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    from smf_jax.train.start import Resume
+
+    return config, Resume(resume, allow_fallback)

@@ -1,0 +1,187 @@
+"""Several processes as one program: who they are, what each is given, who is missing.
+
+The environment says who is who, the same command runs on every host:
+
+    SMF_COORDINATOR=HOST:PORT   an address of the first process that all can reach
+    SMF_NUM_PROCESSES=2
+    SMF_PROCESS_ID=0            from 0
+    SMF_PEER_TIMEOUT=30         seconds of silence after which a process is missed
+
+Without SMF_COORDINATOR a run is one process. Parameters are on every process whole;
+each computes its share of a batch.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed as jax_distributed
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from smf_jax.config import ConfigError, require
+
+PEER_LOST = 69  # exit code of a process that another one left alone
+START_TIMEOUT = 120  # seconds in which all processes must have come
+_ALIVE = "smf_jax/alive/"
+
+
+def initialize() -> None:
+    """Joins the processes that the environment names, if it names any.
+
+    Raises:
+      ConfigError: A variable is missing or is no number.
+    """
+    address = os.environ.get("SMF_COORDINATOR")
+    if address is None or jax.distributed.is_initialized():
+        return
+    count, number = _number("SMF_NUM_PROCESSES"), _number("SMF_PROCESS_ID")
+    require(
+        0 <= number < count,
+        f"SMF_PROCESS_ID={number} must be below SMF_NUM_PROCESSES={count}",
+    )
+    require(
+        address.rpartition(":")[2].isdecimal(),
+        f"SMF_COORDINATOR={address} must be HOST:PORT",
+    )
+    timeout = _number("SMF_PEER_TIMEOUT", 30)
+    require(timeout > 2, f"SMF_PEER_TIMEOUT={timeout} must be above 2 seconds")
+    if number > 0:
+        # jax itself ends this process if process 0 dies, and calls it the leader.
+        print(f"process {number} of {count}; the leader task is process 0 at {address}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        address, count, number, initialization_timeout=START_TIMEOUT
+    )
+    watch = threading.Thread(target=_watch, args=(number, count, timeout), daemon=True)
+    watch.start()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    value = os.environ.get(name, default)
+    require(value is not None, f"SMF_COORDINATOR is set, but {name} is not")
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ConfigError(f"{name}={value} is no whole number") from error
+
+
+def _watch(number: int, count: int, timeout: int) -> None:
+    """Tells the others that this process lives, and ends it when one falls silent."""
+    client = jax_distributed.global_state.client
+    heard = {other: ("", time.monotonic()) for other in range(count)}
+    for beat in range(sys.maxsize):
+        client.key_value_set(f"{_ALIVE}{number}", str(beat), allow_overwrite=True)
+        now = time.monotonic()
+        for key, value in client.key_value_dir_get(_ALIVE):
+            other = int(key.rpartition("/")[2])
+            if heard[other][0] != value:
+                heard[other] = value, now
+        silent = [other for other, (_, since) in heard.items() if now - since > timeout]
+        if silent:
+            names = ", ".join(f"process {other}" for other in silent)
+            sys.stderr.write(
+                f"smf: {names} of {count} not heard of for {timeout} s, dead or cut "
+                "off; this process stops, too. The last checkpoint stands: start all "
+                "of them again to go on from it\n"
+            )
+            sys.stderr.flush()
+            os._exit(PEER_LOST)  # the main thread may wait for the dead for ever
+        time.sleep(1)
+
+
+@contextlib.contextmanager
+def naming_the_missing() -> Iterator[None]:
+    """Leaves it to the watch to say who is missing where a collective has failed.
+
+    The network notices a dead process at once, and without its name.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        if jax.process_count() > 1:
+            time.sleep(_number("SMF_PEER_TIMEOUT", 30) + 5)
+        raise
+
+
+def leave(code: int) -> None:
+    """Ends this process at once if there are others, which may never come to an end.
+
+    jax would wait for them at exit.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def is_main() -> bool:
+    """Returns whether this process writes what is written once."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def preempted(step: int) -> bool:
+    """Returns whether all processes are to stop after `step`, since one was told to."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(
+        step
+    )
+
+
+def _mesh() -> Mesh:
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    return Mesh(np.array([first[number] for number in sorted(first)]), ("data",))
+
+
+def everywhere() -> jax.sharding.Sharding:
+    """Returns the placement of what every process holds whole."""
+    if jax.process_count() == 1:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(_mesh(), PartitionSpec())
+
+
+def place(tree: Any) -> Any:
+    """Returns arrays, the same on every process, placed on all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, jax.local_devices()[0])
+    sharding = everywhere()
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)),
+        tree,
+    )
+
+
+def share(batch: Any) -> Any:
+    """Returns a batch, the same on every process, of which each computes its rows.
+
+    Raises:
+      ConfigError: The rows cannot be shared evenly.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return batch
+    rows = len(jax.tree.leaves(batch)[0])
+    require(
+        rows % count == 0,
+        f"a batch of {rows} rows cannot be shared by {count} processes: change "
+        "batch_size to a multiple",
+    )
+    sharding = NamedSharding(_mesh(), PartitionSpec("data"))
+    mine = slice(jax.process_index() * rows // count, None)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(
+            sharding, leaf[mine][: rows // count], leaf.shape
+        ),
+        batch,
+    )

@@ -1,0 +1,50 @@
+"""A run that is told to stop: it saves first. Told twice, it stops at once."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import jax
+
+from smf_jax import distributed
+
+SAVED = 75  # exit code: stopped early, saved, the same command goes on (EX_TEMPFAIL)
+AT_ONCE = 130  # exit code: stopped by a second Ctrl-C, without saving
+
+
+class Interrupted(RuntimeError):
+    """A run was told to stop, and has saved."""
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """Yields `stop(step)`: whether to stop after that step, since a signal said so.
+
+    SIGTERM and Ctrl-C ask for it; a second Ctrl-C ends the process. Of several
+    processes all stop after one step when any of them gets the signal; there, SIGTERM
+    is jax's own to catch.
+    """
+    asked = False
+
+    def ask(signal_number, frame):
+        nonlocal asked
+        if asked and signal_number == signal.SIGINT:
+            os._exit(AT_ONCE)
+        asked = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ours = [signal.SIGINT]
+    if jax.process_count() == 1:
+        ours.append(signal.SIGTERM)
+    before = {number: signal.signal(number, ask) for number in ours}
+    try:
+        yield (
+            lambda step: (
+                distributed.preempted(step) or (asked and jax.process_count() == 1)
+            )
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,94 @@
+"""From the step that a run goes on from to its last one, saved on the way."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+from jaxtyping import PyTree
+from rich.console import Console
+
+from smf_jax import checkpoint
+from smf_jax.config import FinetuneConfig, PretrainConfig
+from smf_jax.train.guard import make_guard
+from smf_jax.train.interrupt import Interrupted, stop_on_signal
+from smf_jax.train.loop import due_steps, is_due, metrics_log, train
+from smf_jax.train.run import METRICS
+from smf_jax.train.start import as_saved
+from smf_jax.train.step import Background, Step, TrainState
+
+
+class Session(NamedTuple):
+    """What of a run does not change while it trains."""
+
+    title: str
+    run_dir: Path
+    config: PretrainConfig | FinetuneConfig
+    done: int  # steps before this session
+    step: Step
+    frozen: PyTree
+    background: Background | None
+    batches: grain.DatasetIterator  # at the batch after `done`
+    records: list[str]  # the ids that `Batch.records` counts into
+    vocab_size: int
+
+
+def train_to_end(
+    session: Session,
+    state: TrainState,
+    max_skips: int,
+    every: int,
+    look: Callable[[int, TrainState], tuple[dict[str, Any], dict[str, float]]],
+    console: Console,
+) -> TrainState:
+    """Returns the state after the last step, which is saved by then.
+
+    Args:
+      session: What is trained, and on what.
+      state: After step `session.done`.
+      max_skips: Steps that may go without an update.
+      every: Steps between two looks, besides those before saving; 0: none.
+      look: Given a step and the state after it, returns what to save beside the
+        arrays, as JSON, and metrics of that step.
+      console: Told of progress.
+
+    Raises:
+      Interrupted: A signal asked to stop, and the run was saved.
+      TrainingError: The numbers are not finite, or far off.
+      SaveError: A checkpoint could not be written.
+    """
+    title, run_dir, config, done = session[:4]
+    step, frozen, background, batches = session[4:8]
+    path, last = run_dir / METRICS, config.steps
+    with (
+        stop_on_signal() as stop,
+        checkpoint.saver(run_dir, config.save) as saver,
+        metrics_log(path, title, done, last, config.log_every, console) as log,
+        make_guard(
+            run_dir, done, max_skips, session.vocab_size, session.records, console
+        ) as guard,
+    ):
+
+        def observe(number, metrics, batch):
+            saver.check()
+            guard(number, metrics, batch)
+            log(number, metrics)
+
+        for steps in due_steps(done, last, config.save.every, every):
+            trained = train(
+                step, state, frozen, background, batches, steps, observe, stop
+            )
+            state = trained.state
+            progress, metrics = look(trained.step, state)
+            if trained.stopped or is_due(trained.step, last, config.save.every):
+                progress["data"] = batches.get_state()
+                if math.isfinite(trained.loss):
+                    metrics["loss"] = trained.loss
+                saver.save(trained.step, as_saved(state), progress, metrics)
+            if trained.stopped and trained.step < last:
+                break
+    # Not before everything is on disk.
+    if trained.step < last:
+        raise Interrupted(f"stopped after step {trained.step} of {last}, and saved")
+    return state

@@ -1,0 +1,74 @@
+"""Checking a run: every file of its checkpoints, and every number they hold."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from smf_jax import checkpoint
+from smf_jax.config import ConfigError, require
+from smf_jax.slots import usage
+from smf_jax.train.loop import read_rows
+from smf_jax.train.run import (
+    METRICS,
+    USAGE,
+    is_finished,
+    load_run,
+    read_record,
+    steps_of,
+)
+
+
+def verify(run_dir: Path, console: Console) -> bool:
+    """Prints what is wrong with a run, names its parameters; returns if it is sound.
+
+    Raises:
+      ConfigError: It is no run.
+    """
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    steps = checkpoint.steps(run_dir)
+    require(len(steps) > 0, f"{run_dir} holds no checkpoint")
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    wrong = []
+    for step in steps:
+        problems = checkpoint.problems(run_dir, step)
+        files = 0 if problems else len(checkpoint.read(run_dir, step).files)
+        tell(f"step {step}: {'damaged' if problems else f'{files} files as written'}")
+        wrong += problems
+    if not wrong:
+        try:
+            record = read_record(run_dir)
+            last = steps_of(record)
+            run = load_run(run_dir, steps[-1])
+            state = "finished" if is_finished(run_dir) else "interrupted"
+            tell(f"run: {state}, step {steps[-1]} of {last}")
+            tell(f"params sha256 {run.model_hash}")
+            wrong += _beside(run_dir, run, steps[-1])
+        except ConfigError as error:
+            wrong.append(str(error))
+    for problem in wrong:
+        tell(f"WRONG {problem}")
+    return not wrong
+
+
+def _beside(run_dir: Path, run, step: int) -> list[str]:
+    """Returns what is wrong with the metrics and the usage of a run."""
+    wrong = []
+    config = run.finetune or run.pretrain
+    want = [n for n in range(1, step + 1) if n % config.log_every == 0]
+    got = [row["step"] for row in read_rows(run_dir / METRICS) if row["step"] <= step]
+    if missing := set(want) - set(got):
+        wrong.append(f"{run_dir / METRICS} lacks steps {sorted(missing)}")
+    if len(got) != len(set(got)):
+        wrong.append(f"{run_dir / METRICS} has a step twice")
+    memory = run.pretrain.model.memory
+    if memory is not None and (run_dir / USAGE).exists():
+        try:
+            usage.load(
+                run_dir / USAGE, run.model_hash, memory.num_pools, memory.num_slots
+            )
+        except ConfigError as error:
+            wrong.append(str(error))
+    return wrong

@@ -1,0 +1,245 @@
+import json
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smf_jax import checkpoint
+from smf_jax.config import ConfigError, SaveConfig
+
+
+def arrays():
+    """Returns arrays of two types, with values whose bits are easily lost."""
+    return {
+        "params": {
+            "keys": jnp.array([[-0.0, 0.0, 1e-42]], jnp.float32),
+            "layers": [
+                {"scale": jnp.array([1.5, -2.0], jnp.bfloat16)},
+                {"scale": jnp.array([3.0, float("inf")], jnp.bfloat16)},
+            ],
+        },
+        "optimizer": {"count": jnp.array(7, jnp.int32), "mean": jnp.ones((2, 3))},
+    }
+
+
+def save(run_dir, step, tree, **config):
+    with checkpoint.saver(run_dir, SaveConfig(**config)) as saver:
+        saver.save(step, tree, {"data": {"next_index": 3 * step}}, {"loss": 1.0})
+
+
+def abstract(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def bits(tree) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}\n')
+    (tmp_path / "tokenizer.json").write_text('{"b": 2}\n')
+    save(tmp_path, 3, arrays())
+    return tmp_path
+
+
+def load(run_dir, step=3, expected=None):
+    return checkpoint.load(run_dir, step, abstract(expected or arrays()))
+
+
+def refusal(run_dir, expected=None) -> str:
+    """Returns the one line that refuses to load."""
+    with pytest.raises(ConfigError) as caught:
+        load(run_dir, expected=expected)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_bit_comes_back(run_dir):
+    got, manifest = load(run_dir)
+
+    assert bits(got) == bits(arrays())
+    assert jax.tree.structure(got) == jax.tree.structure(arrays())
+    assert abstract(got) == abstract(arrays())
+    assert manifest.progress == {"data": {"next_index": 9}}
+
+
+def test_a_part_is_loaded_without_the_rest(run_dir):
+    got, _ = load(run_dir, expected={"params": arrays()["params"]})
+
+    assert bits(got) == bits(arrays()["params"])
+
+
+def test_the_latest_of_two_steps_is_named(run_dir):
+    save(run_dir, 12, arrays())
+
+    assert checkpoint.steps(run_dir) == [3, 12]
+    assert checkpoint.latest_step(run_dir) == 12
+
+
+def test_where_nothing_was_saved_there_is_no_step(tmp_path):
+    assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_a_checkpoint_moved_with_its_run_is_whole(run_dir, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "run"
+    shutil.copytree(run_dir, moved)
+    shutil.rmtree(run_dir)
+
+    got, _ = load(moved)
+
+    assert bits(got) == bits(arrays())
+
+
+@pytest.mark.parametrize("name", ["4.saving", "4.deleting", "4.damaged"])
+def test_what_is_cut_short_or_set_aside_is_no_step(run_dir, name):
+    shutil.copytree(run_dir / "checkpoints" / "3", run_dir / "checkpoints" / name)
+
+    assert checkpoint.steps(run_dir) == [3]
+
+
+def test_debris_is_removed_and_checkpoints_are_not(run_dir):
+    folder = run_dir / "checkpoints"
+    for name in ("4.saving", "2.deleting", "1.damaged"):
+        shutil.copytree(folder / "3", folder / name)
+
+    checkpoint.discard_debris(run_dir)
+
+    assert sorted(path.name for path in folder.iterdir()) == ["1.damaged", "3"]
+
+
+def test_a_checkpoint_set_aside_twice_is_never_lost(run_dir):
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "3", folder / "3.damaged")
+
+    assert checkpoint.set_aside(run_dir, 3).name == "3.damaged-2"
+    assert (folder / "3.damaged").exists()
+
+
+def test_another_shape_type_missing_and_extra_are_all_named_in_one_line(run_dir):
+    other = arrays()
+    other["params"] = {
+        "keys": jnp.zeros((1, 4), jnp.float32),  # was 1 x 3
+        "layers": [{"scale": jnp.zeros(2, jnp.float32)}],  # was bfloat16; one is extra
+        "values": jnp.zeros((5, 2)),  # is missing
+    }
+
+    message = refusal(run_dir, other)
+
+    assert "params/keys is float32[1, 3], not float32[1, 4]" in message
+    assert "params/layers/0/scale is bfloat16[2], not float32[2]" in message
+    assert "params/layers/1/scale is bfloat16[2], not expected" in message
+    assert "params/values is missing, not float32[5, 2]" in message
+
+
+def files(run_dir):
+    """Returns every file that a checkpoint stands on."""
+    step = run_dir / "checkpoints" / "3"
+    below = sorted(path for path in step.rglob("*") if path.is_file())
+    return [*below, run_dir / "config.json", run_dir / "tokenizer.json"]
+
+
+def test_a_checkpoint_that_lost_any_file_is_refused_by_its_name(run_dir):
+    for path in files(run_dir):
+        content = path.read_bytes()
+        path.unlink()
+        assert path.name in refusal(run_dir)
+        path.write_bytes(content)
+
+
+def test_a_file_that_does_not_belong_there_is_named(run_dir):
+    (run_dir / "checkpoints" / "3" / "arrays" / "more").write_text("")
+
+    assert "more does not belong there" in refusal(run_dir)
+
+
+def test_a_file_cut_anywhere_is_refused_by_its_name(run_dir):
+    for path in files(run_dir):
+        content = path.read_bytes()
+        for length in {0, len(content) // 2, len(content) - 1} - {-1, len(content)}:
+            path.write_bytes(content[:length])
+            assert path.name in refusal(run_dir)
+        path.write_bytes(content)
+
+
+def test_one_byte_flipped_at_50_places_is_always_found(run_dir):
+    rng = random.Random(0)
+    flipped = [path for path in files(run_dir) if path.stat().st_size]
+    # Every file at least once, the rest by their sizes.
+    sizes = [path.stat().st_size for path in flipped]
+    flipped += rng.choices(flipped, sizes, k=50 - len(flipped))
+    assert len(flipped) == 50
+
+    for path in flipped:
+        content = bytearray(path.read_bytes())
+        place = rng.randrange(len(content))
+        content[place] ^= rng.randrange(1, 256)
+        whole, _ = path.read_bytes(), path.write_bytes(content)
+        assert path.name in refusal(run_dir), f"byte {place} of {path}"
+        path.write_bytes(whole)
+
+
+def test_the_manifest_of_another_step_is_refused(run_dir):
+    folder = run_dir / "checkpoints"
+    shutil.copytree(folder / "3", folder / "4")
+
+    (problem,) = checkpoint.problems(run_dir, 4)
+
+    assert "manifest.json is damaged" in problem
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"manifest": {}}', "[" * 10**5])
+def test_a_manifest_of_something_else_is_refused(run_dir, text):
+    (run_dir / "checkpoints" / "3" / "manifest.json").write_text(text)
+
+    assert "manifest.json is damaged" in refusal(run_dir)
+
+
+def test_digests_depend_neither_on_devices_nor_on_the_mesh():
+    table = {"values": jnp.arange(48.0).reshape(8, 6).at[0, 0].set(-0.0)}
+    want = checkpoint.digests(table)
+
+    for shape in [(8, 1), (4, 2), (2, 2), (1, 2)]:
+        mesh = jax.make_mesh(
+            shape,
+            ("data", "model"),
+            devices=jax.devices()[: shape[0] * shape[1]],
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        )
+        for spec in [("data", "model"), (None, "model"), ()]:
+            placed = jax.device_put(
+                table,
+                jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)),
+            )
+            assert checkpoint.digests(placed) == want
+
+
+def test_the_hash_is_of_values_and_not_of_when_they_were_made():
+    assert checkpoint.params_hash(arrays()) == checkpoint.params_hash(arrays())
+
+
+def test_one_bit_a_name_a_type_or_a_shape_changes_the_hash():
+    changed = [arrays() for _ in range(5)]
+    params = [tree["params"] for tree in changed]
+    params[1]["keys"] = params[1]["keys"].at[0, 0].set(0.0)  # was -0.0
+    params[2]["kees"] = params[2].pop("keys")
+    params[3]["keys"] = params[3]["keys"].view(jnp.int32)
+    params[4]["keys"] = params[4]["keys"].reshape(3, 1)
+
+    assert len({checkpoint.params_hash(tree) for tree in changed}) == 5
+
+
+def test_the_manifest_is_plain_json(run_dir):
+    path = run_dir / "checkpoints" / "3" / "manifest.json"
+
+    content = json.loads(path.read_text())["manifest"]
+
+    assert content["step"] == 3
+    assert set(content["arrays"]) == {
+        *("params/keys", "params/layers/0/scale", "params/layers/1/scale"),
+        *("optimizer/count", "optimizer/mean"),
+    }
+    assert set(content["run_files"]) == {"config.json", "tokenizer.json"}
