@@ -11,8 +11,10 @@ Without SMF_COORDINATOR a run is one process. Parameters are on every process wh
 each computes its share of a batch.
 """
 
+import atexit
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -30,6 +32,7 @@ from smf_jax.config import ConfigError, require
 PEER_LOST = 69  # exit code of a process that another one left alone
 START_TIMEOUT = 120  # seconds in which all processes must have come
 _ALIVE = "smf_jax/alive/"
+_explainers: list[subprocess.Popen] = []  # one, of each process but the first
 
 
 def initialize() -> None:
@@ -53,8 +56,7 @@ def initialize() -> None:
     timeout = _number("SMF_PEER_TIMEOUT", 30)
     require(timeout > 2, f"SMF_PEER_TIMEOUT={timeout} must be above 2 seconds")
     if number > 0:
-        # jax itself ends this process if process 0 dies, and calls it the leader.
-        print(f"process {number} of {count}; the leader task is process 0 at {address}")
+        _explain_abort(number, count, address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         address, count, number, initialization_timeout=START_TIMEOUT
@@ -70,6 +72,39 @@ def _number(name: str, default: int | None = None) -> int:
         return int(value)
     except ValueError as error:
         raise ConfigError(f"{name}={value} is no whole number") from error
+
+
+# Run beside a process that jax aborts when process 0 dies, with a trace that does not
+# name it. It outlives that process, and says what has happened unless told "done".
+_EXPLAINER = """
+import socket, sys
+number, count, host, port = sys.argv[1:]
+if sys.stdin.read() != "done":
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        sys.stderr.write(
+            f"smf: process {number} of {count} stopped, as process 0 at {host}:{port} "
+            "is dead or cut off. The last checkpoint stands: start all of them again "
+            "to go on from it\\n"
+        )
+"""
+
+
+def _explain_abort(number: int, count: int, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    command = [sys.executable, "-ISc", _EXPLAINER, str(number), str(count), host, port]
+    # In a session of its own: Ctrl-C is not meant for it.
+    explainer = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _explainers.append(explainer)
+    atexit.register(_tell_done)
+
+
+def _tell_done() -> None:
+    while _explainers:
+        _explainers.pop().communicate("done")
 
 
 def _watch(number: int, count: int, timeout: int) -> None:
@@ -91,8 +126,7 @@ def _watch(number: int, count: int, timeout: int) -> None:
                 "off; this process stops, too. The last checkpoint stands: start all "
                 "of them again to go on from it\n"
             )
-            sys.stderr.flush()
-            os._exit(PEER_LOST)  # the main thread may wait for the dead for ever
+            _end(PEER_LOST)  # the main thread may wait for the dead for ever
         time.sleep(1)
 
 
@@ -116,9 +150,14 @@ def leave(code: int) -> None:
     jax would wait for them at exit.
     """
     if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end(code)
+
+
+def _end(code: int) -> None:
+    _tell_done()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_main() -> bool:
@@ -129,7 +168,8 @@ def is_main() -> bool:
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        with naming_the_missing():
+            multihost_utils.sync_global_devices(name)
 
 
 def preempted(step: int) -> bool:

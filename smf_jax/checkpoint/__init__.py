@@ -6,7 +6,7 @@
 A name with anything after the step (`40.saving`, `20.deleting`, `40.damaged`) is none.
 """
 
-from smf_jax.checkpoint.digest import digests, params_hash
+from smf_jax.checkpoint.digest import digests, hash_of, params_hash
 from smf_jax.checkpoint.load import (
     discard_debris,
     latest_step,
@@ -23,6 +23,7 @@ __all__ = [
     "Saver",
     "digests",
     "discard_debris",
+    "hash_of",
     "latest_step",
     "load",
     "params_hash",

@@ -30,6 +30,11 @@ def _digest(array: np.ndarray) -> str:
 
 
 def params_hash(params: PyTree) -> str:
-    """Returns the SHA-256, in hex, of the names and digests of parameters."""
-    lines = [f"{name} {digest}\n" for name, digest in digests(params).items()]
+    """Returns the SHA-256, in hex, of the names and contents of parameters."""
+    return hash_of(digests(params))
+
+
+def hash_of(named: dict[str, str]) -> str:
+    """Returns the SHA-256, in hex, of names with their digests."""
+    lines = [f"{name} {digest}\n" for name, digest in named.items()]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

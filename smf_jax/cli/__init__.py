@@ -1,5 +1,7 @@
 """The `smf` command; a user's mistake ends with one line and code 2."""
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,11 +47,16 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     from smf_jax.train.guard import TrainingError
     from smf_jax.train.interrupt import AT_ONCE, SAVED, Interrupted
 
+    if not debug:  # orbax logs each failure with its trace, and then raises it
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         distributed.initialize()
         quiet = not distributed.is_main()
         return VERBS[verb](arguments, Console(soft_wrap=True, quiet=quiet)) or 0
-    except (ConfigError, SaveError, TrainingError) as error:
+    except BrokenPipeError:  # of `smf VERB | head`; python would flush at exit, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ConfigError, SaveError, TrainingError, OSError) as error:
         if debug:
             raise
         print(f"smf {verb}: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
 
+from smf_jax import distributed
 from smf_jax.config import DataConfig, PretrainConfig, require
 from smf_jax.data.batches import (
     Packed,
@@ -165,7 +166,8 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
         run.model_hash,
         corpus.hash,
     )
-    usage.save(run.run_dir / USAGE, collected)
+    if distributed.is_main():
+        usage.save(run.run_dir / USAGE, collected)
     read_often = np.mean(collected.document_frequency > 0)
     console.print(
         f"usage: {num_documents} documents of {data.batch_size} x {data.seq_len} "

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import PyTree
 from tokenizers import Tokenizer
 
-from smf_jax import checkpoint
+from smf_jax import checkpoint, distributed
 from smf_jax.config import (
     ConfigError,
     FinetuneConfig,
@@ -210,7 +210,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text; the file appears whole or not at all."""
+    """Writes a text, once for all processes; the file appears whole or not at all."""
+    if not distributed.is_main():
+        return
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

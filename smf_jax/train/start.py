@@ -30,6 +30,7 @@ from smf_jax.train.run import (
 from smf_jax.train.step import TrainState
 
 LOCK = ".lock"
+OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
 # What may be another when a run goes on: none of it changes what is computed.
 FREE = ("base", "run_dir", "log_every", "on_nan", "save.")
 
@@ -91,14 +92,18 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
       ConfigError: A run that is finished, or what is no run, would be lost; the
         latest checkpoint is damaged; or `resume` wants it otherwise.
     """
+    if distributed.is_main():
+        checkpoint.discard_debris(run_dir)
+    distributed.wait_for_all("run directory is there")
     steps = checkpoint.steps(run_dir)
     if not steps:
-        content = {path.name for path in run_dir.iterdir()} - {LOCK}
+        content = {path.name for path in run_dir.iterdir()} - OURS
         require(
             not content or _is_record(run_dir / CONFIG),
             f"{run_dir} exists and is no run directory: choose another run_dir",
         )
         require(resume.mode != "must", f"{run_dir} holds no checkpoint to go on from")
+        distributed.wait_for_all("start is known")
         return None
     damaged = {}
     for step in reversed(steps):
@@ -131,12 +136,11 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
             f"{step - start} steps are done again",
             style="bold red",
         )
-    distributed.wait_for_all("start")
+    distributed.wait_for_all("start is known")
     if distributed.is_main():
         for step in damaged:
             aside = checkpoint.set_aside(run_dir, step)
             console.print(f"WARNING: what is left of step {step} is now {aside}")
-        checkpoint.discard_debris(run_dir)
     return start
 
 
@@ -169,14 +173,15 @@ def enter_run_dir(
         )
         return
     if distributed.is_main():
-        for path in run_dir.iterdir():
+        # The record comes first and goes last: without it a folder is not ours.
+        for path in sorted(run_dir.iterdir(), key=lambda path: path.name == CONFIG):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
-        tokenizer.save(str(run_dir / TOKENIZER))
         write_json(run_dir / CONFIG, record)
-    distributed.wait_for_all("run directory")
+        tokenizer.save(str(run_dir / TOKENIZER))
+    distributed.wait_for_all("run directory is written")
 
 
 def _require_same(run_dir, begun, now, console) -> None:

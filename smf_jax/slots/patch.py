@@ -1,0 +1,157 @@
+"""What a run wrote into its memory: the rows before and after, and the file of them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from smf_jax.config import ConfigError, require
+
+
+class Rows(NamedTuple):
+    """Rows of one table, as they were and as they are now."""
+
+    slots: Int[np.ndarray, " rows"]  # in order, all different
+    before: Float[np.ndarray, "rows value_dim"]
+    after: Float[np.ndarray, "rows value_dim"]
+
+
+class Patch(NamedTuple):
+    """The rows of each table that differ between a base and what was taught to it."""
+
+    tables: tuple[Rows, ...]
+    base_hash: str  # of the parameters that the rows before are of
+
+
+Tables = Sequence[Float[np.ndarray, "num_slots value_dim"]]
+
+
+def diff(before: Tables, after: Tables, base_hash: str) -> Patch:
+    """Returns the rows of which any bit differs."""
+    tables = []
+    for old, new in zip(before, after, strict=True):
+        slots = np.flatnonzero((_bits(old) != _bits(new)).any(axis=1))
+        tables.append(Rows(slots.astype(np.int32), old[slots], new[slots]))
+    return Patch(tuple(tables), base_hash)
+
+
+def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
+    """Returns tables with the rows of a patch written into them.
+
+    Raises:
+      ConfigError: The rows there are not those that the patch was made from.
+    """
+    return [
+        _replace(table, rows.slots, rows.before, rows.after)
+        for table, rows in zip(tables, patch.tables, strict=True)
+    ]
+
+
+def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
+    """Returns tables with the rows of a patch as they were before it, bit for bit.
+
+    Raises:
+      ConfigError: The rows there are not those that the patch wrote.
+    """
+    return [
+        _replace(table, rows.slots, rows.after, rows.before)
+        for table, rows in zip(tables, patch.tables, strict=True)
+    ]
+
+
+def _replace(table, slots, there, new) -> np.ndarray:
+    fits = len(slots) == 0 or (
+        slots[-1] < len(table)
+        and there.shape[1:] == table.shape[1:]
+        and there.dtype == table.dtype
+    )
+    require(
+        fits,
+        f"the patch has rows of {there.dtype}{list(there.shape)} up to slot "
+        f"{slots[-1] if len(slots) else 'none'}, but the table is "
+        f"{table.dtype}{list(table.shape)}",
+    )
+    same = (_bits(table[slots]) == _bits(there)).all(axis=1)
+    require(
+        bool(same.all()),
+        f"slot {slots[~same][0] if len(slots) else ''} of the table is not as the patch "
+        "expects it",
+    )
+    table = table.copy()
+    table[slots] = new
+    return table
+
+
+def save(path: Path, patch: Patch) -> None:
+    """Writes a patch as safetensors; the file appears whole or not at all."""
+    tensors = {
+        f"{place}/{name}": array
+        for place, rows in enumerate(patch.tables)
+        for name, array in rows._asdict().items()
+    }
+    metadata = {"base_hash": patch.base_hash, "content_hash": content_hash(patch)}
+    beside = path.with_name(path.name + ".partial")
+    save_file(tensors, beside, {"patch": json.dumps(metadata)})
+    os.replace(beside, path)
+
+
+def content_hash(patch: Patch) -> str:
+    """Returns the SHA-256 of everything that a patch says."""
+    digest = hashlib.sha256(patch.base_hash.encode())
+    for rows in patch.tables:
+        for array in rows:
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def load(path: Path) -> Patch:
+    """Reads a patch.
+
+    Raises:
+      ConfigError: There is none, it is damaged, or its rows cannot be written.
+    """
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = json.loads(file.metadata()["patch"])
+            names = sorted(file.keys())
+            count = len(names) // len(Rows._fields)
+            tables = tuple(
+                Rows(*(file.get_tensor(f"{place}/{name}") for name in Rows._fields))
+                for place in range(count)
+            )
+            patch = Patch(tables, metadata["base_hash"])
+            whole = content_hash(patch) == metadata["content_hash"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"{path} is no patch file: {error}") from error
+    require(
+        whole and len(names) == count * len(Rows._fields),
+        f"{path} is damaged: it is not as it was written",
+    )
+    for rows in patch.tables:
+        require(
+            rows.slots.ndim == 1
+            and rows.slots.dtype == np.int32
+            and rows.before.ndim == 2
+            and rows.before.shape == rows.after.shape == (len(rows.slots), *rows.after.shape[1:])
+            and rows.before.dtype == rows.after.dtype
+            and (np.diff(rows.slots) > 0).all()
+            and (rows.slots >= 0).all(),
+            f"{path} is no patch file: its slots and rows do not belong together",
+        )
+        require(
+            bool(np.isfinite(rows.after.astype(np.float32)).all()),
+            f"{path} would write numbers that are not finite",
+        )
+    return patch
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(f"u{array.itemsize}")

@@ -1,0 +1,154 @@
+"""Runs that are hurt on purpose, and what must come of them."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig, SaveConfig
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config!r}\n"
+STEPS, EVERY, ASKED = 9, 3, 4  # saved at 3, 6, 9; asked at 4, 8, 9: both, and neither
+METHODS = {
+    "smf": OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
+    "lora": OptimConfig(method="lora", learning_rate=0.003),
+    "full": OptimConfig(method="full", optimizer="muon", learning_rate=0.001),
+}
+MOMENTUM = dataclasses.replace(METHODS["smf"], momentum=0.9)
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int  # negative: by that signal
+    operations: int  # that changed a file below its folder; -1: it was killed
+    output: str
+
+
+class Runner:
+    """Runs commands in children of one process that has imported everything."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        library = folder / "fault.so"
+        source = str(Path(__file__).with_name("fault.c"))
+        flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+        subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.worker", str(folder / "cache")],
+            cwd=ROOT,
+            env=os.environ | {"LD_PRELOAD": str(library)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *argv, folder: Path | str = "", **faults) -> Ended:
+        task = {"argv": [str(a) for a in argv], "folder": str(folder), **faults}
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return Ended(**json.loads(self.process.stdout.readline()))
+
+    def stop(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+    def write(self, name: str, config) -> Path:
+        path = self.folder / f"{name}.py"
+        path.write_text(CONFIG_FILE.format(config=config))
+        return path
+
+
+class Job(NamedTuple):
+    """A run to hurt, and what it is when nothing hurts it."""
+
+    verb: str
+    config: Path
+    reference: Path
+
+    def command(self, run_dir: Path, *more: str) -> list[str]:
+        return [self.verb, str(self.config), "--run-dir", str(run_dir), *more]
+
+
+def pretrain_config(run_dir: Path) -> PretrainConfig:
+    config = tiny.pretrain_config(run_dir, STEPS)
+    return dataclasses.replace(config, save=SaveConfig(every=EVERY), log_every=2)
+
+
+def finetune_config(base: Path, run_dir: Path, optim: OptimConfig) -> FinetuneConfig:
+    return FinetuneConfig(
+        base=str(base),
+        run_dir=str(run_dir),
+        teach="statements",
+        steps=STEPS,
+        batch_size=6,
+        eval_every=ASKED,
+        log_every=2,
+        save=SaveConfig(every=EVERY, keep=1, best="known"),
+        optim=optim,
+    )
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory):
+    if shutil.which("cc") is None and not os.environ.get("SMF_REQUIRE_CC"):
+        pytest.skip("file operations are failed by a C library, and there is no cc")
+    runner = Runner(tmp_path_factory.mktemp("faults"))
+    yield runner
+    runner.stop()
+
+
+@pytest.fixture(scope="session")
+def jobs(runner):
+    """Returns runs of every method, done without a fault."""
+    base = runner.folder / "base"
+    jobs = {
+        "pretrain": Job("pretrain", runner.write("base", pretrain_config(base)), base)
+    }
+    must_end_well(runner(*jobs["pretrain"].command(base)))
+    must_end_well(runner("usage", base, "--documents", "10"))
+    for name, optim in (METHODS | {"momentum": MOMENTUM}).items():
+        run_dir = runner.folder / name
+        config = runner.write(name, finetune_config(base, run_dir, optim))
+        jobs[name] = Job("finetune", config, run_dir)
+        must_end_well(runner(*jobs[name].command(run_dir)))
+    return jobs
+
+
+def must_end_well(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.output
+    return ended
+
+
+def outcome(run_dir: Path) -> dict:
+    """Returns all that a run leaves behind, but for times and paths."""
+
+    def read(name):
+        path = run_dir / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    times = ("seconds", "tokens_per_second")
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    checkpoints = run_dir / "checkpoints"
+    steps = sorted(path.name for path in checkpoints.iterdir())
+    manifests = {
+        step: json.loads((checkpoints / step / "manifest.json").read_text())["manifest"]
+        for step in steps
+    }
+    return {
+        "files": sorted(path.name for path in run_dir.iterdir()),
+        "metrics": [{n: v for n, v in row.items() if n not in times} for row in rows],
+        "arrays": {step: m["arrays"] for step, m in manifests.items()},
+        "progress": {step: m["progress"] for step, m in manifests.items()},
+        "evaluation": read("evaluation.json"),
+        "teaching": read("teaching.json"),
+        "tokenizer": read("tokenizer.json"),
+    }

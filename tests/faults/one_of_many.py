@@ -1,0 +1,15 @@
+"""Runs an `smf` command as one of several processes, with signals at given batches.
+
+python -m tests.faults.one_of_many CACHE '[[25, 9]]' pretrain ...
+"""
+
+import json
+import sys
+
+from smf_jax import cli
+from tests.faults import worker
+
+if __name__ == "__main__":
+    worker.configure(sys.argv[1])
+    worker.send(json.loads(sys.argv[2]))
+    sys.exit(cli.main(sys.argv[3:]))

@@ -1,0 +1,109 @@
+"""A run that is killed goes on, and ends with the bits of one that never was."""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+from tests.faults.conftest import STEPS, must_end_well, outcome
+
+PARTS = 8  # of the file operations, so that they can be shared by test processes
+MOMENTS = random.Random(0)
+# 20 of them: each job is killed at steps of its own, by chance.
+KILLS = [
+    (job, step)
+    for job in ("pretrain", "smf", "lora", "full", "momentum")
+    for step in sorted(MOMENTS.sample(range(1, STEPS + 1), 4))
+]
+
+
+@pytest.fixture
+def want(jobs):
+    """Returns the outcome of a job without faults, as that of another run directory."""
+
+    def read(name):
+        outcomes = outcome(jobs[name].reference)
+        # The base is given its usage afterwards.
+        return outcomes | {
+            "files": sorted({*outcomes["files"]} - {"usage.safetensors"})
+        }
+
+    return read
+
+
+@pytest.mark.parametrize(("name", "step"), KILLS)
+def test_killed_at_a_step_it_ends_with_the_same_bits(
+    runner, jobs, want, tmp_path, name, step
+):
+    command = jobs[name].command(tmp_path / "run")
+
+    assert runner(*command, signals=[(step, signal.SIGKILL)]).code == -signal.SIGKILL
+    must_end_well(runner(*command))
+
+    assert outcome(tmp_path / "run") == want(name)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bits(
+    runner, jobs, want, tmp_path
+):
+    command = jobs["smf"].command(tmp_path / "run")
+
+    for step in (2, 5, 1, 4, 6, 2, 3):
+        ended = runner(*command, signals=[(step, signal.SIGKILL)])
+        assert ended.code == -signal.SIGKILL or "holds a finished run" in ended.output
+    ended = runner(*command)
+    assert ended.code == 0 or "holds a finished run" in ended.output
+
+    assert outcome(tmp_path / "run") == want("smf")
+
+
+@pytest.fixture(scope="module")
+def interrupted(runner, jobs, tmp_path_factory):
+    """Returns a run with its checkpoint of step 6, and three steps to go."""
+    run_dir = tmp_path_factory.mktemp("interrupted") / "run"
+    command = jobs["pretrain"].command(run_dir)
+    assert runner(*command, signals=[(6, signal.SIGTERM)]).code == 75
+    return run_dir
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_any_file_operation_it_ends_with_the_same_bits(
+    runner, jobs, want, interrupted, tmp_path, part
+):
+    # From resuming over the last save to the removal of an older checkpoint.
+    for nth in range(1 + part, 10_000, PARTS):
+        run_dir = tmp_path / str(nth)
+        shutil.copytree(interrupted, run_dir)
+        command = jobs["pretrain"].command(run_dir)
+        ended = runner(*command, folder=run_dir, nth=nth)
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended.output
+        # What a later verb takes for whole must be so: the run goes on, or is whole.
+        again = runner(*command)
+        if again.code == 2:
+            assert "holds a finished run" in again.output
+        else:
+            must_end_well(again)
+        got = outcome(run_dir)
+        # Killed between the last save and the removal of the oldest: one is left.
+        for content in (got["arrays"], got["progress"]):
+            content.pop("3", None)
+        assert got == want("pretrain"), f"operation {nth}"
+        shutil.rmtree(run_dir)
+    assert 10 < nth < 1000
+
+
+@pytest.mark.parametrize("nth", range(1, 40, 3))
+def test_killed_at_a_file_operation_of_its_beginning_it_begins_anew(
+    runner, jobs, want, tmp_path, nth
+):
+    run_dir = tmp_path / "run"
+    command = jobs["pretrain"].command(run_dir)
+
+    ended = runner(*command, folder=run_dir, nth=nth)
+    assert ended.code == -signal.SIGKILL, ended.output
+    must_end_well(runner(*command))
+
+    assert outcome(run_dir) == want("pretrain")

@@ -1,0 +1,96 @@
+"""Runs `smf` commands in children of one process that has imported everything once.
+
+Started with `fault.so` loaded before libc. Reads one JSON object a line:
+
+    {"argv": [...], "folder": "...", "nth": 3, "errno": 0, "signals": [[5, 9]]}
+
+(SIGKILL, 9, when it is given its fifth batch)
+
+and answers each with its exit code (negative: the signal that ended it), how many file
+operations there were below `folder`, and what it wrote to stderr.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import traceback
+
+import jax
+
+from smf_jax import cli
+from smf_jax.train import finetune, loop, pretrain, verify  # noqa: F401  before forking
+
+
+def send(signals: list[list[int]]) -> None:
+    """Arranges that this process gets signals when it is given its n-th batches."""
+    given = 0
+    share = loop.distributed.share
+
+    def count(batch):
+        nonlocal given
+        given += 1
+        for at, number in signals:
+            if at == given:
+                os.kill(os.getpid(), number)
+        return share(batch)
+
+    loop.distributed.share = count
+
+
+def run(task: dict, errors: str, counted: str) -> None:
+    """Runs a command and ends the process."""
+    code = 70
+    out = os.open(errors, os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    try:
+        faults = ctypes.CDLL(None)
+        send(task.get("signals", []))
+        folder = task.get("folder", "")
+        arguments = (folder.encode(), task.get("nth", 0), task.get("errno", 0))
+        faults.fault_arm(*arguments)
+        code = cli.main(task["argv"])
+        count = faults.fault_count()
+        faults.fault_arm(b"", 0, 0)
+        with open(counted, "w") as file:
+            file.write(str(count))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def configure(cache: str) -> None:
+    """Makes programs compile quickly, and only once for all processes."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def main() -> None:
+    configure(sys.argv[1])
+    for line in sys.stdin:
+        with (
+            tempfile.NamedTemporaryFile("r") as errors,
+            tempfile.NamedTemporaryFile("r") as counted,
+        ):
+            child = os.fork()
+            if child == 0:
+                run(json.loads(line), errors.name, counted.name)
+            _, status = os.waitpid(child, 0)
+            answer = {
+                "code": os.waitstatus_to_exitcode(status),
+                "operations": int(counted.read() or -1),
+                "output": errors.read(),
+            }
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
