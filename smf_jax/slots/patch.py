@@ -140,7 +140,9 @@ def load(path: Path) -> Patch:
             rows.slots.ndim == 1
             and rows.slots.dtype == np.int32
             and rows.before.ndim == 2
-            and rows.before.shape == rows.after.shape == (len(rows.slots), *rows.after.shape[1:])
+            and rows.before.shape
+            == rows.after.shape
+            == (len(rows.slots), *rows.after.shape[1:])
             and rows.before.dtype == rows.after.dtype
             and (np.diff(rows.slots) > 0).all()
             and (rows.slots >= 0).all(),

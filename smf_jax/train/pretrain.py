@@ -1,5 +1,6 @@
 """Pretraining a model from scratch, and collecting what a background reads."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
     Resume,
+    abstract_split,
     claim,
     enter_run_dir,
     find_start,
@@ -84,9 +86,13 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
 def _train(config, run_dir, start, tokenizer, packed, console) -> None:
     batches = _batches(config.data, packed, config.seed)
     method = make_method(config.optim, config.steps, config.values_rate)
-    model = make_model(config, tokenizer)
-    graph, state, frozen = split_for_training(model, method)
-    if start is not None:
+    make = functools.partial(make_model, config, tokenizer)
+    if start is None:
+        model = make()
+        graph, state, frozen = split_for_training(model, method)
+    else:
+        model = nnx.eval_shape(make)
+        graph, state, frozen = abstract_split(model, method)
         state, progress = restore(run_dir, start, state)
         batches.set_state(progress["data"])
     max_skips = skips(config.on_nan)

@@ -232,11 +232,25 @@ def split_for_training(
     return graph, *distributed.place((state, nnx.as_pure(frozen)))
 
 
+def abstract_split(
+    model: nnx.Module, method: Method
+) -> tuple[nnx.GraphDef, TrainState, PyTree]:
+    """Returns what `split_for_training` does, for a model that has shapes alone."""
+    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
+    trainable = nnx.as_pure(trainable)
+    opt_state = jax.eval_shape(method.tx.init, trainable)
+    skipped = jax.ShapeDtypeStruct((), "int32")
+    return graph, TrainState(trainable, opt_state, skipped), nnx.as_pure(frozen)
+
+
 def restore(
     run_dir: Path, step: int, state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of training after a step, and what else `as_saved` held."""
-    abstract = jax.eval_shape(lambda: as_saved(state))
+    """Returns the state of training after a step, and the progress saved with it.
+
+    Of `state`, the shapes and types are looked at.
+    """
+    abstract = jax.eval_shape(lambda tree: tree, as_saved(state))
     loaded, record = checkpoint.load(run_dir, step, abstract)
     rest = loaded["optimizer"]
     state = TrainState(loaded["params"], rest["state"], rest["skipped"])

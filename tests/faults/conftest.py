@@ -83,6 +83,14 @@ def pretrain_config(run_dir: Path) -> PretrainConfig:
     return dataclasses.replace(config, save=SaveConfig(every=EVERY), log_every=2)
 
 
+def small_config(run_dir: Path) -> PretrainConfig:
+    """Returns a run of one layer: it is there to be started hundreds of times."""
+    config = pretrain_config(run_dir)
+    memory = dataclasses.replace(config.model.memory, layers=(0,))
+    model = dataclasses.replace(config.model, num_layers=1, memory=memory)
+    return dataclasses.replace(config, model=model)
+
+
 def finetune_config(base: Path, run_dir: Path, optim: OptimConfig) -> FinetuneConfig:
     return FinetuneConfig(
         base=str(base),
@@ -115,6 +123,9 @@ def jobs(runner):
     }
     must_end_well(runner(*jobs["pretrain"].command(base)))
     must_end_well(runner("usage", base, "--documents", "10"))
+    small = runner.folder / "small"
+    jobs["small"] = Job("pretrain", runner.write("small", small_config(small)), small)
+    must_end_well(runner(*jobs["small"].command(small)))
     for name, optim in (METHODS | {"momentum": MOMENTUM}).items():
         run_dir = runner.folder / name
         config = runner.write(name, finetune_config(base, run_dir, optim))

@@ -62,7 +62,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
 def interrupted(runner, jobs, tmp_path_factory):
     """Returns a run with its checkpoint of step 6, and three steps to go."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    command = jobs["pretrain"].command(run_dir)
+    command = jobs["small"].command(run_dir)
     assert runner(*command, signals=[(6, signal.SIGTERM)]).code == 75
     return run_dir
 
@@ -75,7 +75,7 @@ def test_killed_at_any_file_operation_it_ends_with_the_same_bits(
     for nth in range(1 + part, 10_000, PARTS):
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)
-        command = jobs["pretrain"].command(run_dir)
+        command = jobs["small"].command(run_dir)
         ended = runner(*command, folder=run_dir, nth=nth)
         if ended.code == 0:
             break
@@ -90,20 +90,20 @@ def test_killed_at_any_file_operation_it_ends_with_the_same_bits(
         # Killed between the last save and the removal of the oldest: one is left.
         for content in (got["arrays"], got["progress"]):
             content.pop("3", None)
-        assert got == want("pretrain"), f"operation {nth}"
+        assert got == want("small"), f"operation {nth}"
         shutil.rmtree(run_dir)
     assert 10 < nth < 1000
 
 
-@pytest.mark.parametrize("nth", range(1, 40, 3))
+@pytest.mark.parametrize("nth", range(1, 40, 4))
 def test_killed_at_a_file_operation_of_its_beginning_it_begins_anew(
     runner, jobs, want, tmp_path, nth
 ):
     run_dir = tmp_path / "run"
-    command = jobs["pretrain"].command(run_dir)
+    command = jobs["small"].command(run_dir)
 
     ended = runner(*command, folder=run_dir, nth=nth)
     assert ended.code == -signal.SIGKILL, ended.output
     must_end_well(runner(*command))
 
-    assert outcome(run_dir) == want("pretrain")
+    assert outcome(run_dir) == want("small")

@@ -65,7 +65,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_what_was_saved_stands(
 def interrupted(runner, jobs, tmp_path_factory):
     """Returns a run with its checkpoint of step 6, and three steps to go."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    command = jobs["pretrain"].command(run_dir)
+    command = jobs["small"].command(run_dir)
     assert runner(*command, signals=[(6, signal.SIGTERM)]).code == SAVED
     return run_dir
 
@@ -82,7 +82,7 @@ def test_where_nothing_can_be_written_any_more_it_says_so_and_loses_nothing(
         name = FULL[nth % 3]
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)
-        command = jobs["pretrain"].command(run_dir)
+        command = jobs["small"].command(run_dir)
 
         ended = runner(*command, folder=run_dir, nth=nth, errno=getattr(errno, name))
 
@@ -98,7 +98,7 @@ def test_where_nothing_can_be_written_any_more_it_says_so_and_loses_nothing(
         assert reason in said
         assert checkpoint.problems(run_dir, 6) == []
         must_end_well(runner(*command))
-        assert outcome(run_dir) == outcome(jobs["pretrain"].reference) | {
+        assert outcome(run_dir) == outcome(jobs["small"].reference) | {
             "files": outcome(run_dir)["files"]
         }
 
@@ -107,7 +107,7 @@ def test_the_second_writer_is_refused_until_the_first_is_dead(
     jobs, runner, tmp_path, refused_while_held
 ):
     run_dir = tmp_path / "run"
-    command = jobs["pretrain"].command(run_dir)
+    command = jobs["small"].command(run_dir)
 
     with refused_while_held(run_dir) as holder:
         ended = runner(*command)

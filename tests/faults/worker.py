@@ -11,6 +11,7 @@ operations there were below `folder`, and what it wrote to stderr.
 """
 
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -75,6 +76,8 @@ def configure(cache: str) -> None:
 
 def main() -> None:
     configure(sys.argv[1])
+    gc.collect()
+    gc.freeze()  # what a child collects, it would have to copy first
     for line in sys.stdin:
         with (
             tempfile.NamedTemporaryFile("r") as errors,
