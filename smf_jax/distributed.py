@@ -150,6 +150,8 @@ def leave(code: int) -> None:
     jax would wait for them at exit.
     """
     if jax.distributed.is_initialized():
+        if is_main():
+            time.sleep(2)  # its end ends the others: they may have something to say
         _end(code)
 
 

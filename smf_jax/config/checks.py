@@ -1,5 +1,6 @@
 """The error of a user's mistake, and the checks that raise it."""
 
+import math
 from typing import Any
 
 
@@ -14,14 +15,16 @@ def require(holds: bool, message: str) -> None:
 
 
 def require_positive(section: str, config: Any, *names: str) -> None:
-    """Raises `ConfigError` unless the named numbers of a section are above 0."""
+    """Raises `ConfigError` unless the named numbers are finite and above 0."""
     for name in names:
         value = getattr(config, name)
-        require(value > 0, f"{section}.{name}={value} must be above 0")
+        holds = value > 0 and math.isfinite(value)
+        require(holds, f"{section}.{name}={value} must be above 0 and finite")
 
 
 def require_not_negative(section: str, config: Any, *names: str) -> None:
-    """Raises `ConfigError` if one of the named numbers of a section is below 0."""
+    """Raises `ConfigError` unless the named numbers are finite and 0 or more."""
     for name in names:
         value = getattr(config, name)
-        require(value >= 0, f"{section}.{name}={value} must not be negative")
+        holds = value >= 0 and math.isfinite(value)
+        require(holds, f"{section}.{name}={value} must be finite and not negative")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from typing import Any, Literal
 
@@ -100,8 +101,8 @@ class OptimConfig:
         shares = ("final_fraction", "weight_decay", "momentum")
         require_not_negative("optim", self, "warmup_steps", *shares)
         require(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"optim.clip_norm={self.clip_norm} must be above 0, or None",
+            self.clip_norm is None or 0 < self.clip_norm < math.inf,
+            f"optim.clip_norm={self.clip_norm} must be above 0 and finite, or None",
         )
         require(
             self.momentum == 0 or self.optimizer == "sgd",

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from smf_jax.config import ConfigError, require
 
+LONGEST = 8 * 2**20  # bytes of a line
+
 
 class Fact(NamedTuple):
     """A question with its answers, any of which is right, and texts that state it."""
@@ -62,7 +64,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
     number, rows = 0, 0
     try:
         with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            # A compressed file of a few bytes may hold a line of many gigabytes.
+            lines = iter(lambda: file.readline(LONGEST + 1), b"")
+            for number, line in enumerate(lines, 1):
+                require(
+                    len(line) <= LONGEST,
+                    f"{path}:{number}: the line is longer than {LONGEST} bytes",
+                )
                 if line.strip():
                     rows += 1
                     yield f"{path}:{number}", _row(f"{path}:{number}", line)

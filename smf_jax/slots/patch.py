@@ -67,22 +67,18 @@ def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
 
 
 def _replace(table, slots, there, new) -> np.ndarray:
-    fits = len(slots) == 0 or (
-        slots[-1] < len(table)
-        and there.shape[1:] == table.shape[1:]
-        and there.dtype == table.dtype
-    )
     require(
-        fits,
-        f"the patch has rows of {there.dtype}{list(there.shape)} up to slot "
-        f"{slots[-1] if len(slots) else 'none'}, but the table is "
+        there.shape[1:] == table.shape[1:]
+        and there.dtype == table.dtype
+        and max(slots.tolist(), default=-1) < len(table),
+        f"the patch has rows of {there.dtype}{list(there.shape[1:])} at slots "
+        f"{slots.tolist()[:1]} to {slots.tolist()[-1:]}, but the table is "
         f"{table.dtype}{list(table.shape)}",
     )
-    same = (_bits(table[slots]) == _bits(there)).all(axis=1)
+    other = slots[(_bits(table[slots]) != _bits(there)).any(axis=1)]
     require(
-        bool(same.all()),
-        f"slot {slots[~same][0] if len(slots) else ''} of the table is not as the patch "
-        "expects it",
+        len(other) == 0,
+        f"the table is not as the patch expects it at slots {other.tolist()[:5]}",
     )
     table = table.copy()
     table[slots] = new
@@ -136,23 +132,25 @@ def load(path: Path) -> Patch:
         f"{path} is damaged: it is not as it was written",
     )
     for rows in patch.tables:
-        require(
-            rows.slots.ndim == 1
-            and rows.slots.dtype == np.int32
-            and rows.before.ndim == 2
-            and rows.before.shape
-            == rows.after.shape
-            == (len(rows.slots), *rows.after.shape[1:])
-            and rows.before.dtype == rows.after.dtype
-            and (np.diff(rows.slots) > 0).all()
-            and (rows.slots >= 0).all(),
-            f"{path} is no patch file: its slots and rows do not belong together",
-        )
+        require(_is_sound(rows), f"{path}: slots and rows do not belong together")
         require(
             bool(np.isfinite(rows.after.astype(np.float32)).all()),
             f"{path} would write numbers that are not finite",
         )
     return patch
+
+
+def _is_sound(rows: Rows) -> bool:
+    slots, before, after = rows
+    return (
+        slots.dtype == np.int32
+        and slots.ndim == 1
+        and before.ndim == 2
+        and len(before) == len(slots)
+        and before.shape == after.shape
+        and before.dtype == after.dtype
+        and bool((slots >= 0).all() and (np.diff(slots) > 0).all())
+    )
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

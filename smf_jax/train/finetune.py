@@ -18,7 +18,8 @@ from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.slots import usage
+from smf_jax.slots import patch, usage
+from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import skips
 from smf_jax.train.loop import is_due
@@ -31,6 +32,7 @@ from smf_jax.train.questions import (
     write_evaluation,
 )
 from smf_jax.train.run import (
+    PATCH,
     TEACHING,
     USAGE,
     Run,
@@ -118,8 +120,11 @@ def _teach(config, run_dir, start, base, questions, loaded, batches, console):
             points.append(ask(step, (state.trainable, frozen)))
         if step == config.steps:  # before the checkpoint that makes the run a whole
             model = nnx.merge(graph, state.trainable, frozen)
-            written = _written(tables, model)
-            _write_teaching(run_dir, points, trainable, loaded, written)
+            taught = [np.asarray(table[...]) for table in model.values]
+            change = patch.diff(tables, taught, base.model_hash)
+            if loaded is not None and distributed.is_main():
+                patch.save(run_dir / PATCH, change)
+            _write_teaching(run_dir, points, trainable, loaded, change)
             write_evaluation(run_dir, questions, points[-1])
         # Answers before any teaching are shown beside the last; the others are not.
         saved = [points[0], *(point._replace(answers={}) for point in points[1:])]
@@ -155,18 +160,11 @@ def _background(loaded: Usage | None) -> Background | None:
     )
 
 
-def _written(tables: list[np.ndarray], model: nnx.Module) -> list[np.ndarray]:
-    return [
-        (np.asarray(after[...]) != before).any(axis=1)
-        for before, after in zip(tables, model.values, strict=True)
-    ]
-
-
-def _write_teaching(run_dir, points, trainable, loaded, written) -> None:
+def _write_teaching(run_dir, points, trainable, loaded, change) -> None:
     record = {
         "curve": [point.on_curve() for point in points],
         "trainable": trainable,
-        "slots_by_document_frequency": _slot_histogram(loaded, written),
+        "slots_by_document_frequency": _slot_histogram(loaded, change),
         "answers_before": points[0].answers,
     }
     write_json(run_dir / TEACHING, record)
@@ -215,14 +213,14 @@ def _count_trainable(method: Method, state: TrainState) -> int:
     return sum(method.top_t * leaf.shape[-1] for leaf in leaves)
 
 
-def _slot_histogram(
-    loaded: Usage | None, written: list[np.ndarray]
-) -> dict[str, list[int]] | None:
+def _slot_histogram(loaded: Usage | None, change: Patch) -> dict[str, list[int]] | None:
     """Counts all slots and the written ones by how many documents read them."""
     if loaded is None:
         return None
     frequency, bins = loaded.document_frequency, loaded.num_documents + 1
+    pools = zip(frequency, change.tables, strict=True)
+    written = np.concatenate([of_pool[rows.slots] for of_pool, rows in pools])
     return {
         "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
-        "written": np.bincount(frequency[np.stack(written)], minlength=bins).tolist(),
+        "written": np.bincount(written, minlength=bins).tolist(),
     }

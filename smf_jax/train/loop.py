@@ -149,12 +149,11 @@ def read_rows(path: Path) -> list[dict]:
     Raises:
       ConfigError: Another line is no row.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text.split("\n")[:-1]
+    content = path.read_bytes() if path.exists() else b""
     try:
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in content.split(b"\n")[:-1]]
         whole = all(isinstance(row["step"], int) for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {error}") from error
     require(whole, f"{path} is damaged: a step is no number")
     return rows

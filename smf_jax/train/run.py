@@ -31,6 +31,7 @@ from smf_jax.optim.methods import TRAINABLE
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER = "report.html", "frontier.svg"
+PATCH = "patch.safetensors"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 # What `config.json` holds; the hashes name what a run was made of.
 RECORD = {

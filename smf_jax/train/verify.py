@@ -6,10 +6,11 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
-from smf_jax.slots import usage
+from smf_jax.slots import patch, usage
 from smf_jax.train.loop import read_rows
 from smf_jax.train.run import (
     METRICS,
+    PATCH,
     USAGE,
     is_finished,
     load_run,
@@ -54,7 +55,7 @@ def verify(run_dir: Path, console: Console) -> bool:
 
 
 def _beside(run_dir: Path, run, step: int) -> list[str]:
-    """Returns what is wrong with the metrics and the usage of a run."""
+    """Returns what is wrong with the metrics, the usage and the patch of a run."""
     wrong = []
     config = run.finetune or run.pretrain
     want = [n for n in range(1, step + 1) if n % config.log_every == 0]
@@ -63,12 +64,12 @@ def _beside(run_dir: Path, run, step: int) -> list[str]:
         wrong.append(f"{run_dir / METRICS} lacks steps {sorted(missing)}")
     if len(got) != len(set(got)):
         wrong.append(f"{run_dir / METRICS} has a step twice")
-    memory = run.pretrain.model.memory
-    if memory is not None and (run_dir / USAGE).exists():
-        try:
-            usage.load(
-                run_dir / USAGE, run.model_hash, memory.num_pools, memory.num_slots
-            )
-        except ConfigError as error:
-            wrong.append(str(error))
+    try:
+        if (memory := run.pretrain.model.memory) and (run_dir / USAGE).exists():
+            pools = (memory.num_pools, memory.num_slots)
+            usage.load(run_dir / USAGE, run.model_hash, *pools)
+        if (run_dir / PATCH).exists():
+            patch.load(run_dir / PATCH)
+    except ConfigError as error:
+        wrong.append(str(error))
     return wrong

@@ -11,5 +11,6 @@ from tests.faults import worker
 
 if __name__ == "__main__":
     worker.configure(sys.argv[1])
-    worker.send(json.loads(sys.argv[2]))
+    # A signal to one reaches the others in its own time, and these steps take none.
+    worker.send(json.loads(sys.argv[2]), pause=0.2)
     sys.exit(cli.main(sys.argv[3:]))

@@ -40,12 +40,12 @@ def together(tmp_path_factory):
             faults = json.dumps((signals or {}).get(number, []))
             command = [sys.executable, "-m", "tests.faults.one_of_many"]
             command += [str(folder / "cache"), faults, *map(str, argv)]
-            output = (folder / f"output-{number}").open("w+")
-            started.append(
-                subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=output, stderr=output
+            with (folder / f"output-{number}").open("w") as output:
+                started.append(
+                    subprocess.Popen(
+                        command, cwd=ROOT, env=environment, stdout=output, stderr=output
+                    )
                 )
-            )
         try:
             deadline = time.monotonic() + 120
             while len(seconds) < count and time.monotonic() < deadline:
@@ -56,6 +56,7 @@ def together(tmp_path_factory):
         finally:
             for process in started:
                 process.kill()
+                process.wait()
         assert len(seconds) == count, "a process hangs"
         time.sleep(0.5)  # what is said of a process is said after its end
         first = min(seconds.values())

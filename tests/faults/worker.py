@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 
 import jax
@@ -24,8 +25,11 @@ from smf_jax import cli
 from smf_jax.train import finetune, loop, pretrain, verify  # noqa: F401  before forking
 
 
-def send(signals: list[list[int]]) -> None:
-    """Arranges that this process gets signals when it is given its n-th batches."""
+def send(signals: list[list[int]], pause: float = 0) -> None:
+    """Arranges that this process gets signals when it is given its n-th batches.
+
+    From the first of them on it takes `pause` seconds more for each batch.
+    """
     given = 0
     share = loop.distributed.share
 
@@ -35,6 +39,8 @@ def send(signals: list[list[int]]) -> None:
         for at, number in signals:
             if at == given:
                 os.kill(os.getpid(), number)
+        if signals and given >= signals[0][0]:
+            time.sleep(pause)
         return share(batch)
 
     loop.distributed.share = count

@@ -1,0 +1,306 @@
+"""Whatever a file or a command line holds: read, or refused with one line of ours."""
+
+import dataclasses
+import gzip
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smf_jax.cli.files import load_config
+from smf_jax.config import ConfigError, FinetuneConfig, PretrainConfig
+from smf_jax.data.records import read_facts, read_texts
+from smf_jax.slots import patch, usage
+from smf_jax.train.loop import read_rows
+from tests import tiny
+from tests.faults.conftest import CONFIG_FILE, ROOT
+
+many = settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def read_or_refused(read, *arguments):
+    """Returns what is read, or None; fails at any error but ours, and at two lines."""
+    said = []
+    try:
+        return read(*arguments)
+    except ConfigError as error:
+        said.append(str(error))
+    assert "\n" not in said[0].strip()
+    return None
+
+
+# --- records ---
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text() | st.sampled_from(["id", "text"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+fields = st.dictionaries(
+    st.sampled_from(["id", "question", "answers", "documents", "text", "extra"]),
+    json_values | st.lists(st.text(), max_size=3),
+)
+lines = st.lists(
+    st.one_of(
+        fields.map(lambda row: json.dumps(row).encode()),
+        st.binary(max_size=40),
+        json_values.map(lambda value: json.dumps(value).encode()),
+    ),
+    max_size=4,
+)
+
+
+@many
+@given(lines=lines, end=st.sampled_from([b"\n", b"\r\n", b"\n\n", b""]))
+@pytest.mark.parametrize("read", [read_facts, read_texts, read_rows])
+def test_lines_of_anything(tmp_path, read, lines, end):
+    path = tmp_path / "file.jsonl"
+    path.write_bytes(end.join(lines) + end)
+
+    read_or_refused(read, path)
+
+
+@many
+@given(content=st.binary(max_size=200), whole=st.booleans(), cut=st.integers(0, 60))
+def test_compressed_files_of_anything(tmp_path, content, whole, cut):
+    path = tmp_path / "file.jsonl.gz"
+    packed = gzip.compress(content) if whole else content
+    path.write_bytes(packed[: max(len(packed) - cut, 0)])
+
+    read_or_refused(read_texts, path)
+
+
+# --- overrides ---
+
+keys = st.sampled_from(
+    [
+        *("--steps", "--seed", "--log-every", "--on-nan", "--save.every", "--balance"),
+        *("--save.best", "--save.keep", "--run-dir", "--optim.learning-rate"),
+        *("--optim.optimizer", "--optim.clip-norm", "--optim.final-fraction"),
+        *("--model.dim", "--model.memory.num-keys", "--model.memory.layers"),
+        *("--data.seq-len", "--data.fact-share", "--data.facts", "--teach"),
+        *("--optim.top-t", "--optim.lora.rank", "--resume", "--allow-fallback"),
+    ]
+)
+values = st.one_of(
+    st.text(max_size=8),
+    st.floats().map(str),
+    st.integers().map(str),
+    st.sampled_from(["nan", "inf", "-inf", "1e400", "-1", "0", "None", "skip=", "--"]),
+    st.sampled_from(["stop", "skip=3", "auto", "loss", "adamw", "9" * 30, "-0.0"]),
+)
+arguments = st.lists(
+    st.tuples(keys, values).flatmap(
+        lambda pair: st.sampled_from([[*pair], [pair[0]], [f"{pair[0]}={pair[1]}"]])
+    ),
+    max_size=3,
+).map(lambda parts: [part for pair in parts for part in pair])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_is_given(tmp_path, value):
+    config = tiny.pretrain_config("run", 9)
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG_FILE.format(config=config))
+    names = [
+        *("balance", "values-rate", "data.fact-share", "data.new-fraction"),
+        *("model.rope-theta", "model.norm-eps"),
+        *(f"optim.{n}" for n in ("learning-rate", "final-fraction", "weight-decay")),
+        *(f"optim.{n}" for n in ("momentum", "clip-norm", "lora.alpha")),
+    ]
+    assert len(names) == len(floats_of(config)) + 1  # clip_norm is None there
+
+    for name in names:
+        with pytest.raises((ConfigError, SystemExit)):
+            load_config(PretrainConfig, "pretrain", [str(path), f"--{name}", value])
+
+
+def floats_of(config) -> list[float]:
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found += floats_of(value)
+        elif isinstance(value, float):
+            found.append(value)
+    return found
+
+
+@many
+@given(arguments=arguments)
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+def test_overrides_of_anything(tmp_path, kind, arguments, capsys):
+    configs = {
+        PretrainConfig: tiny.pretrain_config("run", 9),
+        FinetuneConfig: FinetuneConfig(base="base", run_dir="run"),
+    }
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG_FILE.format(config=configs[kind]))
+
+    loaded, codes = None, []
+    try:
+        loaded = read_or_refused(load_config, kind, "verb", [str(path), *arguments])
+    except SystemExit as left:  # tyro's own refusal
+        codes.append(left.code)
+    if loaded is not None:
+        assert all(math.isfinite(number) for number in floats_of(loaded[0]))
+    for code in codes:
+        assert code == 2
+        assert capsys.readouterr().err != ""
+
+
+# --- usage and patches ---
+
+
+def usage_file(path):
+    frequency = np.arange(6, dtype=np.int32).reshape(1, 6)
+    usage.save(path, usage.Usage(frequency, 9, (2, 3), "model", "corpus"))
+
+
+def patch_file(path):
+    rows = patch.Rows(np.array([1, 4], np.int32), np.zeros((2, 3)), np.ones((2, 3)))
+    patch.save(path, patch.Patch((rows,), "base"))
+
+
+FILES = {
+    "usage": (usage_file, lambda path: usage.load(path, "model", 1, 6)),
+    "patch": (patch_file, patch.load),
+}
+every_file = pytest.mark.parametrize("name", FILES)
+
+
+@every_file
+@many
+@given(data=st.data())
+def test_files_that_were_changed_anywhere(tmp_path, name, data):
+    write, read = FILES[name]
+    path = tmp_path / "file.safetensors"
+    write(path)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    length = data.draw(st.integers(0, 12))
+    content[place : place + length] = data.draw(st.binary(max_size=12))
+    same = bytes(content) == path.read_bytes()
+    path.write_bytes(content)
+
+    got = read_or_refused(read, path)
+
+    assert (got is not None) == same
+
+
+@every_file
+@many
+@given(content=st.binary(max_size=300))
+def test_files_of_anything(tmp_path, name, content):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+
+    assert read_or_refused(FILES[name][1], path) is None
+
+
+headers = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["I32", "F32", "F64", "BF16", "U8", "X", 3]),
+        "shape": st.lists(
+            st.sampled_from([0, 1, 2, 3, 6, 2**31, 2**62, -1]), max_size=3
+        ),
+        "data_offsets": st.lists(
+            st.sampled_from([0, 4, 8, 24, 48, 2**40, -4]), max_size=3
+        ),
+    }
+)
+names = ["document_frequency", "0/slots", "0/before", "0/after", "1/slots"]
+
+
+@every_file
+@many
+@given(
+    tensors=st.dictionaries(st.sampled_from(names), headers),
+    says=st.dictionaries(st.sampled_from(["usage", "patch"]), st.text(max_size=30)),
+    size=st.none() | st.sampled_from([0, 7, 2**20, 2**62, 2**64 - 1]),
+    body=st.binary(max_size=60),
+)
+def test_hostile_headers(tmp_path, name, tensors, says, size, body):
+    path = tmp_path / "file.safetensors"
+    header = json.dumps(tensors | {"__metadata__": says}).encode()
+    size = len(header) if size is None else size
+    path.write_bytes(size.to_bytes(8, "little") + header + body)
+
+    assert read_or_refused(FILES[name][1], path) is None
+
+
+# --- memory ---
+
+LIMITED = """
+import resource, sys
+from smf_jax.config import ConfigError
+from smf_jax.data.records import read_texts
+from smf_jax.slots import patch, usage
+
+read = {"texts": read_texts, "patch": patch.load,
+        "usage": lambda path: usage.load(path, "model", 1, 6)}[sys.argv[1]]
+from pathlib import Path
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
+try:
+    read(Path(sys.argv[2]))
+except ConfigError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def bomb(path):
+    """Writes a line of 1 GiB in a file of 1 MB."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"id": "a", "text": "')
+        for _ in range(64):
+            file.write(bytes(2**24))
+
+
+def claims_a_terabyte(path):
+    tensor = {"dtype": "I32", "shape": [1, 2**38], "data_offsets": [0, 2**40]}
+    names = ("document_frequency", "0/slots", "0/before", "0/after")
+    header = json.dumps(dict.fromkeys(names, tensor)).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def long_header(path):
+    path.write_bytes((99 * 10**6).to_bytes(8, "little") + b'{"a": ')
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "name"),
+    [
+        ("texts", bomb, "bomb.jsonl.gz"),
+        *((kind, claims_a_terabyte, "claim") for kind in ("usage", "patch")),
+        *((kind, long_header, "header") for kind in ("usage", "patch")),
+    ],
+)
+def test_what_a_file_claims_takes_no_memory(tmp_path, kind, write, name):
+    path = tmp_path / name
+    write(path)
+
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, kind, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert str(path) in done.stdout
