@@ -1,6 +1,8 @@
 """Checking a run: every file of its checkpoints, and every number they hold."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -64,12 +66,18 @@ def _beside(run_dir: Path, run, step: int) -> list[str]:
         wrong.append(f"{run_dir / METRICS} lacks steps {sorted(missing)}")
     if len(got) != len(set(got)):
         wrong.append(f"{run_dir / METRICS} has a step twice")
-    try:
-        if (memory := run.pretrain.model.memory) and (run_dir / USAGE).exists():
-            pools = (memory.num_pools, memory.num_slots)
-            usage.load(run_dir / USAGE, run.model_hash, *pools)
-        if (run_dir / PATCH).exists():
-            patch.load(run_dir / PATCH)
-    except ConfigError as error:
-        wrong.append(str(error))
+    memory = run.pretrain.model.memory
+    if memory is not None and (run_dir / USAGE).exists():
+        shape = (memory.num_pools, memory.num_slots)
+        wrong += _refusal(usage.load, run_dir / USAGE, run.model_hash, *shape)
+    if (run_dir / PATCH).exists():
+        wrong += _refusal(patch.load, run_dir / PATCH)
     return wrong
+
+
+def _refusal(read: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        read(*arguments)
+    except ConfigError as error:
+        return [str(error)]
+    return []

@@ -1,10 +1,12 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from smf_jax.config import ConfigError
 from smf_jax.data.batches import (
+    Batch,
     drop_long,
     encode_example,
     pack_corpus,
@@ -358,3 +360,49 @@ def test_a_fact_too_long_for_its_row_is_left_out_and_counted(tokenizer):
     packed = pack_corpus(tokenizer, corpus(examples), seq_len=3, loss_on="all")
 
     assert packed.dropped == 1
+
+
+class Counted(list):
+    """A list that counts how often something was taken from it."""
+
+    taken = 0
+
+    def __getitem__(self, place):
+        self.taken += 1
+        return super().__getitem__(place)
+
+
+def iterators():
+    """Returns makers of both kinds of batches, each from a list that counts."""
+    packed = Counted(Batch(*[np.full(4, number)] * 6) for number in range(11))
+    facts = Counted([row(2), row(3)] for _ in range(11))
+    return [
+        (packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)),
+        (facts, lambda: taught_batches(facts, batch_size=3, seed=5)),
+    ]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("done", [0, 1, 3, 17])
+def test_batches_go_on_where_they_were(kind, done):
+    _, make = iterators()[kind]
+    batches = make()
+    take(batches, done)
+    state = json.loads(json.dumps(batches.get_state()))  # as a checkpoint keeps it
+
+    again = make()
+    again.set_state(state)
+
+    assert same(take(again, 5), take(batches, 5))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_going_on_reads_nothing_of_what_was_read_before(kind):
+    source, make = iterators()[kind]
+    batches = make()
+    before = source.taken
+
+    batches.set_state({"next_index": 3 * 10**9})
+    next(batches)
+
+    assert source.taken - before == 3

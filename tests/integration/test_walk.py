@@ -2,25 +2,22 @@
 
 import json
 import shutil
-from collections import Counter
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from smf_jax import cli
 from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import UNKNOWN
 from smf_jax.slots import usage
 from smf_jax.train.run import all_params, load_run
 from tests import tiny
+from tests.integration.commands import Commands
 
 METHODS = ("smf", "lora", "full")
 PRETRAIN_STEPS, TEACH_STEPS, TOP_T, DOCUMENTS = 152, 7, 3, 10
-# A config prints as the call that makes it.
-CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config!r}\n"
 
 
 def pretrain_config(run_dir) -> PretrainConfig:
@@ -45,32 +42,6 @@ def finetune_config(base, run_dir, method: str) -> FinetuneConfig:
         log_every=2,
         optim=optim[method],
     )
-
-
-class Commands:
-    """Runs verbs, and counts what each of them compiles."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.compiled: dict[str, Counter] = {}
-
-    def run(self, title: str, *arguments: str) -> int:
-        compiled = self.compiled[title] = Counter()
-
-        def listen(event, seconds, **details):
-            if event == "/jax/core/compile/backend_compile_duration":
-                compiled[details["fun_name"]] += 1
-
-        jax.monitoring.register_event_duration_secs_listener(listen)
-        try:
-            return cli.main(list(arguments))
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listen)
-
-    def run_config(self, title: str, verb: str, config) -> int:
-        path = self.folder / f"{title}.py"
-        path.write_text(CONFIG_FILE.format(config=config))
-        return self.run(title, verb, str(path))
 
 
 @pytest.fixture(scope="module")
