@@ -1,7 +1,6 @@
 """One self-contained page about a comparison, drawn from what its runs wrote."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import jinja2
 import matplotlib
 
-from smf_jax.config import ConfigError, require
+from smf_jax.config import require
 from smf_jax.evaluate.answers import is_exact
+from smf_jax.train.loop import read_rows
 from smf_jax.train.run import (
     EVALUATION,
     FRONTIER,
@@ -74,12 +74,9 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _read_metrics(path: Path) -> list[dict[str, int | float]]:
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
     require(path.is_file(), f"{path}: no such file")
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
+    return read_rows(path)
 
 
 def _svg(draw, content: Any) -> str:

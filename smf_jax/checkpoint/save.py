@@ -18,7 +18,7 @@ from smf_jax.checkpoint import manifest
 from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.load import latest_step, steps
 from smf_jax.checkpoint.manifest import Manifest
-from smf_jax.config import SaveConfig
+from smf_jax.config import ConfigError, SaveConfig
 
 
 class SaveError(RuntimeError):
@@ -122,10 +122,17 @@ def kept_steps(run_dir: Path, config: SaveConfig) -> set[int]:
         kept |= {step for step in there if step % config.keep_every == 0}
     if config.best is not None:
         sign = 1 if config.best == "loss" else -1
-        metrics = {step: manifest.read(run_dir, step).metrics for step in there}
-        scored = [step for step in there if config.best in metrics[step]]
-        # Of equally good ones the latest.
-        kept |= set(
-            sorted(scored, key=lambda s: (sign * metrics[s][config.best], -s))[:1]
-        )
+        scores = [
+            (sign * metrics[config.best], -step)  # of equally good ones the latest
+            for step in there
+            if config.best in (metrics := _metrics(run_dir, step))
+        ]
+        kept |= {-step for _, step in sorted(scores)[:1]}
     return kept
+
+
+def _metrics(run_dir: Path, step: int) -> dict[str, float]:
+    try:
+        return manifest.read(run_dir, step).metrics
+    except ConfigError:  # damaged: not the best, and no reason to stop training
+        return {}

@@ -36,6 +36,7 @@ from smf_jax.train.run import (
     TOKENIZER,
     USAGE,
     Run,
+    corpus_of,
     describe,
     load_run,
     make_model,
@@ -153,7 +154,7 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
     """
     run = load_run(run_dir)
     memory = require_memory(run)
-    corpus = load_corpus(run.pretrain.data)
+    corpus = corpus_of(run)
     data = run.pretrain.data
     packed = _pack(data, corpus, run.tokenizer)
     batches = _batches(data, packed, run.pretrain.seed + 1)

@@ -13,14 +13,13 @@ from smf_jax.config import Teach
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
     as_taught,
-    load_corpus,
     reword,
     without_repeats,
 )
 from smf_jax.data.records import Fact, read_facts
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
-from smf_jax.train.run import EVALUATION, Run, load_run, write_json
+from smf_jax.train.run import EVALUATION, Run, corpus_of, load_run, write_json
 
 
 class Questions(NamedTuple):
@@ -77,7 +76,7 @@ def load_questions(
       teach: The wording that is trained on.
       console: Told of facts that are left out.
     """
-    corpus = load_corpus(base.pretrain.data)
+    corpus = corpus_of(base)
     new, held_out = corpus.new, corpus.new_held_out
     if facts is not None:
         new, notes = without_repeats(read_facts(facts))

@@ -24,6 +24,7 @@ from smf_jax.config import (
     config_hash,
     require,
 )
+from smf_jax.data.corpus import Corpus, load_corpus
 from smf_jax.data.tokenizer import load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
@@ -50,6 +51,7 @@ class Run(NamedTuple):
     model: nnx.Module
     tokenizer: Tokenizer
     step: int
+    corpus_hash: str | None  # of what it was pretrained on; None: it was taught later
     model_hash: str  # SHA-256 of the content of all its parameters
 
 
@@ -128,7 +130,10 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     require(step in kept, f"{run_dir} holds no step {step}, only {kept}")
     model = _load_model(run_dir, step, record, pretrain, finetune, tokenizer)
     model_hash = checkpoint.params_hash(all_params(model))
-    return Run(run_dir, pretrain, finetune, model, tokenizer, step, model_hash)
+    corpus_hash = record["corpus_hash"] if finetune is None else None
+    return Run(
+        run_dir, pretrain, finetune, model, tokenizer, step, corpus_hash, model_hash
+    )
 
 
 def _load_model(run_dir, step, record, pretrain, finetune, tokenizer) -> Transformer:
@@ -149,6 +154,21 @@ def _load_model(run_dir, step, record, pretrain, finetune, tokenizer) -> Transfo
     abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
     loaded, _ = checkpoint.load(run_dir, step, {"params": abstract})
     return nnx.merge(graph, loaded["params"], rest)
+
+
+def corpus_of(run: Run) -> Corpus:
+    """Returns what a run was pretrained on.
+
+    Raises:
+      ConfigError: A file is gone, or is not what it was then.
+    """
+    corpus = load_corpus(run.pretrain.data)
+    require(
+        run.corpus_hash in (None, corpus.hash),
+        f"the facts or texts of {run.run_dir} are not those it was pretrained on "
+        f"(hash {run.corpus_hash} then, {corpus.hash} now)",
+    )
+    return corpus
 
 
 def find_base(run_dir: Path, finetune: FinetuneConfig) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ from smf_jax.train.step import TrainState
 LOCK = ".lock"
 OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
 # What may be another when a run goes on: none of it changes what is computed.
-FREE = ("base", "run_dir", "log_every", "on_nan", "save.")
+FREE = r"((pretrain|finetune)\.)?(base|run_dir|log_every|on_nan|save\..*)"
 
 
 class Resume(NamedTuple):
@@ -186,13 +187,15 @@ def enter_run_dir(
 
 def _require_same(run_dir, begun, now, console) -> None:
     same_code = ("versions", "git_commit")
+    named = (*same_code, "config_hash")  # the hash is of what is listed anyway
+    before, after = (
+        {name: value for name, value in _flat(record).items() if name not in named}
+        for record in (begun, now)
+    )
     differences = [
-        f"{name} was {_flat(begun).get(name)}, now {value}"
-        for name, value in _flat(now).items()
-        if value != _flat(begun).get(name)
-        and not name.removeprefix("finetune.").startswith(FREE)
-        and not name.removeprefix("pretrain.").startswith(FREE)
-        and not name.startswith((*same_code, "config_hash"))
+        f"{name} was {before.get(name)}, now {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not re.fullmatch(FREE, name)
     ]
     require(
         not differences,
@@ -209,7 +212,7 @@ def _require_same(run_dir, begun, now, console) -> None:
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in record.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != "versions":
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             # As JSON has it: a tuple comes back as a list.

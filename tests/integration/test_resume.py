@@ -113,6 +113,14 @@ def largest(folder):
     )
 
 
+def vouch_for_config(run_dir, path) -> None:
+    """Makes a manifest vouch for the record of a run as it is now."""
+    manifest = checkpoint.read(run_dir, int(path.parent.name))
+    digest = checkpoint.manifest.file_digest(run_dir / "config.json")
+    run_files = manifest.run_files | {"config.json": digest}
+    checkpoint.manifest.write(path.parent, manifest._replace(run_files=run_files))
+
+
 # --- going on ---
 
 
@@ -274,13 +282,8 @@ def test_runs_that_are_moved_together_stay_together(base, taught, tmp_path):
     want = load_run(taught).model_hash
     text = record.read_text().replace(str(base), "gone/base")
     record.write_text(text)
-    manifests = (tmp_path / "smf" / "checkpoints").glob("*/manifest.json")
-    for path in manifests:  # the record belongs to what they vouch for
-        step = int(path.parent.name)
-        manifest = checkpoint.read(taught, step)
-        digest = checkpoint.manifest.file_digest(record)
-        run_files = manifest.run_files | {"config.json": digest}
-        checkpoint.manifest.write(path.parent, manifest._replace(run_files=run_files))
+    for path in (tmp_path / "smf" / "checkpoints").glob("*/manifest.json"):
+        vouch_for_config(tmp_path / "smf", path)
 
     assert load_run(tmp_path / "smf").model_hash == want
 
@@ -347,6 +350,25 @@ def test_the_patch_of_a_run_leads_from_its_base_to_it_and_back(base, taught):
         (patch.revert(after, change), before),
     ):
         np.testing.assert_array_equal(got[0].view("u4"), want[0].view("u4"))
+
+
+@pytest.mark.parametrize("what", ["base_hash", "usage_hash", "corpus_hash"])
+def test_teaching_goes_on_with_the_same_base_usage_and_facts_alone(
+    commands, taught, tmp_path, capsys, what
+):
+    run_dir = shutil.copytree(taught, tmp_path / "smf")
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    record = json.loads((run_dir / "config.json").read_text())
+    was, record[what] = record[what], "another"
+    (run_dir / "config.json").write_text(json.dumps(record))
+    for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+        vouch_for_config(run_dir, path)
+
+    config = str(commands.folder / "smf.py")
+    command = ["finetune", config, "--run-dir", str(run_dir)]
+    assert commands.run("again", *command) == 2
+
+    assert f"{what} was another, now {was}" in capsys.readouterr().err
 
 
 # --- verify ---
