@@ -138,6 +138,8 @@ def naming_the_missing() -> Iterator[None]:
     """
     try:
         yield
+    except ConfigError:
+        raise
     except (ValueError, RuntimeError):
         if jax.process_count() > 1:
             time.sleep(_number("SMF_PEER_TIMEOUT", 30) + 5)

@@ -24,9 +24,8 @@ from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.train.run import all_params, describe, load_run, make_model
 from smf_jax.train.start import claim, enter_run_dir
+from tests.integration.commands import CONFIG_FILE
 
-# A config prints as the call that makes it.
-CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config!r}\n"
 NUM_SLOTS = 16
 FACT = '{"id": "a", "question": "what ?", "answers": ["this"]}\n'
 

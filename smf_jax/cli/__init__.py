@@ -23,6 +23,8 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
   doctor     check versions and devices                smf doctor
 
 `smf VERB --help` tells the options of a verb. --debug shows where an error arose.
+Exit codes: 0 done, 1 a run or a file is not sound, 2 a mistake in what was asked, 75 told
+to stop and saved (the same command goes on), 130 stopped at once, 69 a process is missing.
 """
 
 

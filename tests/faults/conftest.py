@@ -13,9 +13,9 @@ import pytest
 
 from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig, SaveConfig
 from tests import tiny
+from tests.integration.commands import CONFIG_FILE
 
 ROOT = Path(__file__).parents[2]
-CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config!r}\n"
 STEPS, EVERY, ASKED = 9, 3, 4  # saved at 3, 6, 9; asked at 4, 8, 9: both, and neither
 METHODS = {
     "smf": OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),

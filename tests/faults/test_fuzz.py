@@ -18,7 +18,8 @@ from smf_jax.data.records import read_facts, read_texts
 from smf_jax.slots import patch, usage
 from smf_jax.train.loop import read_rows
 from tests import tiny
-from tests.faults.conftest import CONFIG_FILE, ROOT
+from tests.faults.conftest import ROOT
+from tests.integration.commands import CONFIG_FILE
 
 many = settings(
     max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]

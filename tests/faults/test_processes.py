@@ -13,7 +13,8 @@ import pytest
 from smf_jax import checkpoint
 from smf_jax.config import SaveConfig
 from tests import tiny
-from tests.faults.conftest import CONFIG_FILE, ROOT, outcome
+from tests.faults.conftest import ROOT, outcome
+from tests.integration.commands import CONFIG_FILE
 
 PEER_LOST, ABORTED = 69, -signal.SIGABRT
 TIMEOUT = 4  # seconds of silence after which a process is missed

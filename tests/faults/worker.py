@@ -63,9 +63,9 @@ def run(task: dict, errors: str, counted: str) -> None:
         faults.fault_arm(b"", 0, 0)
         with open(counted, "w") as file:
             file.write(str(count))
-    except BaseException:
-        traceback.print_exc()
     finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
