@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,7 +139,7 @@ def naming_the_missing() -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError:
+    except ConfigError:  # ours, and of no collective
         raise
     except (ValueError, RuntimeError):
         if jax.process_count() > 1:
@@ -147,11 +148,13 @@ def naming_the_missing() -> Iterator[None]:
 
 
 def leave(code: int) -> None:
-    """Ends this process at once if there are others, which may never come to an end.
+    """Ends this process at once if it failed and there are others.
 
-    jax would wait for them at exit.
+    They may never come to an end, and jax would wait for them at exit.
     """
-    if jax.distributed.is_initialized():
+    if code and jax.distributed.is_initialized():
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
         if is_main():
             time.sleep(2)  # its end ends the others: they may have something to say
         _end(code)

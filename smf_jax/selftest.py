@@ -18,13 +18,13 @@ from rich.table import Table
 
 from smf_jax import checkpoint
 from smf_jax.config import (
-    ConfigError,
     DataConfig,
     MemoryConfig,
     ModelConfig,
     PretrainConfig,
     SaveConfig,
     WorldConfig,
+    require,
 )
 from smf_jax.train.loop import read_rows
 from smf_jax.train.run import METRICS
@@ -51,7 +51,8 @@ def kill(rounds: int, seed: int, console: Console) -> bool:
         config = folder / "config.py"
         config.write_text(_CONFIG.format(config=_config()))
         console.print("a run that is left alone ...")
-        _finish(config, folder / "alone")
+        output = _finish(config, folder / "alone")
+        require(output is None, f"the run does not end when it is left alone: {output}")
         want = _outcome(folder / "alone")
         for number in range(1, rounds + 1):
             run_dir = folder / str(number)
@@ -66,15 +67,16 @@ def kill(rounds: int, seed: int, console: Console) -> bool:
             console.print(f"round {number} of {rounds}: killed {what} ...")
             _kill_when(when, config, run_dir)
             start = checkpoint.latest_step(run_dir)
+            failed = None
             if start != STEPS:  # else the kill came after the last save
-                _finish(config, run_dir)
-            same = _outcome(run_dir) == want
+                failed = _finish(config, run_dir)
+            same = failed is None and _outcome(run_dir) == want
             lost += not same
             table.add_row(
                 str(number),
                 what,
                 "the start" if start is None else f"step {start}",
-                "same bits" if same else "DIFFERENT",
+                "same bits" if same else failed or "DIFFERENT",
             )
     console.print(table)
     console.print(f"killed {rounds} times, lost {lost}", highlight=False)
@@ -115,16 +117,18 @@ def _start(config: Path, run_dir: Path) -> subprocess.Popen:
     )
 
 
-def _finish(config: Path, run_dir: Path) -> None:
+def _finish(config: Path, run_dir: Path) -> str | None:
+    """Runs the command to its end; returns how it failed, or None."""
     process = _start(config, run_dir)
     try:
         output, _ = process.communicate(timeout=LONGEST)
-    finally:
+    except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
+        return f"no end after {LONGEST} s"
     if process.returncode != 0:
-        raise ConfigError(
-            f"the run ended with code {process.returncode}: {output.strip()[-500:]}"
-        )
+        return f"ended with code {process.returncode}: {output.strip()[-500:]}"
+    return None
 
 
 def _kill_when(when: Callable[[], bool], config: Path, run_dir: Path) -> None:

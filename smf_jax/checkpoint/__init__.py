@@ -14,7 +14,13 @@ from smf_jax.checkpoint.load import (
     set_aside,
     steps,
 )
-from smf_jax.checkpoint.manifest import Manifest, problems, read
+from smf_jax.checkpoint.manifest import (
+    Manifest,
+    output_problems,
+    problems,
+    read,
+    run_file_problems,
+)
 from smf_jax.checkpoint.save import SaveError, Saver, saver
 
 __all__ = [
@@ -26,9 +32,11 @@ __all__ = [
     "hash_of",
     "latest_step",
     "load",
+    "output_problems",
     "params_hash",
     "problems",
     "read",
+    "run_file_problems",
     "saver",
     "set_aside",
     "steps",

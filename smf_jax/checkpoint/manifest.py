@@ -7,13 +7,17 @@ compared with the manifest, and the manifest with its own checksum.
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smf_jax.config import ConfigError
 
 MANIFEST = "manifest.json"
-RUN_FILES = ("config.json", "tokenizer.json")  # of the run; they never change
+# Of the run. Without the first two a checkpoint is of no use; the others tell of it.
+RUN_FILES = ("config.json", "tokenizer.json")
+OUTPUTS = ("teaching.json", "patch.safetensors")
+LOG = "metrics.jsonl"  # of the run; it only grows
 
 
 class Manifest(NamedTuple):
@@ -24,7 +28,9 @@ class Manifest(NamedTuple):
     metrics: dict[str, float]  # by which the best checkpoint is told
     arrays: dict[str, str]  # SHA-256 of each array's content, by its name
     files: dict[str, str]  # SHA-256 of each file, by its path below the checkpoint
-    run_files: dict[str, str]  # the same of the run's configuration and tokenizer
+    run_files: dict[str, str]  # the same of those of RUN_FILES that were there
+    outputs: dict[str, str]  # and of OUTPUTS
+    log: dict[str, Any]  # how many "bytes" LOG had, and their "sha256"
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -43,9 +49,30 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the SHA-256 of a file, or what keeps it from being read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def digests_of(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """Returns the SHA-256 of those of the named files of a run that are there."""
+    paths = {name: run_dir / name for name in names}
+    return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
+
+
+def log_size(run_dir: Path) -> int:
+    """Returns how many bytes LOG has."""
+    path = run_dir / LOG
+    return path.stat().st_size if path.is_file() else 0
+
+
+def log_digest(run_dir: Path, size: int) -> dict[str, Any]:
+    """Returns the SHA-256 of the first bytes of LOG, and how many they are."""
+    start = (run_dir / LOG).read_bytes()[:size] if size else b""
+    return {"bytes": len(start), "sha256": hashlib.sha256(start).hexdigest()}
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -84,7 +111,7 @@ def read(run_dir: Path, step: int) -> Manifest:
 
 
 def problems(run_dir: Path, step: int) -> list[str]:
-    """Returns what is wrong with the files of a checkpoint, one line a file."""
+    """Returns what is wrong with the files a checkpoint stands on, one line a file."""
     try:
         manifest = read(run_dir, step)
     except ConfigError as error:
@@ -94,18 +121,34 @@ def problems(run_dir: Path, step: int) -> list[str]:
         f"{folder / name} {what}"
         for name, what in _differences(manifest.files, file_digests(folder))
     ]
-    paths = {name: Path(run_dir) / name for name in RUN_FILES}
-    there = {name: file_digest(path) for name, path in paths.items() if path.is_file()}
-    return found + [
-        f"{paths.get(name, name)} {what}"
-        for name, what in _differences(manifest.run_files, there)
-    ]
+    return found + run_file_problems(run_dir, manifest)
+
+
+def run_file_problems(run_dir: Path, manifest: Manifest) -> list[str]:
+    """Returns what is wrong with the files of a run that a checkpoint needs."""
+    return _wrong(run_dir, manifest.run_files)
+
+
+def output_problems(run_dir: Path, manifest: Manifest) -> list[str]:
+    """Returns what is wrong with what a run wrote of itself by a checkpoint."""
+    wrong = _wrong(run_dir, manifest.outputs)
+    size = min(manifest.log["bytes"], log_size(run_dir))
+    if log_digest(run_dir, size) != manifest.log:
+        wrong.append(f"{run_dir / LOG} is not as it was written")
+    return wrong
+
+
+def _wrong(run_dir: Path, recorded: dict[str, str]) -> list[str]:
+    there = digests_of(run_dir, recorded)
+    return [f"{run_dir / name} {what}" for name, what in _differences(recorded, there)]
 
 
 def _differences(recorded: dict[str, str], there: dict[str, str]):
     for name in sorted(recorded.keys() | there.keys()):
         if name not in there:
             yield name, "is missing"
+        elif there[name].startswith("cannot"):
+            yield name, there[name]
         elif name not in recorded:
             yield name, "does not belong there"
         elif recorded[name] != there[name]:

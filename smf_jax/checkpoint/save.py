@@ -17,11 +17,11 @@ from smf_jax import distributed
 from smf_jax.checkpoint import manifest
 from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.load import latest_step, steps
-from smf_jax.checkpoint.manifest import Manifest
+from smf_jax.checkpoint.manifest import OUTPUTS, RUN_FILES, Manifest
 from smf_jax.config import ConfigError, SaveConfig
 
 
-class SaveError(RuntimeError):
+class SaveError(Exception):
     """A checkpoint could not be written; the ones before it are as they were."""
 
 
@@ -58,36 +58,37 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
                 beside.mkdir(parents=True, exist_ok=True)
                 distributed.wait_for_all(f"save {step}")
                 writing = ocp.save_checkpointables_async(beside / "arrays", arrays)
-            # On the CPU an array on the host may be the one on the device.
-            copies = jax.tree.map(lambda leaf: np.array(leaf, copy=True), arrays)
+            copies, logged = None, 0
+            if distributed.is_main():
+                # On the CPU an array on the host may be the one on the device.
+                copies = jax.tree.map(lambda leaf: np.array(leaf, copy=True), arrays)
+                logged = manifest.log_size(run_dir)
 
             def finish() -> None:
                 with _said_clearly(run_dir, folder):
                     writing.result()
                     if distributed.is_main():
-                        _commit(run_dir, beside, step, copies, progress, metrics)
-                        _prune(run_dir, config)
+                        record = Manifest(
+                            step=step,
+                            progress=progress,
+                            metrics=metrics,
+                            arrays=digests(copies),
+                            files=manifest.file_digests(beside),
+                            run_files=manifest.digests_of(run_dir, RUN_FILES),
+                            outputs=manifest.digests_of(run_dir, OUTPUTS),
+                            log=manifest.log_digest(run_dir, logged),
+                        )
+                        manifest.write(beside, record)
+                        os.rename(beside, folder)
+                if distributed.is_main():
+                    _prune(run_dir, config)
 
             pending.append(thread.submit(finish))
 
         yield Saver(save, lambda: settle(wait=False))
         settle(wait=True)
-
-
-def _commit(run_dir, beside, step, arrays, progress, metrics) -> None:
-    run_files = [
-        path for name in manifest.RUN_FILES if (path := run_dir / name).exists()
-    ]
-    record = Manifest(
-        step=step,
-        progress=progress,
-        metrics=metrics,
-        arrays=digests(arrays),
-        files=manifest.file_digests(beside),
-        run_files={path.name: manifest.file_digest(path) for path in run_files},
-    )
-    manifest.write(beside, record)
-    os.rename(beside, beside.with_name(str(step)))
+        # A process that left now would be missed while the first one still writes.
+        distributed.wait_for_all("saved")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The `smf` command; a user's mistake ends with one line and code 2."""
 
+import functools
 import logging
 import os
 import sys
@@ -23,8 +24,8 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
   doctor     check versions and devices                smf doctor
 
 `smf VERB --help` tells the options of a verb. --debug shows where an error arose.
-Exit codes: 0 done, 1 a run or a file is not sound, 2 a mistake in what was asked, 75 told
-to stop and saved (the same command goes on), 130 stopped at once, 69 a process is missing.
+Exit codes: 0 done; 1 a run or a file is not sound; 2 a mistake in what was asked; 75
+told to stop, and saved; 130 stopped at once; 69 another process is missing.
 """
 
 
@@ -51,13 +52,16 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
 
     if not debug:  # orbax logs each failure with its trace, and then raises it
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+    code = 1
     try:
-        distributed.initialize()
-        quiet = not distributed.is_main()
-        return VERBS[verb](arguments, Console(soft_wrap=True, quiet=quiet)) or 0
-    except BrokenPipeError:  # of `smf VERB | head`; python would flush at exit, too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if not {"-h", "--help"} & {*arguments}:
+            distributed.initialize()
+        console = Console(soft_wrap=True, quiet=not distributed.is_main())
+        console.on_broken_pipe = functools.partial(_fall_silent, console)
+        code = VERBS[verb](arguments, console) or 0
+    except BrokenPipeError:
+        _fall_silent()
+        code = 0
     except (ConfigError, SaveError, TrainingError, OSError) as error:
         if debug:
             raise
@@ -69,5 +73,13 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     except KeyboardInterrupt:
         print(f"smf {verb}: interrupted", file=sys.stderr)
         code = AT_ONCE
-    distributed.leave(code)
+    finally:
+        distributed.leave(code)
     return code
+
+
+def _fall_silent(console: Console | None = None) -> None:
+    """Goes on without a reader: `smf VERB | head` is no reason to lose a run."""
+    if console is not None:
+        console.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

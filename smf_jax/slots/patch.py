@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from smf_jax.config import ConfigError, require
 
@@ -48,6 +48,7 @@ def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
     Raises:
       ConfigError: The rows there are not those that the patch was made from.
     """
+    _require_as_many(tables, patch)
     return [
         _replace(table, rows.slots, rows.before, rows.after)
         for table, rows in zip(tables, patch.tables, strict=True)
@@ -60,10 +61,16 @@ def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
     Raises:
       ConfigError: The rows there are not those that the patch wrote.
     """
+    _require_as_many(tables, patch)
     return [
         _replace(table, rows.slots, rows.after, rows.before)
         for table, rows in zip(tables, patch.tables, strict=True)
     ]
+
+
+def _require_as_many(tables: Tables, patch: Patch) -> None:
+    there, known = len(tables), len(patch.tables)
+    require(there == known, f"the patch is of {known} tables, but there are {there}")
 
 
 def _replace(table, slots, there, new) -> np.ndarray:
@@ -94,7 +101,7 @@ def save(path: Path, patch: Patch) -> None:
     }
     metadata = {"base_hash": patch.base_hash, "content_hash": content_hash(patch)}
     beside = path.with_name(path.name + ".partial")
-    save_file(tensors, beside, {"patch": json.dumps(metadata)})
+    beside.write_bytes(serialize(tensors, {"patch": json.dumps(metadata)}))
     os.replace(beside, path)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from smf_jax.config import ConfigError, require
 
@@ -52,12 +52,9 @@ def save(path: Path, usage: Usage) -> None:
         "corpus_hash": usage.corpus_hash,
         "content_hash": content_hash(usage),
     }
+    tensors = {"document_frequency": usage.document_frequency}
     beside = path.with_name(path.name + ".partial")
-    save_file(
-        {"document_frequency": usage.document_frequency},
-        beside,
-        {"usage": json.dumps(metadata)},
-    )
+    beside.write_bytes(serialize(tensors, {"usage": json.dumps(metadata)}))
     os.replace(beside, path)
 
 

@@ -21,7 +21,7 @@ from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots import patch, usage
 from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
-from smf_jax.train.guard import skips
+from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
 from smf_jax.train.pretrain import require_memory
 from smf_jax.train.questions import (
@@ -32,6 +32,7 @@ from smf_jax.train.questions import (
     write_evaluation,
 )
 from smf_jax.train.run import (
+    EVALUATION,
     PATCH,
     TEACHING,
     USAGE,
@@ -47,9 +48,8 @@ from smf_jax.train.start import (
     claim,
     enter_run_dir,
     find_start,
-    restore,
-    split_for_training,
 )
+from smf_jax.train.state import restore, split_for_training
 from smf_jax.train.step import Background, TrainState, make_step
 
 
@@ -108,30 +108,34 @@ def _teach(config, run_dir, start, base, questions, loaded, batches, console):
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)
     ask = functools.partial(ask_all, graph, base.tokenizer, questions)
+    max_skips, strange = skips(config.on_nan), nothing_strange()
     if start is None:
         points = [ask(0, (state.trainable, frozen))]
     else:
-        state, progress = restore(run_dir, start, state)
+        state, progress = restore(run_dir, start, state, max_skips)
         batches.set_state(progress["data"])
+        strange = progress["strange"]
         points = [Point.from_json(point) for point in progress["points"]]
 
     def look(step, state):
         if is_due(step, config.steps, config.eval_every):
             points.append(ask(step, (state.trainable, frozen)))
         if step == config.steps:  # before the checkpoint that makes the run a whole
-            model = nnx.merge(graph, state.trainable, frozen)
-            taught = [np.asarray(table[...]) for table in model.values]
-            change = patch.diff(tables, taught, base.model_hash)
-            if loaded is not None and distributed.is_main():
-                patch.save(run_dir / PATCH, change)
-            _write_teaching(run_dir, points, trainable, loaded, change)
-            write_evaluation(run_dir, questions, points[-1])
+            histogram = None
+            if loaded is not None:  # then the tables are all that trains
+                taught = [np.asarray(leaf) for leaf in jax.tree.leaves(state.trainable)]
+                change = patch.diff(tables, taught, base.model_hash)
+                histogram = _slot_histogram(loaded, change)
+                if distributed.is_main():
+                    patch.save(run_dir / PATCH, change)
+            _write_teaching(run_dir, points, trainable, histogram)
+            write_evaluation(run_dir / EVALUATION, questions, points[-1])
         # Answers before any teaching are shown beside the last; the others are not.
         saved = [points[0], *(point._replace(answers={}) for point in points[1:])]
-        scores = {name: of.exact_match for name, of in points[-1].scores.items()}
+        asked = points[-1].scores if points[-1].step == step else {}
+        scores = {name: of.exact_match for name, of in asked.items()}
         return {"points": [point.to_json() for point in saved]}, scores
 
-    max_skips = skips(config.on_nan)
     session = Session(
         title=f"finetune {run_dir.name}",
         run_dir=run_dir,
@@ -149,6 +153,7 @@ def _teach(config, run_dir, start, base, questions, loaded, batches, console):
         batches=batches,
         records=[fact.id for fact in questions.new],
         vocab_size=base.model.config.vocab_size,
+        strange=strange,
     )
     train_to_end(session, state, max_skips, config.eval_every, look, console)
     return Finetuned(run_dir, points, trainable)
@@ -160,11 +165,11 @@ def _background(loaded: Usage | None) -> Background | None:
     )
 
 
-def _write_teaching(run_dir, points, trainable, loaded, change) -> None:
+def _write_teaching(run_dir, points, trainable, histogram) -> None:
     record = {
         "curve": [point.on_curve() for point in points],
         "trainable": trainable,
-        "slots_by_document_frequency": _slot_histogram(loaded, change),
+        "slots_by_document_frequency": histogram,
         "answers_before": points[0].answers,
     }
     write_json(run_dir / TEACHING, record)
@@ -213,10 +218,8 @@ def _count_trainable(method: Method, state: TrainState) -> int:
     return sum(method.top_t * leaf.shape[-1] for leaf in leaves)
 
 
-def _slot_histogram(loaded: Usage | None, change: Patch) -> dict[str, list[int]] | None:
+def _slot_histogram(loaded: Usage, change: Patch) -> dict[str, list[int]]:
     """Counts all slots and the written ones by how many documents read them."""
-    if loaded is None:
-        return None
     frequency, bins = loaded.document_frequency, loaded.num_documents + 1
     pools = zip(frequency, change.tables, strict=True)
     written = np.concatenate([of_pool[rows.slots] for of_pool, rows in pools])

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from rich.console import Console
 from smf_jax import distributed
 from smf_jax.data.batches import Batch
 from smf_jax.train.loop import keep_rows
+from smf_jax.train.run import NONFINITE
 from smf_jax.train.step import Metrics
 
-NONFINITE = "nonfinite.jsonl"
 WINDOW = 10  # steps in a row that must look alike before a run is called diverged
 SHOWN = 5  # records named in a message; the file names all
 
 
-class TrainingError(RuntimeError):
-    """A run cannot go on; its last checkpoint is from before the trouble."""
+class TrainingError(Exception):
+    """A run cannot go on; its last checkpoint is from before it, or its beginning."""
 
 
 Guard = Callable[[int, Metrics, Batch], None]
@@ -34,6 +33,7 @@ def make_guard(
     max_skips: int,
     vocab_size: int,
     records: Sequence[str],
+    strange: dict[str, int],
     console: Console,
 ) -> Iterator[Guard]:
     """Yields a function that looks at the metrics of each step in turn.
@@ -46,6 +46,8 @@ def make_guard(
       max_skips: Steps that may go without an update.
       vocab_size: Guessing evenly among so many tokens costs log(vocab_size) nats.
       records: The ids that `Batch.records` counts into.
+      strange: How many steps up to now were wild, and how many were dead, in a row; it
+        is counted on. Begins as `nothing_strange()`.
       console: Told of batches that are skipped.
 
     Raises:
@@ -54,8 +56,6 @@ def make_guard(
     path = run_dir / NONFINITE
     if distributed.is_main() and path.exists():
         keep_rows(path, done)
-    uniform = math.log(vocab_size)
-    wild, still = deque(maxlen=WINDOW), deque(maxlen=WINDOW)
 
     def guard(step: int, metrics: Metrics, batch: Batch) -> None:
         loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
@@ -79,18 +79,27 @@ def make_guard(
                 )
             console.print(f"skipped {message}")
             return
-        wild.append(loss > 3 * uniform)
-        still.append(norm == 0 and loss > 0.5 * uniform)
-        limit = f"the loss is above {3 * uniform:.1f}, 3 times that of guessing"
-        dead = "the gradient is 0 and the model has not learned"
-        for seen, what in ((wild, limit), (still, dead)):
-            if len(seen) == WINDOW and all(seen):
-                raise TrainingError(
-                    f"step {step}: diverged: for {WINDOW} steps {what} (loss "
-                    f"{loss:.3g}). Lower optim.learning_rate, or set optim.clip_norm"
-                )
+        _require_sane(step, loss, norm, math.log(vocab_size), strange)
 
     yield guard
+
+
+def _require_sane(step, loss, norm, uniform, strange) -> None:
+    """Raises `TrainingError` when enough steps in a row were strange."""
+    wild, dead = loss > 3 * uniform, norm == 0 and loss > uniform / 2
+    strange["wild"] = strange["wild"] + 1 if wild else 0
+    strange["dead"] = strange["dead"] + 1 if dead else 0
+    if max(strange.values()) < WINDOW:
+        return
+    what = (
+        f"the loss is above {3 * uniform:.1f}, 3 times that of guessing"
+        if strange["wild"] >= WINDOW
+        else "the gradient is 0 and the model has not learned"
+    )
+    raise TrainingError(
+        f"step {step}: diverged: for {WINDOW} steps {what} (loss {loss:.3g}). Lower "
+        "optim.learning_rate, or set optim.clip_norm"
+    )
 
 
 def _complaint(loss: float, norm: float) -> str:
@@ -99,6 +108,16 @@ def _complaint(loss: float, norm: float) -> str:
     if not math.isfinite(norm):
         return f"the norm of the gradient is {norm}"
     return "a number to be written is not finite"
+
+
+def nothing_strange() -> dict[str, int]:
+    """Returns the counts of a guard before the first step."""
+    return {"wild": 0, "dead": 0}
+
+
+def is_sound(strange: dict[str, int]) -> bool:
+    """Returns whether the steps before this one look like training."""
+    return max(strange.values()) < WINDOW // 2
 
 
 def skips(on_nan: str) -> int:

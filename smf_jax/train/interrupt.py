@@ -13,7 +13,7 @@ SAVED = 75  # exit code: stopped early, saved, the same command goes on (EX_TEMP
 AT_ONCE = 130  # exit code: stopped by a second Ctrl-C, without saving
 
 
-class Interrupted(RuntimeError):
+class Interrupted(Exception):
     """A run was told to stop, and has saved."""
 
 
@@ -21,9 +21,9 @@ class Interrupted(RuntimeError):
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
     """Yields `stop(step)`: whether to stop after that step, since a signal said so.
 
-    SIGTERM and Ctrl-C ask for it; a second Ctrl-C ends the process. Of several
-    processes all stop after one step when any of them gets the signal; there, SIGTERM
-    is jax's own to catch.
+    SIGTERM, Ctrl-C and a closed terminal ask for it; a second Ctrl-C ends the process.
+    Of several processes all stop after one step when any of them gets the signal;
+    there, SIGTERM is jax's own to catch.
     """
     asked = False
 
@@ -36,6 +36,8 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     ours = [signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        ours.append(signal.SIGHUP)
     if jax.process_count() == 1:
         ours.append(signal.SIGTERM)
     before = {number: signal.signal(number, ask) for number in ours}

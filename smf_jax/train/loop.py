@@ -103,7 +103,7 @@ def metrics_log(
     )
     rows = keep_rows(path, done) if distributed.is_main() else []
     start = since = time.perf_counter()
-    before = rows[-1]["seconds"] if rows else 0.0
+    before = rows[-1].get("seconds", 0.0) if rows else 0.0
     tokens = 0
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
     with contextlib.ExitStack() as stack:

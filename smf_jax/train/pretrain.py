@@ -31,7 +31,7 @@ from smf_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from smf_jax.optim.methods import make_method
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
-from smf_jax.train.guard import skips
+from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.run import (
     TOKENIZER,
     USAGE,
@@ -45,13 +45,11 @@ from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
     Resume,
-    abstract_split,
     claim,
     enter_run_dir,
     find_start,
-    restore,
-    split_for_training,
 )
+from smf_jax.train.state import abstract_split, restore, split_for_training
 from smf_jax.train.step import make_document_reader, make_step
 
 
@@ -87,6 +85,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
 def _train(config, run_dir, start, tokenizer, packed, console) -> None:
     batches = _batches(config.data, packed, config.seed)
     method = make_method(config.optim, config.steps, config.values_rate)
+    max_skips, strange = skips(config.on_nan), nothing_strange()
     make = functools.partial(make_model, config, tokenizer)
     if start is None:
         model = make()
@@ -94,9 +93,9 @@ def _train(config, run_dir, start, tokenizer, packed, console) -> None:
     else:
         model = nnx.eval_shape(make)
         graph, state, frozen = abstract_split(model, method)
-        state, progress = restore(run_dir, start, state)
+        state, progress = restore(run_dir, start, state, max_skips)
         batches.set_state(progress["data"])
-    max_skips = skips(config.on_nan)
+        strange = progress["strange"]
     session = Session(
         title=f"pretrain {run_dir.name}",
         run_dir=run_dir,
@@ -110,6 +109,7 @@ def _train(config, run_dir, start, tokenizer, packed, console) -> None:
         batches=batches,
         records=packed.records,
         vocab_size=model.config.vocab_size,
+        strange=strange,
     )
     train_to_end(session, state, max_skips, 0, lambda step, state: ({}, {}), console)
 

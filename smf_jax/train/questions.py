@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from smf_jax.config import Teach
+from smf_jax.config import Teach, require
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
     as_taught,
@@ -120,23 +120,31 @@ def evaluate(
 ) -> Point:
     """Asks a run every question, and writes the scores and answers beside it.
 
-    It is asked as it was after `step`, by default the last. The wording called taught
+    It is asked as it was after `step`, by default the last; of a step that was named,
+    the answers get a file of their own. The wording called taught
     is that of the run's own teaching; for other facts, and for a run that was taught
     nothing, the questions as they stand.
     """
     run = load_run(run_dir, step)
-    teach = "questions"
     if facts is None and run.finetune is not None:
-        facts, teach = run.finetune.facts, run.finetune.teach
-    questions = load_questions(run, facts, teach, console)
+        own = run.finetune
+        questions = load_questions(run, own.facts, own.teach, console)
+        require(
+            questions.hash == run.corpus_hash,
+            f"the facts of {run_dir} are not those it was taught and asked (hash "
+            f"{run.corpus_hash} then, {questions.hash} now)",
+        )
+    else:
+        questions = load_questions(run, facts, "questions", console)
     graph, params = nnx.split(run.model)
     point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
-    write_evaluation(run.run_dir, questions, point)
+    name = EVALUATION if step is None else f"evaluation-{step}.json"
+    write_evaluation(run.run_dir / name, questions, point)
     return point
 
 
-def write_evaluation(run_dir: Path, questions: Questions, point: Point) -> None:
-    """Writes scores and every answer into the run directory."""
+def write_evaluation(path: Path, questions: Questions, point: Point) -> None:
+    """Writes scores and every answer."""
     answers = {
         group: [
             fact._asdict() | {"answer": given}
@@ -144,7 +152,7 @@ def write_evaluation(run_dir: Path, questions: Questions, point: Point) -> None:
         ]
         for group, facts in questions.groups().items()
     }
-    write_json(run_dir / EVALUATION, point.to_json() | {"answers": answers})
+    write_json(path, point.to_json() | {"answers": answers})
 
 
 def ask_one(run_dir: str, question: str, max_new_tokens: int) -> str:

@@ -32,8 +32,10 @@ from smf_jax.optim.methods import TRAINABLE
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER = "report.html", "frontier.svg"
-PATCH = "patch.safetensors"
+PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
+# All that training writes into a run directory beside checkpoints and `config.json`.
+RUN_FILES = (METRICS, TOKENIZER, NONFINITE, EVALUATION, TEACHING, USAGE, PATCH)
 # What `config.json` holds; the hashes name what a run was made of.
 RECORD = {
     *("pretrain", "finetune", "config_hash", "corpus_hash", "tokenizer_hash"),
@@ -51,7 +53,7 @@ class Run(NamedTuple):
     model: nnx.Module
     tokenizer: Tokenizer
     step: int
-    corpus_hash: str | None  # of what it was pretrained on; None: it was taught later
+    corpus_hash: str  # of what it was pretrained on, or taught and asked
     model_hash: str  # SHA-256 of the content of all its parameters
 
 
@@ -77,7 +79,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         _from_dict(PretrainConfig, record["pretrain"])
         record["finetune"] and _from_dict(FinetuneConfig, record["finetune"])
         missing = RECORD - record.keys()
-    except (dacite.DaciteError, KeyError, TypeError) as error:
+    except (dacite.DaciteError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{run_dir / CONFIG} describes no run: {error}") from error
     require(not missing, f"{run_dir / CONFIG} lacks {', '.join(sorted(missing))}")
     return record
@@ -95,11 +97,16 @@ def describe(
         "finetune": finetune and dataclasses.asdict(finetune),
         "config_hash": config_hash(finetune or pretrain),
         "tokenizer_hash": tokenizer_hash(tokenizer),
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        **code_version(),
         **hashes,
     }
+
+
+def code_version() -> dict[str, Any]:
+    """Returns the commit of the code that runs, and the versions of its libraries."""
+    versions = {name: version(name) for name in LIBRARIES}
+    versions["python"] = platform.python_version()
+    return {"git_commit": _git_commit(), "versions": versions}
 
 
 def load_run(run_dir: str | Path, step: int | None = None) -> Run:
@@ -113,11 +120,6 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     record = read_record(run_dir)
     pretrain = _from_dict(PretrainConfig, record["pretrain"])
     finetune = record["finetune"] and _from_dict(FinetuneConfig, record["finetune"])
-    tokenizer = load_tokenizer(run_dir / TOKENIZER)
-    require(
-        tokenizer_hash(tokenizer) == record["tokenizer_hash"],
-        f"{run_dir / TOKENIZER} is not the tokenizer this run was trained with",
-    )
     kept = checkpoint.steps(run_dir)
     require(len(kept) > 0, f"{run_dir} holds no checkpoint")
     if step is None:
@@ -128,9 +130,13 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
             "began it goes on with it",
         )
     require(step in kept, f"{run_dir} holds no step {step}, only {kept}")
+    # Before any of them is read as what it should be.
+    wrong = checkpoint.run_file_problems(run_dir, checkpoint.read(run_dir, step))
+    require(not wrong, "; ".join(wrong))
+    tokenizer = load_tokenizer(run_dir / TOKENIZER)
     model = _load_model(run_dir, step, record, pretrain, finetune, tokenizer)
     model_hash = checkpoint.params_hash(all_params(model))
-    corpus_hash = record["corpus_hash"] if finetune is None else None
+    corpus_hash = record["corpus_hash"]
     return Run(
         run_dir, pretrain, finetune, model, tokenizer, step, corpus_hash, model_hash
     )
@@ -164,7 +170,7 @@ def corpus_of(run: Run) -> Corpus:
     """
     corpus = load_corpus(run.pretrain.data)
     require(
-        run.corpus_hash in (None, corpus.hash),
+        run.finetune is not None or run.corpus_hash == corpus.hash,
         f"the facts or texts of {run.run_dir} are not those it was pretrained on "
         f"(hash {run.corpus_hash} then, {corpus.hash} now)",
     )

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, PretrainConfig
-from smf_jax.train.guard import make_guard
+from smf_jax.train.guard import is_sound, make_guard
 from smf_jax.train.interrupt import Interrupted, stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
 from smf_jax.train.run import METRICS
-from smf_jax.train.start import as_saved
+from smf_jax.train.state import as_saved
 from smf_jax.train.step import Background, Step, TrainState
 
 
@@ -32,6 +32,7 @@ class Session(NamedTuple):
     batches: grain.DatasetIterator  # at the batch after `done`
     records: list[str]  # the ids that `Batch.records` counts into
     vocab_size: int
+    strange: dict[str, int]  # what the guard has counted by `done`
 
 
 def train_to_end(
@@ -66,7 +67,13 @@ def train_to_end(
         checkpoint.saver(run_dir, config.save) as saver,
         metrics_log(path, title, done, last, config.log_every, console) as log,
         make_guard(
-            run_dir, done, max_skips, session.vocab_size, session.records, console
+            run_dir,
+            done,
+            max_skips,
+            session.vocab_size,
+            session.records,
+            session.strange,
+            console,
         ) as guard,
     ):
 
@@ -81,8 +88,12 @@ def train_to_end(
             )
             state = trained.state
             progress, metrics = look(trained.step, state)
-            if trained.stopped or is_due(trained.step, last, config.save.every):
+            # What may be the beginning of the end does not replace what is sound.
+            sound = trained.step == last or is_sound(session.strange)
+            due = is_due(trained.step, last, config.save.every) and sound
+            if trained.stopped or due:
                 progress["data"] = batches.get_state()
+                progress["strange"] = dict(session.strange)
                 if math.isfinite(trained.loss):
                     metrics["loss"] = trained.loss
                 saver.save(trained.step, as_saved(state), progress, metrics)

@@ -9,31 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-from flax import nnx
-from jaxtyping import PyTree
 from rich.console import Console
 from tokenizers import Tokenizer
 
 from smf_jax import checkpoint, distributed
 from smf_jax.config import require
-from smf_jax.optim.methods import Method
+from smf_jax.train.loop import read_rows
 from smf_jax.train.run import (
     CONFIG,
+    METRICS,
     RECORD,
+    RUN_FILES,
     TOKENIZER,
     is_finished,
     read_json,
     read_record,
     steps_of,
     write_json,
+    write_text,
 )
-from smf_jax.train.step import TrainState
 
 LOCK = ".lock"
 OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
 # What may be another when a run goes on: none of it changes what is computed.
-FREE = r"((pretrain|finetune)\.)?(base|run_dir|log_every|on_nan|save\..*)"
+FREE = r"((pretrain|finetune)\.)?(base|run_dir|on_nan|save\..*)"
 
 
 class Resume(NamedTuple):
@@ -73,6 +72,12 @@ def claim(run_dir: str | Path) -> Iterator[Path]:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             require(False, f"{run_dir} is being written by {holder}")
+        # Whoever had it before may have removed the file in between.
+        there = (run_dir / LOCK).exists() and (run_dir / LOCK).stat().st_ino
+        require(
+            there == os.fstat(lock.fileno()).st_ino,
+            f"{run_dir} is being written by another process",
+        )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         lock.flush()
@@ -93,7 +98,7 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
       ConfigError: A run that is finished, or what is no run, would be lost; the
         latest checkpoint is damaged; or `resume` wants it otherwise.
     """
-    if distributed.is_main():
+    if distributed.is_main() and _is_record(run_dir / CONFIG):
         checkpoint.discard_debris(run_dir)
     distributed.wait_for_all("run directory is there")
     steps = checkpoint.steps(run_dir)
@@ -104,6 +109,7 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
             f"{run_dir} exists and is no run directory: choose another run_dir",
         )
         require(resume.mode != "must", f"{run_dir} holds no checkpoint to go on from")
+        _require_none_lost(run_dir)
         distributed.wait_for_all("start is known")
         return None
     damaged = {}
@@ -131,6 +137,8 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
         not damaged or (resume.allow_fallback and start is not None),
         "; ".join([*damaged.values(), older]),
     )
+    for problem in checkpoint.output_problems(run_dir, checkpoint.read(run_dir, start)):
+        console.print(f"WARNING: {problem}", style="bold red")
     for step, problem in damaged.items():
         console.print(
             f"WARNING: {problem}; going on from step {start} instead, so "
@@ -143,6 +151,21 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
             aside = checkpoint.set_aside(run_dir, step)
             console.print(f"WARNING: what is left of step {step} is now {aside}")
     return start
+
+
+def _require_none_lost(run_dir: Path) -> None:
+    """Raises `ConfigError` where a run came so far that it had a checkpoint."""
+    if not _is_record(run_dir / CONFIG):
+        return
+    record = read_record(run_dir)
+    every = (record["finetune"] or record["pretrain"])["save"]["every"]
+    done = max((row["step"] for row in read_rows(run_dir / METRICS)), default=0)
+    # The first is written by the time that the second is begun.
+    require(
+        done <= 2 * every,
+        f"{run_dir} came to step {done} and has no checkpoint, as if it was removed or "
+        "moved: bring it back, choose another run_dir or remove what is left",
+    )
 
 
 def _is_record(path: Path) -> bool:
@@ -160,7 +183,7 @@ def enter_run_dir(
 ) -> None:
     """Writes what a new run is, or checks that an interrupted one is the same.
 
-    What an unfinished run without a checkpoint left there is removed.
+    What an unfinished run without a checkpoint left there is removed, and nothing else.
 
     Raises:
       ConfigError: The run was begun with other settings or of other things, all of
@@ -175,13 +198,11 @@ def enter_run_dir(
         return
     if distributed.is_main():
         # The record comes first and goes last: without it a folder is not ours.
-        for path in sorted(run_dir.iterdir(), key=lambda path: path.name == CONFIG):
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
+        for name in (*RUN_FILES, CONFIG):
+            (run_dir / name).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         write_json(run_dir / CONFIG, record)
-        tokenizer.save(str(run_dir / TOKENIZER))
+        write_text(run_dir / TOKENIZER, tokenizer.to_str(pretty=True))
     distributed.wait_for_all("run directory is written")
 
 
@@ -218,49 +239,3 @@ def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             # As JSON has it: a tuple comes back as a list.
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def split_for_training(
-    model: nnx.Module, method: Method
-) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns a model's structure, what trains with its optimizer state, and the rest.
-
-    What trains is copied, since a step donates it and the model may be needed again.
-    """
-    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
-    trainable = jax.tree.map(jax.numpy.copy, nnx.as_pure(trainable))
-    state = TrainState(
-        trainable, jax.jit(method.tx.init)(trainable), jax.numpy.zeros((), "int32")
-    )
-    return graph, *distributed.place((state, nnx.as_pure(frozen)))
-
-
-def abstract_split(
-    model: nnx.Module, method: Method
-) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns what `split_for_training` does, for a model that has shapes alone."""
-    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
-    trainable = nnx.as_pure(trainable)
-    opt_state = jax.eval_shape(method.tx.init, trainable)
-    skipped = jax.ShapeDtypeStruct((), "int32")
-    return graph, TrainState(trainable, opt_state, skipped), nnx.as_pure(frozen)
-
-
-def restore(
-    run_dir: Path, step: int, state: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of training after a step, and the progress saved with it.
-
-    Of `state`, the shapes and types are looked at.
-    """
-    abstract = jax.eval_shape(lambda tree: tree, as_saved(state))
-    loaded, record = checkpoint.load(run_dir, step, abstract)
-    rest = loaded["optimizer"]
-    state = TrainState(loaded["params"], rest["state"], rest["skipped"])
-    return state, record.progress
-
-
-def as_saved(state: TrainState) -> dict[str, PyTree]:
-    """Returns the arrays of a checkpoint, in its parts."""
-    optimizer = {"state": state.opt_state, "skipped": state.skipped}
-    return {"params": state.trainable, "optimizer": optimizer}

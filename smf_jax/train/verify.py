@@ -9,11 +9,10 @@ from rich.console import Console
 from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
 from smf_jax.slots import patch, usage
-from smf_jax.train.loop import read_rows
 from smf_jax.train.run import (
-    METRICS,
     PATCH,
     USAGE,
+    Run,
     is_finished,
     load_run,
     read_record,
@@ -48,7 +47,7 @@ def verify(run_dir: Path, console: Console) -> bool:
             state = "finished" if is_finished(run_dir) else "interrupted"
             tell(f"run: {state}, step {steps[-1]} of {last}")
             tell(f"params sha256 {run.model_hash}")
-            wrong += _beside(run_dir, run, steps[-1])
+            wrong += _beside(run_dir, run)
         except ConfigError as error:
             wrong.append(str(error))
     for problem in wrong:
@@ -56,16 +55,9 @@ def verify(run_dir: Path, console: Console) -> bool:
     return not wrong
 
 
-def _beside(run_dir: Path, run, step: int) -> list[str]:
-    """Returns what is wrong with the metrics, the usage and the patch of a run."""
-    wrong = []
-    config = run.finetune or run.pretrain
-    want = [n for n in range(1, step + 1) if n % config.log_every == 0]
-    got = [row["step"] for row in read_rows(run_dir / METRICS) if row["step"] <= step]
-    if missing := set(want) - set(got):
-        wrong.append(f"{run_dir / METRICS} lacks steps {sorted(missing)}")
-    if len(got) != len(set(got)):
-        wrong.append(f"{run_dir / METRICS} has a step twice")
+def _beside(run_dir: Path, run: Run) -> list[str]:
+    """Returns what is wrong with what a run wrote of itself."""
+    wrong = checkpoint.output_problems(run_dir, checkpoint.read(run_dir, run.step))
     memory = run.pretrain.model.memory
     if memory is not None and (run_dir / USAGE).exists():
         shape = (memory.num_pools, memory.num_slots)

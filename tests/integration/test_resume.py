@@ -406,7 +406,12 @@ def test_every_damaged_file_is_told(verify, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("run", "name"), [("base", "usage.safetensors"), ("taught", "patch.safetensors")]
+    ("run", "name"),
+    [
+        ("base", "usage.safetensors"),
+        ("taught", "patch.safetensors"),
+        ("taught", "teaching.json"),
+    ],
 )
 def test_a_damaged_file_beside_the_checkpoints_is_told(
     verify, request, tmp_path, run, name
@@ -424,15 +429,122 @@ def test_metrics_with_a_step_missing_or_twice_are_told(verify, base, tmp_path):
     run_dir = shutil.copytree(base, tmp_path / "run")
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3] + lines[4:] + lines[-1:]))
+    for changed in (lines[:3] + lines[4:], lines + lines[:1], lines[:1] + lines):
+        path.write_text("".join(changed))
+        sound = changed[: len(lines)] == lines  # only what comes after is another
 
-    code, lines = verify(run_dir)
+        code, said = verify(run_dir)
 
+        assert code == (0 if sound else 1)
+        assert (f"WRONG {path} is not as it was written" in said) != sound
+
+
+def test_metrics_of_which_a_digit_changed_are_told_and_stop_nothing(
+    verify, interrupted, go_on
+):
+    path = interrupted / "metrics.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"loss": 4', '"loss": 3', 1))
+    assert path.read_text() != text
+
+    code, lines = verify(interrupted)
     assert code == 1
-    assert f"WRONG {path} lacks steps [8]" in lines
-    assert f"WRONG {path} has a step twice" in lines
+    assert f"WRONG {path} is not as it was written" in lines
+
+    code, said = go_on(interrupted)
+    assert code == 0
+    assert f"WARNING: {path} is not as it was written" in said
 
 
 def test_what_is_no_run_cannot_be_verified(commands, tmp_path, capsys):
     assert commands.run("verify", "verify", str(tmp_path)) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+# --- what is lost, or would be ---
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(interrupted, go_on):
+    (interrupted / "checkpoints").rename(interrupted.parent / "elsewhere")
+
+    code, said = go_on(interrupted)
+
+    assert code == 2
+    assert f"{interrupted} came to step 20 and has no checkpoint" in said
+    assert rows(interrupted)[-1]["step"] == 20
+
+
+def test_beginning_anew_removes_nothing_that_is_not_the_runs(
+    commands, base, tmp_path, capsys
+):
+    run_dir = tmp_path / "run"
+    (run_dir / "mine").mkdir(parents=True)
+    (run_dir / "notes.txt").write_text("mine")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(base / name, run_dir)
+    config = str(commands.folder / "base.py")
+
+    command = ["pretrain", config, "--run-dir", str(run_dir)]
+    assert commands.run("again", *command) == 0
+
+    assert (run_dir / "notes.txt").read_text() == "mine"
+    assert (run_dir / "mine").is_dir()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_fallen_back_from(
+    interrupted, go_on, monkeypatch
+):
+    unreadable = largest(interrupted / "checkpoints" / "15")
+    opened = type(unreadable).open
+
+    def fail(path, *arguments, **more):
+        if path.name == unreadable.name:
+            raise OSError(5, "Input/output error", str(path))
+        return opened(path, *arguments, **more)
+
+    monkeypatch.setattr(type(unreadable), "open", fail)
+
+    code, said = go_on(interrupted)
+    assert code == 2
+    assert f"{unreadable} cannot be read (Input/output error)" in said
+    assert go_on(interrupted, "--allow-fallback")[0] == 0
+
+
+def test_skips_that_were_allowed_cannot_be_forbidden_afterwards(
+    interrupted, go_on, monkeypatch
+):
+    from smf_jax.train import state
+
+    load = checkpoint.load
+
+    def skipped_twice(*arguments):
+        loaded, record = load(*arguments)
+        loaded["optimizer"]["skipped"] += 2
+        return loaded, record
+
+    monkeypatch.setattr(state.checkpoint, "load", skipped_twice)
+
+    code, said = go_on(interrupted)
+    assert code == 2
+    assert "has skipped 2 batches by step 15: go on with --on-nan skip=2" in said
+    assert go_on(interrupted, "--on-nan", "skip=2")[0] == 0
+
+
+def test_the_best_is_told_by_scores_of_its_own_step(commands, base, tmp_path):
+    config = FinetuneConfig(
+        base=str(base),
+        run_dir=str(tmp_path / "run"),
+        teach="statements",
+        steps=6,
+        batch_size=6,
+        eval_every=4,
+        save=SaveConfig(every=1, keep=9, best="known"),
+        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
+    )
+    assert commands.run_config("best", "finetune", config) == 0
+
+    metrics = {
+        step: checkpoint.read(tmp_path / "run", step).metrics for step in range(1, 7)
+    }
+    scored = {step for step, of_step in metrics.items() if "known" in of_step}
+    assert scored == {4, 6}

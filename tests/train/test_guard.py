@@ -11,8 +11,14 @@ from rich.console import Console
 from smf_jax.model.memory import MemoryValues
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.slots.select import tfidf
-from smf_jax.train.guard import WINDOW, TrainingError, make_guard, skips
-from smf_jax.train.start import split_for_training
+from smf_jax.train.guard import (
+    WINDOW,
+    TrainingError,
+    make_guard,
+    nothing_strange,
+    skips,
+)
+from smf_jax.train.state import split_for_training
 from smf_jax.train.step import make_step
 from tests.tiny import bits, jit, make_batch
 from tests.train.test_step import (
@@ -128,8 +134,10 @@ def metrics(loss=1.0, norm=1.0, updated=True, skipped=0):
     }
 
 
-def look(tmp_path, *rows, max_skips=0, done=0):
-    with make_guard(tmp_path, done, max_skips, 100, RECORDS, Console()) as guard:
+def look(tmp_path, *rows, max_skips=0, done=0, strange=None):
+    strange = nothing_strange() if strange is None else strange
+    arguments = (tmp_path, done, max_skips, 100, RECORDS, strange, Console())
+    with make_guard(*arguments) as guard:
         for step, row in enumerate(rows, done + 1):
             guard(step, row, make_batch())
 
@@ -192,6 +200,15 @@ def test_a_run_gone_wild_or_dead_for_a_while_is_stopped(tmp_path, row, what):
 
     with pytest.raises(TrainingError, match=f"diverged: .*{what}.*learning_rate"):
         look(tmp_path, *[metrics(**row)] * WINDOW)
+
+
+def test_it_counts_on_after_an_interruption(tmp_path):
+    strange, dead = nothing_strange(), metrics(loss=9.0, norm=0.0)
+
+    look(tmp_path, *[dead] * (WINDOW - 1), strange=strange)
+
+    with pytest.raises(TrainingError):
+        look(tmp_path, dead, strange=strange)
 
 
 def test_a_gradient_of_0_where_all_is_learned_is_no_trouble(tmp_path):

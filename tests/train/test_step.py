@@ -15,7 +15,7 @@ from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.train.start import split_for_training
+from smf_jax.train.state import split_for_training
 from smf_jax.train.step import Background, make_document_reader, make_step, read_counts
 from tests.reference import smf_step, tfidf
 from tests.tiny import (

@@ -1,0 +1,22 @@
+"""The main job from nothing to a comparison, and the recipes it follows."""
+
+from smf_jax.demo.recipes import (
+    FILE_RECIPES,
+    WORLD_RECIPES,
+    DemoConfig,
+    Recipe,
+    base_config,
+    finetune_config,
+)
+from smf_jax.demo.walk import run, walk
+
+__all__ = [
+    "FILE_RECIPES",
+    "WORLD_RECIPES",
+    "DemoConfig",
+    "Recipe",
+    "base_config",
+    "finetune_config",
+    "run",
+    "walk",
+]
