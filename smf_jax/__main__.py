@@ -1,8 +1,6 @@
 """Lets `python -m smf_jax` stand for the `smf` command."""
 
-import sys
-
-from smf_jax.cli import main
+from smf_jax.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

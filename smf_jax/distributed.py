@@ -13,6 +13,8 @@ each computes its share of a batch.
 
 import atexit
 import contextlib
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -29,8 +31,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from smf_jax.config import ConfigError, require
+from smf_jax.exits import PEER_LOST
 
-PEER_LOST = 69  # exit code of a process that another one left alone
 START_TIMEOUT = 120  # seconds in which all processes must have come
 _ALIVE = "smf_jax/alive/"
 _explainers: list[subprocess.Popen] = []  # one, of each process but the first
@@ -59,11 +61,23 @@ def initialize() -> None:
     if number > 0:
         _explain_abort(number, count, address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    late = threading.Timer(START_TIMEOUT, _give_up, (number, count, address))
+    late.daemon = True
+    late.start()
     jax.distributed.initialize(
-        address, count, number, initialization_timeout=START_TIMEOUT
+        address, count, number, initialization_timeout=START_TIMEOUT + 60
     )
+    late.cancel()
     watch = threading.Thread(target=_watch, args=(number, count, timeout), daemon=True)
     watch.start()
+
+
+def _give_up(number: int, count: int, address: str) -> None:
+    sys.stderr.write(
+        f"smf: process {number} has waited {START_TIMEOUT} s for all {count} processes "
+        f"to come to {address}: at least one has not\n"
+    )
+    _end(PEER_LOST)
 
 
 def _number(name: str, default: int | None = None) -> int:
@@ -196,6 +210,25 @@ def everywhere() -> jax.sharding.Sharding:
     if jax.process_count() == 1:
         return SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(_mesh(), PartitionSpec())
+
+
+def require_same(what: str, content: Any) -> None:
+    """Raises `ConfigError` on every process unless all have the same JSON content.
+
+    Each would else compute its share of another run, and none would notice.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(content, sort_keys=True)
+    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    with naming_the_missing():
+        of_all = np.asarray(multihost_utils.process_allgather(mine))
+    others = np.flatnonzero((of_all != of_all[0]).any(axis=1)).tolist()
+    require(
+        not others,
+        f"{what} of process {', '.join(map(str, others))} is not that of process 0: "
+        "start all with the same command, code and files",
+    )
 
 
 def place(tree: Any) -> Any:

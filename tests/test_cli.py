@@ -1,9 +1,12 @@
 """What a user types wrong ends with code 2, one line, and nothing half-made."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -487,3 +490,41 @@ def test_a_statement_that_gives_no_answer_cannot_be_asked_for_it(
 
     assert "'b'" in line
     assert not (tmp_path / "taught").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 75, "stopped where there was nothing to save"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
+)
+def test_told_to_stop_where_nothing_trains_it_says_so(
+    monkeypatch, capsys, number, code, said
+):
+    def verb(arguments, console):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    before = signal.getsignal(signal.SIGTERM)
+
+    assert cli.main(["doctor"]) == code
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_folder_of_something_else_is_left_as_it_was(refused, pretrain, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+
+    assert "is no run directory" in refused("pretrain", pretrain)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
+
+
+def test_a_configuration_that_fails_is_refused_by_its_error(refused, tmp_path):
+    path = write(tmp_path / "config.py", "def config():\n    return 1 / 0\n")
+
+    assert "does not run: division by zero" in refused("pretrain", path)

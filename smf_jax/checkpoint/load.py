@@ -96,7 +96,7 @@ def _differences(saved: PyTree, expected: PyTree) -> list[str]:
 def discard_debris(run_dir: Path) -> None:
     """Removes what a save or a removal that was cut short left behind."""
     for path in (Path(run_dir) / "checkpoints").glob("*"):
-        if path.suffix in (".saving", ".deleting"):
+        if path.suffix in (".saving", ".deleting") and path.is_dir():
             shutil.rmtree(path)
 
 

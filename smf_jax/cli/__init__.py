@@ -3,13 +3,16 @@
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.console import Console
 
 from smf_jax.cli.verbs import VERBS
 from smf_jax.config import ConfigError
+from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
@@ -41,14 +44,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"smf: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    return _finish(verb, rest, debug)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return _finish(verb, rest, debug)
+    except (KeyboardInterrupt, Interrupted) as error:  # while it was being loaded
+        return _say_stopped(verb, error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run() -> NoReturn:
+    """Runs `smf` as a program."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == AT_ONCE:  # what jax does in its threads must not be waited for
+        os._exit(code)
+    sys.exit(code)
+
+
+def _stop(signal_number, frame) -> None:
+    # While it trains a run is saved instead: see train/interrupt.py.
+    raise Interrupted("stopped where there was nothing to save")
+
+
+def _say_stopped(verb: str, error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        print(f"smf {verb}: {error}; the same command goes on", file=sys.stderr)
+        return SAVED
+    print(f"smf {verb}: interrupted", file=sys.stderr)
+    return AT_ONCE
 
 
 def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     from smf_jax import distributed
     from smf_jax.checkpoint import SaveError
     from smf_jax.train.guard import TrainingError
-    from smf_jax.train.interrupt import AT_ONCE, SAVED, Interrupted
 
     if not debug:  # orbax logs each failure with its trace, and then raises it
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -67,12 +98,8 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
             raise
         print(f"smf {verb}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 1
-    except Interrupted as error:
-        print(f"smf {verb}: {error}; the same command goes on", file=sys.stderr)
-        code = SAVED
-    except KeyboardInterrupt:
-        print(f"smf {verb}: interrupted", file=sys.stderr)
-        code = AT_ONCE
+    except (KeyboardInterrupt, Interrupted) as error:
+        code = _say_stopped(verb, error)
     finally:
         distributed.leave(code)
     return code

@@ -9,6 +9,9 @@ import tyro
 
 from smf_jax.config import ConfigError, require
 
+# What else the Python of a configuration file may run into.
+MISTAKES = (AttributeError, ArithmeticError, LookupError, ValueError, OSError)
+
 
 def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
     """Returns the configuration of a Python file with its overrides, and the `Resume`.
@@ -25,7 +28,9 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
     try:
         namespace = runpy.run_path(str(path))
         default = namespace["config"]() if "config" in namespace else None
-    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+    except ConfigError:
+        raise
+    except (SyntaxError, ImportError, NameError, TypeError, *MISTAKES) as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
     require(

@@ -74,8 +74,8 @@ def make_guard(
             )
             if int(metrics["skipped"]) > max_skips:
                 raise TrainingError(
-                    f"{message}. --on-nan skip=K leaves out K such batches; a lower "
-                    "optim.learning_rate may avoid them"
+                    f"{message}. --on-nan skip=K leaves out K such batches; another "
+                    "run with a lower optim.learning_rate may have none"
                 )
             console.print(f"skipped {message}")
             return
@@ -97,8 +97,8 @@ def _require_sane(step, loss, norm, uniform, strange) -> None:
         else "the gradient is 0 and the model has not learned"
     )
     raise TrainingError(
-        f"step {step}: diverged: for {WINDOW} steps {what} (loss {loss:.3g}). Lower "
-        "optim.learning_rate, or set optim.clip_norm"
+        f"step {step}: diverged: for {WINDOW} steps {what} (loss {loss:.3g}). Begin "
+        "another run with a lower optim.learning_rate, or with optim.clip_norm"
     )
 
 

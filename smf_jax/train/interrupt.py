@@ -3,18 +3,13 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
 
 from smf_jax import distributed
-
-SAVED = 75  # exit code: stopped early, saved, the same command goes on (EX_TEMPFAIL)
-AT_ONCE = 130  # exit code: stopped by a second Ctrl-C, without saving
-
-
-class Interrupted(Exception):
-    """A run was told to stop, and has saved."""
+from smf_jax.exits import AT_ONCE
 
 
 @contextlib.contextmanager
@@ -30,7 +25,10 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
     def ask(signal_number, frame):
         nonlocal asked
         if asked and signal_number == signal.SIGINT:
+            sys.stderr.write("stopped at once\n")
             os._exit(AT_ONCE)
+        if signal_number == signal.SIGINT:
+            sys.stderr.write("stopping after this step; Ctrl-C again stops at once\n")
         asked = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -127,7 +127,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
         require(
             step >= last,
             f"{run_dir} was interrupted after step {step} of {last}: the command that "
-            "began it goes on with it",
+            f"began it goes on with it (smf evaluate --step {step} asks it as it is)",
         )
     require(step in kept, f"{run_dir} holds no step {step}, only {kept}")
     # Before any of them is read as what it should be.

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, PretrainConfig
+from smf_jax.exits import Interrupted
 from smf_jax.train.guard import is_sound, make_guard
-from smf_jax.train.interrupt import Interrupted, stop_on_signal
+from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
 from smf_jax.train.run import METRICS
 from smf_jax.train.state import as_saved

@@ -32,7 +32,11 @@ from smf_jax.train.run import (
 LOCK = ".lock"
 OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
 # What may be another when a run goes on: none of it changes what is computed.
-FREE = r"((pretrain|finetune)\.)?(base|run_dir|on_nan|save\..*)"
+# What data, base and usage hold is compared by their hashes, not by where they lie.
+FREE = (
+    r"((pretrain|finetune)\.)?"
+    r"(base|run_dir|on_nan|save\..*|facts|data\.facts|data\.background)"
+)
 
 
 class Resume(NamedTuple):
@@ -50,7 +54,7 @@ def claim(run_dir: str | Path) -> Iterator[Path]:
     """Makes the run directory, if need be, and holds it against other writers.
 
     The lock is the system's: with the process that holds it, it is gone. A directory
-    in which nothing came to be is removed.
+    in which nothing came to be is removed, and the lock's file from what is no run.
 
     Raises:
       ConfigError: Another process writes there, or it is something else.
@@ -84,10 +88,9 @@ def claim(run_dir: str | Path) -> Iterator[Path]:
         try:
             yield run_dir
         finally:
-            content = {path.name for path in run_dir.iterdir()}
-            if not content - {LOCK}:
+            if not (run_dir / CONFIG).exists():
                 (run_dir / LOCK).unlink()
-                if made:
+                if made and not any(run_dir.iterdir()):
                     run_dir.rmdir()
 
 
@@ -128,11 +131,9 @@ def find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
         f"{run_dir} holds a run interrupted after step {steps[-1]}: go on with it "
         "(--resume auto), choose another run_dir or remove it",
     )
-    older = (
-        "no older one is whole"
-        if start is None
-        else (f"--allow-fallback goes on from step {start}")
-    )
+    older = "no older one is whole"
+    if start is not None:
+        older = f"--allow-fallback goes on from step {start}"
     require(
         not damaged or (resume.allow_fallback and start is not None),
         "; ".join([*damaged.values(), older]),
@@ -189,6 +190,7 @@ def enter_run_dir(
       ConfigError: The run was begun with other settings or of other things, all of
         which are listed.
     """
+    distributed.require_same("configuration, code or data", record)
     if start is not None:
         _require_same(run_dir, read_record(run_dir), record, console)
         console.print(
@@ -200,7 +202,8 @@ def enter_run_dir(
         # The record comes first and goes last: without it a folder is not ours.
         for name in (*RUN_FILES, CONFIG):
             (run_dir / name).unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        if (run_dir / "checkpoints").exists():
+            shutil.rmtree(run_dir / "checkpoints")
         write_json(run_dir / CONFIG, record)
         write_text(run_dir / TOKENIZER, tokenizer.to_str(pretty=True))
     distributed.wait_for_all("run directory is written")

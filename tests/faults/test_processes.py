@@ -27,7 +27,7 @@ def together(tmp_path_factory):
     """Returns a function that runs a command in several processes."""
     folder = tmp_path_factory.mktemp("together")
 
-    def run(argv, count=2, signals=None):
+    def run(argv, count=2, signals=None, more=None):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         started, seconds = [], {}
@@ -41,6 +41,7 @@ def together(tmp_path_factory):
             faults = json.dumps((signals or {}).get(number, []))
             command = [sys.executable, "-m", "tests.faults.one_of_many"]
             command += [str(folder / "cache"), faults, *map(str, argv)]
+            command += (more or {}).get(number, [])
             with (folder / f"output-{number}").open("w") as output:
                 started.append(
                     subprocess.Popen(
@@ -156,3 +157,17 @@ def test_rows_that_cannot_be_shared_are_refused_by_every_process(
     for code, _, output in together(argv).values():
         assert code == 2
         assert "a batch of 3 rows cannot be shared by 2 processes" in output
+
+
+def test_one_with_other_settings_is_refused_by_all_before_any_work(
+    together, command, tmp_path
+):
+    run_dir = tmp_path / "run"
+    other = {1: ["--optim.learning-rate", "0.5"]}
+
+    for code, _, output in together(command(run_dir), more=other).values():
+        assert code == 2
+        assert "configuration, code or data of process 1 is not that of process 0" in (
+            output
+        )
+    assert not (run_dir / "config.json").exists()

@@ -1,6 +1,7 @@
 """A run that is told to stop, or that cannot write, loses nothing that it had."""
 
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -140,3 +141,17 @@ def refused_while_held():
         return holder
 
     return hold
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(jobs, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "smf_jax", *jobs["small"].command(run_dir)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0
+
+    assert checkpoint.latest_step(run_dir) == 9
