@@ -17,7 +17,7 @@ from tests.faults.conftest import ROOT, outcome
 from tests.integration.commands import CONFIG_FILE
 
 PEER_LOST, ABORTED = 69, -signal.SIGABRT
-TIMEOUT = 4  # seconds of silence after which a process is missed
+TIMEOUT = 8  # seconds of silence after which a process is missed
 STATED = TIMEOUT + 10  # within which the others end; the rest is for a busy machine
 STEPS, EVERY = 30, 10
 
