@@ -97,6 +97,22 @@ def test_a_report_is_drawn_from_what_was_written(first, walk):
         assert f"<h3>{name}</h3>" in page
 
 
+def test_an_interrupted_demo_goes_on_and_does_nothing_twice(first, walk):
+    summary, _ = first
+    for name in ("summary.json", "sweep.json", "report.html"):
+        (walk.out / name).unlink(missing_ok=True)
+    shutil.rmtree(walk.out / "lora")  # it was stopped before this method
+    done = walk.out / "smf" / "checkpoints" / "6" / "manifest.json"
+    written = done.stat().st_mtime_ns
+
+    again, printed = walk.run()
+
+    assert again["methods"] == summary["methods"]
+    assert done.stat().st_mtime_ns == written
+    assert "finetune lora" in printed
+    assert "finetune smf" not in printed
+
+
 def test_a_second_run_takes_the_base_from_the_first_and_ends_alike(first, walk):
     summary, printed = first
 
