@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 from rich.console import Console
 
 from smf_jax import distributed
 from smf_jax.data.batches import Batch
+from smf_jax.optim.rows import all_finite
 from smf_jax.train.loop import keep_rows
 from smf_jax.train.run import NONFINITE
 from smf_jax.train.step import Metrics
@@ -107,12 +110,21 @@ def _complaint(loss: float, norm: float) -> str:
         return f"the loss is {loss}"
     if not math.isfinite(norm):
         return f"the norm of the gradient is {norm}"
-    return "a number to be written is not finite"
+    return "a row to be written is not finite"
 
 
 def nothing_strange() -> dict[str, int]:
     """Returns the counts of a guard before the first step."""
     return {"wild": 0, "dead": 0}
+
+
+def require_finite(step: int, params: PyTree) -> None:
+    """Raises `TrainingError` if a parameter is not finite, so that it is not saved."""
+    if not jax.jit(all_finite)(params):
+        raise TrainingError(
+            f"step {step}: a parameter is not finite, so nothing was saved. Begin "
+            "another run with a lower optim.learning_rate"
+        )
 
 
 def is_sound(strange: dict[str, int]) -> bool:

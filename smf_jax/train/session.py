@@ -12,7 +12,7 @@ from rich.console import Console
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, PretrainConfig
 from smf_jax.exits import Interrupted
-from smf_jax.train.guard import is_sound, make_guard
+from smf_jax.train.guard import is_sound, make_guard, require_finite
 from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
 from smf_jax.train.run import METRICS
@@ -93,6 +93,7 @@ def train_to_end(
             sound = trained.step == last or is_sound(session.strange)
             due = is_due(trained.step, last, config.save.every) and sound
             if trained.stopped or due:
+                require_finite(trained.step, state.trainable)
                 progress["data"] = batches.get_state()
                 progress["strange"] = dict(session.strange)
                 if math.isfinite(trained.loss):

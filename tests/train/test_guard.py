@@ -16,6 +16,7 @@ from smf_jax.train.guard import (
     TrainingError,
     make_guard,
     nothing_strange,
+    require_finite,
     skips,
 )
 from smf_jax.train.state import split_for_training
@@ -152,7 +153,7 @@ def noted(tmp_path) -> list[dict]:
     [
         ({"loss": math.nan, "norm": math.nan}, "the loss is nan"),
         ({"norm": math.inf}, "the norm of the gradient is inf"),
-        ({}, "a number to be written is not finite"),
+        ({}, "a row to be written is not finite"),
     ],
 )
 def test_it_stops_and_names_the_records_of_the_batch(tmp_path, numbers, what):
@@ -200,6 +201,15 @@ def test_a_run_gone_wild_or_dead_for_a_while_is_stopped(tmp_path, row, what):
 
     with pytest.raises(TrainingError, match=f"diverged: .*{what}.*learning_rate"):
         look(tmp_path, *[metrics(**row)] * WINDOW)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_parameter_that_is_not_finite_is_not_saved(number):
+    params = {"a": jnp.zeros(3), "b": jnp.ones((2, 2))}
+    require_finite(7, params)
+
+    with pytest.raises(TrainingError, match="step 7: a parameter is not finite"):
+        require_finite(7, params | {"b": params["b"].at[1, 0].set(number)})
 
 
 def test_it_counts_on_after_an_interruption(tmp_path):
