@@ -9,8 +9,11 @@ import tyro
 
 from smf_jax.config import ConfigError, require
 
-# What else the Python of a configuration file may run into.
-MISTAKES = (AttributeError, ArithmeticError, LookupError, ValueError, OSError)
+# What the Python of a configuration file may run into.
+MISTAKES = (
+    *(SyntaxError, ImportError, NameError, TypeError, AttributeError),
+    *(ArithmeticError, LookupError, ValueError, OSError),
+)
 
 
 def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -30,7 +33,7 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
         default = namespace["config"]() if "config" in namespace else None
     except ConfigError:
         raise
-    except (SyntaxError, ImportError, NameError, TypeError, *MISTAKES) as error:
+    except MISTAKES as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
     require(

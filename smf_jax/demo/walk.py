@@ -115,7 +115,7 @@ def _walk(config, base, recipes, out, console) -> dict[str, Any]:
 def _taught_before(task: FinetuneConfig) -> dict[str, Any] | None:
     """Returns what an interrupted or earlier demo of the same code has taught."""
     run_dir = Path(task.run_dir)
-    if checkpoint.latest_step(run_dir) is None or not is_finished(run_dir):
+    if not is_finished(run_dir):
         return None
     record = read_record(run_dir)
     same = (
@@ -153,7 +153,7 @@ def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> 
       ConfigError: Another model was.
     """
     run_dir = Path(base.run_dir)
-    if checkpoint.latest_step(run_dir) is not None and is_finished(run_dir):
+    if is_finished(run_dir):
         record = read_record(run_dir)
         require(
             record["config_hash"] == config_hash(base)

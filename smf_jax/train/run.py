@@ -35,7 +35,7 @@ REPORT, FRONTIER = "report.html", "frontier.svg"
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 # All that training writes into a run directory beside checkpoints and `config.json`.
-RUN_FILES = (METRICS, TOKENIZER, NONFINITE, EVALUATION, TEACHING, USAGE, PATCH)
+WRITTEN = (METRICS, TOKENIZER, NONFINITE, EVALUATION, TEACHING, USAGE, PATCH)
 # What `config.json` holds; the hashes name what a run was made of.
 RECORD = {
     *("pretrain", "finetune", "config_hash", "corpus_hash", "tokenizer_hash"),

@@ -43,8 +43,8 @@ def train_to_end(
     every: int,
     look: Callable[[int, TrainState], tuple[dict[str, Any], dict[str, float]]],
     console: Console,
-) -> TrainState:
-    """Returns the state after the last step, which is saved by then.
+) -> None:
+    """Trains to the last step, which is saved by then.
 
     Args:
       session: What is trained, and on what.
@@ -60,13 +60,13 @@ def train_to_end(
       TrainingError: The numbers are not finite, or far off.
       SaveError: A checkpoint could not be written.
     """
-    title, run_dir, config, done = session[:4]
-    step, frozen, background, batches = session[4:8]
+    run_dir, config, done = session.run_dir, session.config, session.done
     path, last = run_dir / METRICS, config.steps
+    given = (session.frozen, session.background, session.batches)
     with (
         stop_on_signal() as stop,
         checkpoint.saver(run_dir, config.save) as saver,
-        metrics_log(path, title, done, last, config.log_every, console) as log,
+        metrics_log(path, session.title, done, last, config.log_every, console) as log,
         make_guard(
             run_dir,
             done,
@@ -84,9 +84,7 @@ def train_to_end(
             log(number, metrics)
 
         for steps in due_steps(done, last, config.save.every, every):
-            trained = train(
-                step, state, frozen, background, batches, steps, observe, stop
-            )
+            trained = train(session.step, state, *given, steps, observe, stop)
             state = trained.state
             progress, metrics = look(trained.step, state)
             # What may be the beginning of the end does not replace what is sound.
@@ -94,7 +92,7 @@ def train_to_end(
             due = is_due(trained.step, last, config.save.every) and sound
             if trained.stopped or due:
                 require_finite(trained.step, state.trainable)
-                progress["data"] = batches.get_state()
+                progress["data"] = session.batches.get_state()
                 progress["strange"] = dict(session.strange)
                 if math.isfinite(trained.loss):
                     metrics["loss"] = trained.loss
@@ -104,4 +102,3 @@ def train_to_end(
     # Not before everything is on disk.
     if trained.step < last:
         raise Interrupted(f"stopped after step {trained.step} of {last}, and saved")
-    return state

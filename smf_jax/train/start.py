@@ -19,8 +19,8 @@ from smf_jax.train.run import (
     CONFIG,
     METRICS,
     RECORD,
-    RUN_FILES,
     TOKENIZER,
+    WRITTEN,
     is_finished,
     read_json,
     read_record,
@@ -200,7 +200,7 @@ def enter_run_dir(
         return
     if distributed.is_main():
         # The record comes first and goes last: without it a folder is not ours.
-        for name in (*RUN_FILES, CONFIG):
+        for name in (*WRITTEN, CONFIG):
             (run_dir / name).unlink(missing_ok=True)
         if (run_dir / "checkpoints").exists():
             shutil.rmtree(run_dir / "checkpoints")

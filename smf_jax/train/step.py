@@ -128,7 +128,7 @@ def _update_all(
     metrics = {name: of_parts.sum() for name, of_parts in metrics.items()}
     metrics["gradient_norm"] = optax.tree.norm(grads)
     # Not of what is written: that is known too late to be chosen while it is written,
-    # and choosing in a pass of its own cost a ninth of the step.
+    # and a pass of its own took pretraining from 0.93 to 0.88 of its speed.
     finite = all_finite((metrics["loss"], metrics["gradient_norm"]))
     metrics["updated"] = updated = going_on & finite
     before = (state.trainable, state.opt_state)
