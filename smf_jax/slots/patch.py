@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from smf_jax.config import ConfigError, require
+from smf_jax.whole import write_whole
 
 
 class Rows(NamedTuple):
@@ -100,9 +100,7 @@ def save(path: Path, patch: Patch) -> None:
         for name, array in rows._asdict().items()
     }
     metadata = {"base_hash": patch.base_hash, "content_hash": content_hash(patch)}
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(serialize(tensors, {"patch": json.dumps(metadata)}))
-    os.replace(beside, path)
+    write_whole(path, serialize(tensors, {"patch": json.dumps(metadata)}))
 
 
 def content_hash(patch: Patch) -> str:

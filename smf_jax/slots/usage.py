@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from smf_jax.config import ConfigError, require
+from smf_jax.whole import write_whole
 
 
 class Usage(NamedTuple):
@@ -53,9 +53,7 @@ def save(path: Path, usage: Usage) -> None:
         "content_hash": content_hash(usage),
     }
     tensors = {"document_frequency": usage.document_frequency}
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(serialize(tensors, {"usage": json.dumps(metadata)}))
-    os.replace(beside, path)
+    write_whole(path, serialize(tensors, {"usage": json.dumps(metadata)}))
 
 
 def content_hash(usage: Usage) -> str:

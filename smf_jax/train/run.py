@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from smf_jax.data.tokenizer import load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import TRAINABLE
+from smf_jax.whole import write_whole
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER = "report.html", "frontier.svg"
@@ -238,11 +238,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text, once for all processes; the file appears whole or not at all."""
-    if not distributed.is_main():
-        return
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    if distributed.is_main():
+        write_whole(path, text.encode())
 
 
 def _git_commit() -> str | None:
