@@ -11,7 +11,7 @@ import matplotlib
 from smf_jax.config import require
 from smf_jax.evaluate.answers import is_exact
 from smf_jax.train.loop import read_rows
-from smf_jax.train.run import (
+from smf_jax.train.record import (
     EVALUATION,
     FRONTIER,
     METRICS,

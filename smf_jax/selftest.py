@@ -27,7 +27,7 @@ from smf_jax.config import (
     require,
 )
 from smf_jax.train.loop import read_rows
-from smf_jax.train.run import METRICS
+from smf_jax.train.record import METRICS
 
 STEPS, EVERY = 60, 10
 LONGEST = 300  # seconds a run may take, the start of the program included

@@ -25,7 +25,8 @@ from smf_jax.config import (
 )
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import train_tokenizer
-from smf_jax.train.run import all_params, describe, load_run, make_model
+from smf_jax.train.record import Made, describe
+from smf_jax.train.run import all_params, load_run, make_model, model_config
 from smf_jax.train.start import claim, enter_run_dir
 from tests.integration.commands import CONFIG_FILE
 
@@ -60,11 +61,12 @@ def save_run(run_dir, seed: int) -> None:
     corpus = load_corpus(config.data)
     texts = [f"{e.prompt} {e.completion}" for e in corpus.examples]
     tokenizer = train_tokenizer(texts, "word", config.data.vocab_size)
-    record = describe(config, None, tokenizer, corpus_hash=corpus.hash)
+    made = Made(pretrain=config)
+    record = describe(made, tokenizer, corpus_hash=corpus.hash)
     with claim(run_dir):
         enter_run_dir(run_dir, None, record, tokenizer, Console(quiet=True))
         with checkpoint.saver(run_dir, config.save) as saver:
-            params = all_params(make_model(config, tokenizer))
+            params = all_params(make_model(model_config(made, tokenizer), seed))
             saver.save(config.steps, {"params": params}, {}, {})
 
 

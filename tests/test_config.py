@@ -7,16 +7,19 @@ from smf_jax.config import (
     ConfigError,
     DataConfig,
     FinetuneConfig,
+    ImportConfig,
     LoraConfig,
     MemoryConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    RetrofitConfig,
     RopeScalingConfig,
     WorldConfig,
     config_hash,
 )
-from smf_jax.train.run import _from_dict, load_run
+from smf_jax.train.record import Made, made_of
+from smf_jax.train.run import load_run
 
 # What is wrong, and what the message must hold: the keys and both values.
 CLASHES = [
@@ -125,38 +128,55 @@ def test_layers_that_share_values_have_one_table():
     assert MemoryConfig(layers=(1, 3), share_values=False).num_pools == 2
 
 
-CONFIGS = [
-    PretrainConfig(run_dir="runs/plain"),
-    PretrainConfig(run_dir="runs/dense", model=ModelConfig(memory=None)),
-    PretrainConfig(
-        run_dir="runs/long",
-        model=ModelConfig(
-            head_dim=16,
-            rope_scaling=RopeScalingConfig(factor=4.0),
-            memory=MemoryConfig(layers=(0, 2, 3), placement="add"),
+PLAIN = PretrainConfig(run_dir="runs/plain")
+LONG = PretrainConfig(
+    run_dir="runs/long",
+    model=ModelConfig(
+        head_dim=16,
+        rope_scaling=RopeScalingConfig(factor=4.0),
+        no_rope_layers=(1, 3),
+        memory=MemoryConfig(layers=(0, 2, 3), placement="add"),
+    ),
+    data=DataConfig(facts="facts.jsonl", background="texts.jsonl.gz"),
+    optim=OptimConfig(clip_norm=1.0),
+)
+LORA = OptimConfig(method="lora", lora=LoraConfig(rank=3, targets="x"))
+IMPORTED = ImportConfig(
+    source="somebody/model",
+    revision="abc",
+    ignore=("sliding_window",),
+    model=ModelConfig(vocab_size=9, memory=None),
+    end_token=2,
+    config={"architectures": ["LlamaForCausalLM"], "rope_scaling": {"factor": 2.0}},
+    files={"chat_template.jinja": "{{ messages }}"},
+    data=None,
+)
+RETROFIT = RetrofitConfig(base="runs/imported", run_dir="runs/retrofit")
+MADE = {
+    "plain": Made(pretrain=PLAIN),
+    "dense": Made(PretrainConfig(run_dir="r", model=ModelConfig(memory=None))),
+    "long": Made(pretrain=LONG),
+    "imported": Made(imported=IMPORTED),
+    "retrofitted": Made(imported=IMPORTED, retrofit=RETROFIT),
+    "taught": Made(PLAIN, finetune=FinetuneConfig(base="runs/plain", run_dir="r")),
+    "by lora": Made(
+        imported=IMPORTED,
+        finetune=FinetuneConfig(
+            base="r", run_dir="x", facts="f.jsonl", teach="statements", optim=LORA
         ),
-        data=DataConfig(facts="facts.jsonl", background="texts.jsonl.gz"),
-        optim=OptimConfig(clip_norm=1.0),
     ),
-    FinetuneConfig(base="runs/plain", run_dir="runs/smf"),
-    FinetuneConfig(
-        base="runs/plain",
-        run_dir="runs/lora",
-        facts="new.jsonl",
-        teach="statements",
-        optim=OptimConfig(method="lora", lora=LoraConfig(rank=3, targets="x")),
-    ),
-]
+}
 
 
-@pytest.mark.parametrize("want", CONFIGS, ids=lambda config: config.run_dir)
-def test_a_config_comes_back_from_json_as_it_was(want):
-    record = json.loads(json.dumps(dataclasses.asdict(want)))
+@pytest.mark.parametrize("want", MADE.values(), ids=MADE)
+def test_how_a_model_came_to_be_comes_back_from_json_as_it_was(want):
+    parts = zip(Made._fields, want, strict=True)
+    record = {name: part and dataclasses.asdict(part) for name, part in parts}
 
-    got = _from_dict(type(want), record)
+    got = made_of(json.loads(json.dumps(record)))
 
     assert got == want
-    assert config_hash(got) == config_hash(want)
+    assert config_hash(got.own) == config_hash(want.own)
 
 
 def test_configs_that_differ_in_one_value_have_other_hashes():

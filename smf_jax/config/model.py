@@ -37,6 +37,7 @@ class MemoryConfig:
     key_norm: bool = False  # RMS-norm on the keys
     placement: Literal["replace", "add"] = "replace"  # of, or beside, the feed-forward
     share_values: bool = True  # one table for all memory layers, or one each
+    relevance_gate: bool = False  # a learned share, 0 to 1 a token, of what is recalled
 
     def __post_init__(self):
         require_positive(
@@ -80,6 +81,7 @@ class ModelConfig:
     hidden_dim: int = 384  # width inside the SwiGLU feed-forward
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
     rope_scaling: RopeScalingConfig | None = None
+    no_rope_layers: tuple[int, ...] = ()  # without rotary positions (SmolLM3)
     tie_embeddings: bool = True  # the output layer is the embedding, transposed
     qkv_bias: bool = False  # biases on query, key and value (Qwen2)
     qk_norm: bool = False  # RMS-norm on each query and key head (Qwen3)
@@ -102,6 +104,11 @@ class ModelConfig:
         require(
             self.head_width % 2 == 0,
             f"a head is {self.head_width} wide; rotary embedding needs an even width",
+        )
+        require(
+            set(self.no_rope_layers) <= set(range(self.num_layers)),
+            f"model.no_rope_layers={self.no_rope_layers} must lie in 0 .. "
+            f"{self.num_layers - 1}, for model.num_layers={self.num_layers}",
         )
         if self.memory is not None:
             last = self.memory.layers[-1]

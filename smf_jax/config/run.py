@@ -8,7 +8,7 @@ import re
 from typing import Any, Literal
 
 from smf_jax.config.checks import require, require_not_negative, require_positive
-from smf_jax.config.model import ModelConfig
+from smf_jax.config.model import MemoryConfig, ModelConfig
 
 USAGE_DOCUMENTS = 200  # batches a background is counted over; the paper has 1000
 Teach = Literal["questions", "statements", "both"]
@@ -83,7 +83,7 @@ class LoraConfig:
 class OptimConfig:
     """What trains, by which rule, on which rows."""
 
-    method: Literal["full", "lora", "smf"] = "full"
+    method: Literal["full", "lora", "smf", "memory"] = "full"
     optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3  # the highest of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -110,7 +110,7 @@ class OptimConfig:
             f"{self.optimizer}",
         )
         require(
-            self.optimizer != "muon" or self.method == "full",
+            self.optimizer != "muon" or self.method in ("full", "memory"),
             f"optim.optimizer=muon turns whole matrices and cannot train the rows or "
             f"factors of optim.method={self.method}",
         )
@@ -181,6 +181,63 @@ class PretrainConfig:
             f"optim.method={self.optim.method} teaches a model that exists; "
             "pretraining is optim.method=full",
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrofitConfig:
+    """Memory layers given to a run's model, and healed on text."""
+
+    base: str  # the run directory whose model gets them
+    run_dir: str  # where this run is written
+    steps: int = 600
+    balance: float = 0.02  # weight of the loss that evens out which slots are read
+    values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
+    held_out: float = 0.05  # share of the packed rows kept from training, and measured
+    margin: float = 0.01  # nats by which their loss may be above the base's when healed
+    eval_every: int = 50  # steps between two measures; 0: only at the end
+    log_every: int = 10  # steps between two lines of metrics.jsonl
+    on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
+    seed: int = 0  # of the memory's parameters and of the order of the data
+    save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    memory: MemoryConfig = dataclasses.field(
+        default_factory=lambda: MemoryConfig(placement="add")
+    )
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = OptimConfig(method="memory")
+
+    def __post_init__(self):
+        require_positive("retrofit", self, "steps", "log_every", "values_rate")
+        require_not_negative("retrofit", self, "balance", "eval_every", "margin")
+        _require_on_nan(self.on_nan)
+        _require_warmed_up(self.optim, self.steps)
+        require(
+            0 < self.held_out < 1,
+            f"held_out={self.held_out} must lie between 0 and 1",
+        )
+        require(
+            self.optim.method == "memory",
+            f"optim.method={self.optim.method} trains other parameters; a retrofit is "
+            "optim.method=memory",
+        )
+        require(
+            self.save.best in (None, "loss"),
+            f"save.best={self.save.best} is asked of taught models; a retrofit has "
+            "save.best=loss",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """A model that came from Hugging Face, with all that it came with."""
+
+    source: str  # the directory or repository
+    revision: str | None  # of a repository: the commit that was read
+    ignore: tuple[str, ...]  # keys of its configuration that the user set aside
+    model: ModelConfig
+    end_token: int  # the id that ends a text
+    config: dict[str, Any]  # its config.json
+    files: dict[str, str]  # small files that go out with it again, by name
+    data: DataConfig | None  # what it is asked and taught
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

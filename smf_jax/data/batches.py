@@ -7,11 +7,10 @@ import grain
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer
 
 from smf_jax.config import require
 from smf_jax.data.corpus import Corpus, Example
-from smf_jax.data.tokenizer import encode_answered, encode_text
+from smf_jax.data.tokenizer import Tokenizer, encode_answered, encode_text
 
 # Handing small rows over from a thread costs more than making them.
 _IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -3,15 +3,31 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from smf_jax.config import ConfigError, require
 
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, END and UNKNOWN
+ANCHOR = "a"  # any word: what follows it is encoded as what follows a prompt
+
+
+class Tokenizer(NamedTuple):
+    """Rules that turn text into ids, and the ids that stand around a text."""
+
+    rules: tokenizers.Tokenizer
+    start: tuple[int, ...] = ()  # before every text, as some models have been trained
+    end: int = END  # after every text
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows that an embedding of all its ids needs."""
+        return max(self.rules.get_vocab().values(), default=-1) + 1
 
 
 def train_tokenizer(
@@ -30,46 +46,81 @@ def train_tokenizer(
     )
     match kind:
         case "word":
-            tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS[UNKNOWN]))
-            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            unknown = SPECIAL_TOKENS[UNKNOWN]
+            rules = tokenizers.Tokenizer(models.WordLevel(unk_token=unknown))
+            rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
             trainer = trainers.WordLevelTrainer(
                 vocab_size=vocab_size,
                 special_tokens=SPECIAL_TOKENS,
                 show_progress=False,
             )
         case "bpe":
-            tokenizer = Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
+            rules = tokenizers.Tokenizer(models.BPE())
+            rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            rules.decoder = decoders.ByteLevel()
             trainer = trainers.BpeTrainer(
                 vocab_size=vocab_size,
                 special_tokens=SPECIAL_TOKENS,
                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                 show_progress=False,
             )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    rules.train_from_iterator(texts, trainer)
+    return Tokenizer(rules)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads the tokenizer of a run."""
+def load_tokenizer(path: Path, end: int = END) -> Tokenizer:
+    """Reads a tokenizer, and finds what it puts before a text.
+
+    Raises:
+      ConfigError: There is none, or it cannot serve: it is broken, has no token `end`,
+        or a word's ids depend on the word before.
+    """
     require(path.is_file(), f"{path}: no such file")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
-    return Tokenizer.from_str(text)
+    rules = _parse(path, text)
+    rules.no_truncation()  # some files come with a length at which texts are cut
+    rules.no_padding()
+    require(
+        rules.id_to_token(end) is not None,
+        f"{path}: id {end}, which should end a text, is no token",
+    )
+    bare = rules.encode(ANCHOR, add_special_tokens=False).ids
+    dressed = rules.encode(ANCHOR).ids
+    before = len(dressed) - len(bare)
+    while before > 0 and dressed[before : before + len(bare)] != bare:
+        before -= 1
+    followed = rules.encode(f"{ANCHOR} {ANCHOR}", add_special_tokens=False).ids
+    require(
+        followed[: len(bare)] == bare and len(followed) > len(bare),
+        f"{path}: a word's ids depend on what follows, so answers cannot be continued",
+    )
+    return Tokenizer(rules, tuple(dressed[:before]), end)
+
+
+def _parse(path: Path, text: str) -> tokenizers.Tokenizer:
+    # The library raises a bare Exception, which an except clause could not tell from
+    # any other error.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        parsing = thread.submit(tokenizers.Tokenizer.from_str, text)
+    error = parsing.exception()
+    if type(error) is Exception:
+        raise ConfigError(f"{path}: no tokenizer ({error})") from error
+    return parsing.result()
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Returns 16 hex digits that name a tokenizer's vocabulary and rules."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
+    """Returns 16 hex digits that name a tokenizer's vocabulary, rules and ends."""
+    text = f"{tokenizer.rules.to_str()} {tokenizer.start} {tokenizer.end}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of `text` and the end token."""
-    return [*tokenizer.encode(text).ids, END]
+    """Returns the ids of `text`, with those that stand around it."""
+    return [*encode_prompt(tokenizer, text), tokenizer.end]
 
 
 def encode_answered(
@@ -79,19 +130,33 @@ def encode_answered(
 
     The two are encoded apart, so that a prompt has the ids it has when asked alone.
     """
-    return encode_prompt(tokenizer, prompt), encode_text(tokenizer, " " + completion)
+    return encode_prompt(tokenizer, prompt), encode_completion(tokenizer, completion)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Returns the ids of a prompt that waits for its completion."""
-    return tokenizer.encode(prompt).ids
+    return [*tokenizer.start, *_encode(tokenizer, prompt)]
+
+
+def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
+    """Returns the ids of a text that follows another after a space, and the end token.
+
+    Some rules put a mark of a space before each text by themselves, so the text is
+    encoded behind a word, and the ids of that word are taken away.
+    """
+    ids = _encode(tokenizer, f"{ANCHOR} {completion}")
+    return [*ids[len(_encode(tokenizer, ANCHOR)) :], tokenizer.end]
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.rules.encode(text, add_special_tokens=False).ids
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable) -> str:
     """Returns the text of the ids before the first end token."""
     before_end = []
     for token in ids:
-        if token == END:
+        if token == tokenizer.end:
             break
         before_end.append(int(token))
-    return tokenizer.decode(before_end).strip()
+    return tokenizer.rules.decode(before_end).strip()

@@ -29,19 +29,18 @@ from smf_jax.demo.recipes import (
 from smf_jax.evaluate.forgetting import CurvePoint, forgotten, kept_at
 from smf_jax.train.finetune import Finetuned, finetune
 from smf_jax.train.pretrain import collect_usage, pretrain
-from smf_jax.train.run import (
+from smf_jax.train.record import (
     FRONTIER,
     METRICS,
     REPORT,
     TEACHING,
     USAGE,
     code_version,
-    is_finished,
-    load_run,
     read_json,
     read_record,
     write_json,
 )
+from smf_jax.train.run import is_finished, load_run
 from smf_jax.train.start import claim
 
 SUMMARY, SWEEP = "summary.json", "sweep.json"

@@ -11,10 +11,15 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
-from tokenizers import Tokenizer
 
 from smf_jax.data.records import Fact
-from smf_jax.data.tokenizer import END, PAD, decode, encode_prompt, encode_text
+from smf_jax.data.tokenizer import (
+    PAD,
+    Tokenizer,
+    decode,
+    encode_completion,
+    encode_prompt,
+)
 from smf_jax.model.generate import generate_greedily
 
 QUESTIONS_PER_BATCH = 256
@@ -65,7 +70,7 @@ def score(answers: Sequence[str], facts: Sequence[Fact]) -> Scores:
 
 def longest_answer(tokenizer: Tokenizer, facts: Sequence[Fact]) -> int:
     """Returns how many tokens the longest first answer has, with its end token."""
-    return max(len(encode_text(tokenizer, " " + fact.answers[0])) for fact in facts)
+    return max(len(encode_completion(tokenizer, fact.answers[0])) for fact in facts)
 
 
 def answer(
@@ -98,12 +103,12 @@ def answer(
             [len(prompt) for prompt in batch] + [1] * (rows - len(batch))
         )
         is_prompt = np.arange(length) >= length - lengths[:, None]
-        ids = _generate(graph, params, tokens, is_prompt, max_new_tokens)
+        ids = _generate(graph, params, tokens, is_prompt, max_new_tokens, tokenizer.end)
         answers += [decode(tokenizer, row) for row in np.asarray(ids)[: len(batch)]]
     return answers
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
-def _generate(graph, params, tokens, is_prompt, max_new_tokens):
+@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "end"))
+def _generate(graph, params, tokens, is_prompt, max_new_tokens, end):
     model = nnx.merge(graph, *params)
-    return generate_greedily(model, tokens, is_prompt, max_new_tokens, END)
+    return generate_greedily(model, tokens, is_prompt, max_new_tokens, end)

@@ -66,7 +66,7 @@ def rotate(
 class Attention(nnx.Module):
     """Attends from each token to those that the mask allows."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         def linear(inputs, outputs, bias):
             init = nnx.initializers.truncated_normal(inputs**-0.5)
             return nnx.Linear(
@@ -84,7 +84,11 @@ class Attention(nnx.Module):
             self.query_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
             self.key_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
         self.head_dim = width
-        self.rope = (width, config.rope_theta, config.rope_scaling)
+        self.rope = (
+            None
+            if layer in config.no_rope_layers
+            else (width, config.rope_theta, config.rope_scaling)
+        )
 
     def __call__(
         self,
@@ -101,9 +105,10 @@ class Attention(nnx.Module):
         )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        frequencies = rope_frequencies(*self.rope)
-        query = rotate(query, positions, frequencies)
-        key = rotate(key, positions, frequencies)
+        if self.rope is not None:
+            frequencies = rope_frequencies(*self.rope)
+            query = rotate(query, positions, frequencies)
+            key = rotate(key, positions, frequencies)
         if cache is not None:
             start = (0, cache.length, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.keys, key, start)

@@ -67,6 +67,9 @@ class MemoryLayer(nnx.Module):
             self.key_norm = nnx.RMSNorm(half, rngs=rngs)
         self.gate = linear(dim, config.value_dim)
         self.out = linear(config.value_dim, dim)
+        if config.relevance_gate:
+            zeros = nnx.initializers.zeros
+            self.relevance = nnx.Linear(dim, 1, kernel_init=zeros, rngs=rngs)
 
     def __call__(
         self,
@@ -94,7 +97,10 @@ class MemoryLayer(nnx.Module):
         read = weighted_rows(values, *reads).astype(x.dtype)
         if tap is not None:
             read = read + tap
-        return self.out(read * jax.nn.silu(self.gate(x))), reads
+        out = self.out(read * jax.nn.silu(self.gate(x)))
+        if self.config.relevance_gate:
+            out = out * jax.nn.sigmoid(self.relevance(x))
+        return out, reads
 
 
 def zero_taps(

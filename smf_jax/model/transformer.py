@@ -1,11 +1,13 @@
 """A Llama-style decoder whose feed-forwards may be, or stand beside, memory layers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from smf_jax.config import ModelConfig
+from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.attention import Attention, KVCache, empty_cache
 from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
 
@@ -39,7 +41,7 @@ class Block(nnx.Module):
         self.attention_norm = nnx.RMSNorm(
             config.dim, epsilon=config.norm_eps, rngs=rngs
         )
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, layer, rngs=rngs)
         self.feed_forward_norm = nnx.RMSNorm(
             config.dim, epsilon=config.norm_eps, rngs=rngs
         )
@@ -49,8 +51,7 @@ class Block(nnx.Module):
             else None
         )
         self.memory = MemoryLayer(memory, config.dim, rngs=rngs) if has_memory else None
-        # Starts at 0: a memory that was just added changes nothing.
-        self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
+        self.memory_scale = _zero_scale() if adds else None
 
     def __call__(self, x, positions, mask, values, tap, cache):
         """Returns the stream after this block, what was read (or None), the cache."""
@@ -63,6 +64,10 @@ class Block(nnx.Module):
             scale = 1 if self.memory_scale is None else self.memory_scale[...]
             out = out + scale * recalled
         return x + out, reads, cache
+
+
+def _zero_scale() -> nnx.Param:
+    return nnx.Param(jnp.zeros(()))  # a memory that was just added changes nothing
 
 
 class Transformer(nnx.Module):
@@ -83,8 +88,7 @@ class Transformer(nnx.Module):
             if config.tie_embeddings
             else nnx.Linear(config.dim, config.vocab_size, use_bias=False, rngs=rngs)
         )
-        pools = 0 if memory is None else memory.num_pools
-        self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
+        self.values = _init_pools(memory, rngs=rngs)
 
     def __call__(
         self,
@@ -157,3 +161,29 @@ class Transformer(nnx.Module):
     def _logits(self, x):
         logits = x @ self.embedding[...].T if self.head is None else self.head(x)
         return logits.astype(jnp.float32)
+
+
+def _init_pools(memory: MemoryConfig | None, *, rngs: nnx.Rngs):
+    pools = 0 if memory is None else memory.num_pools
+    return nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
+
+
+def add_memory(model: Transformer, memory: MemoryConfig, *, rngs: nnx.Rngs) -> None:
+    """Gives memory layers to a model that has none, in place.
+
+    Beside a feed-forward they change nothing until they are trained.
+
+    Raises:
+      ConfigError: It has memory layers, or too few layers for these.
+    """
+    require(model.config.memory is None, "the model has memory layers already")
+    config = dataclasses.replace(model.config, memory=memory)
+    for layer in memory.layers:
+        block = model.blocks[layer]
+        block.memory = MemoryLayer(memory, config.dim, rngs=rngs)
+        if memory.placement == "add":
+            block.memory_scale = _zero_scale()
+        else:
+            block.feed_forward = None
+    model.values = _init_pools(memory, rngs=rngs)
+    model.config = config

@@ -1,6 +1,7 @@
 """Finetuning methods as values: what trains, by which rule, on which rows."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -14,14 +15,25 @@ from smf_jax.model.memory import MemoryValues
 from smf_jax.slots.select import Score, scorer
 
 ADAM_B2 = 0.95  # as large language models are trained; 0.999 averages a whole demo
-# Parameters of this type move, the rest is frozen.
-TRAINABLE = {"full": nnx.Param, "lora": LoRAParam, "smf": MemoryValues}
+
+
+def _is_of_memory(path: tuple, leaf: Any) -> bool:
+    return not {"memory", "memory_scale", "values"}.isdisjoint(path)
+
+
+# Parameters of this type, or of which this holds, move; the rest is frozen.
+TRAINABLE = {
+    "full": nnx.Param,
+    "lora": LoRAParam,
+    "smf": MemoryValues,
+    "memory": _is_of_memory,
+}
 
 
 class Method(NamedTuple):
     """What the train step needs to know; it asks for no name."""
 
-    trainable: type[nnx.Param]  # one of TRAINABLE
+    trainable: type[nnx.Param] | Callable[[tuple, Any], bool]  # one of TRAINABLE
     tx: optax.GradientTransformationExtraArgs
     score: Score | None  # ranks the rows that may move; None: all of them move
     top_t: int  # rows a step and table; without meaning where score is None

@@ -23,7 +23,6 @@ from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
-from smf_jax.train.pretrain import require_memory
 from smf_jax.train.questions import (
     Point,
     Questions,
@@ -31,16 +30,15 @@ from smf_jax.train.questions import (
     load_questions,
     write_evaluation,
 )
-from smf_jax.train.run import (
+from smf_jax.train.record import (
     EVALUATION,
     PATCH,
     TEACHING,
     USAGE,
-    Run,
     describe,
-    load_run,
     write_json,
 )
+from smf_jax.train.run import Run, load_run
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
@@ -81,7 +79,8 @@ def finetune(
         start = find_start(run_dir, resume, console)
         base = load_run(config.base)
         require(
-            base.finetune is None or base.finetune.optim.method != "lora",
+            not isinstance(base.made.own, FinetuneConfig)
+            or base.made.own.optim.method != "lora",
             f"{config.base} was taught by lora, and what it added cannot be taught "
             "over: teach the run it came from",
         )
@@ -89,8 +88,7 @@ def finetune(
         loaded = _usage(config, base) if config.optim.method == "smf" else None
         batches = _batches(config, base, questions, console)
         record = describe(
-            base.pretrain,
-            config,
+            base.made._replace(finetune=config),
             base.tokenizer,
             corpus_hash=questions.hash,
             base_hash=base.model_hash,
@@ -143,7 +141,7 @@ def _teach(config, run_dir, start, base, questions, loaded, batches, console):
         done=start or 0,
         step=make_step(
             graph,
-            base.pretrain.model.memory,
+            base.model.config.memory,
             method,
             config.accumulate,
             max_skips=max_skips,
@@ -185,7 +183,7 @@ def _batches(
         ]
         for place, fact in enumerate(questions.new)
     ]
-    seq_len = base.pretrain.data.seq_len
+    seq_len = base.data.seq_len
     _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
     if dropped:
         console.print(f"data: {dropped} texts longer than the context, left out")
@@ -200,7 +198,7 @@ def _batches(
 
 
 def _usage(config: FinetuneConfig, base: Run) -> Usage:
-    memory = require_memory(base)
+    memory = base.memory
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "

@@ -15,7 +15,7 @@ from smf_jax import distributed
 from smf_jax.data.batches import Batch
 from smf_jax.optim.rows import all_finite
 from smf_jax.train.loop import keep_rows
-from smf_jax.train.run import NONFINITE
+from smf_jax.train.record import NONFINITE
 from smf_jax.train.step import Metrics
 
 WINDOW = 10  # steps in a row that must look alike before a run is called diverged

@@ -21,7 +21,7 @@ from rich.progress import (
 from smf_jax import distributed
 from smf_jax.config import ConfigError, require
 from smf_jax.data.batches import Batch
-from smf_jax.train.run import write_text
+from smf_jax.train.record import write_text
 from smf_jax.train.step import Background, Metrics, Step, TrainState
 
 Observe = Callable[[int, Metrics, Batch], None]

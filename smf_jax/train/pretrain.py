@@ -10,10 +10,9 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 from rich.progress import track
-from tokenizers import Tokenizer
 
 from smf_jax import distributed
-from smf_jax.config import DataConfig, PretrainConfig, require
+from smf_jax.config import DataConfig, PretrainConfig
 from smf_jax.data.batches import (
     Packed,
     drop_long,
@@ -27,20 +26,13 @@ from smf_jax.data.corpus import (
     load_corpus,
     question_example,
 )
-from smf_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from smf_jax.optim.methods import make_method
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import nothing_strange, skips
-from smf_jax.train.run import (
-    TOKENIZER,
-    USAGE,
-    Run,
-    corpus_of,
-    describe,
-    load_run,
-    make_model,
-)
+from smf_jax.train.record import TOKENIZER, USAGE, Made, describe
+from smf_jax.train.run import corpus_of, load_run, make_model, model_config
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
@@ -76,17 +68,19 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
         new = [question_example(fact) for fact in corpus.new]
         encoded = [encode_example(tokenizer, example, "answer") for example in new]
         drop_long(encoded, config.data.seq_len)
-        record = describe(config, None, tokenizer, corpus_hash=corpus.hash)
+        made = Made(pretrain=config)
+        record = describe(made, tokenizer, corpus_hash=corpus.hash)
         enter_run_dir(run_dir, start, record, tokenizer, console)
-        _train(config, run_dir, start, tokenizer, packed, console)
+        _train(made, run_dir, start, tokenizer, packed, console)
     return run_dir
 
 
-def _train(config, run_dir, start, tokenizer, packed, console) -> None:
+def _train(made, run_dir, start, tokenizer, packed, console) -> None:
+    config = made.pretrain
     batches = _batches(config.data, packed, config.seed)
     method = make_method(config.optim, config.steps, config.values_rate)
     max_skips, strange = skips(config.on_nan), nothing_strange()
-    make = functools.partial(make_model, config, tokenizer)
+    make = functools.partial(make_model, model_config(made, tokenizer), config.seed)
     if start is None:
         model = make()
         graph, state, frozen = split_for_training(model, method)
@@ -153,11 +147,10 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
       ConfigError: The run is missing or has no memory.
     """
     run = load_run(run_dir)
-    memory = require_memory(run)
+    memory, data = run.memory, run.data
     corpus = corpus_of(run)
-    data = run.pretrain.data
     packed = _pack(data, corpus, run.tokenizer)
-    batches = _batches(data, packed, run.pretrain.seed + 1)
+    batches = _batches(data, packed, run.made.seed + 1)
     graph, params = nnx.split(run.model)
     read = make_document_reader(graph, memory)
     documents = track(
@@ -181,14 +174,3 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
         f"tokens read {read_often:.1%} of the slots"
     )
     return collected
-
-
-def require_memory(run: Run):
-    """Returns the configuration of a run's memory layers.
-
-    Raises:
-      ConfigError: It has none.
-    """
-    memory = run.pretrain.model.memory
-    require(memory is not None, f"{run.run_dir}: the model has no memory layers")
-    return memory

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import PyTree
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from smf_jax.config import Teach, require
 from smf_jax.data.corpus import (
@@ -17,9 +16,11 @@ from smf_jax.data.corpus import (
     without_repeats,
 )
 from smf_jax.data.records import Fact, read_facts
+from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
-from smf_jax.train.run import EVALUATION, Run, corpus_of, load_run, write_json
+from smf_jax.train.record import EVALUATION, write_json
+from smf_jax.train.run import Run, corpus_of, load_run
 
 
 class Questions(NamedTuple):
@@ -126,8 +127,8 @@ def evaluate(
     nothing, the questions as they stand.
     """
     run = load_run(run_dir, step)
-    if facts is None and run.finetune is not None:
-        own = run.finetune
+    if facts is None and run.made.finetune is not None:
+        own = run.made.finetune
         questions = load_questions(run, own.facts, own.teach, console)
         require(
             questions.hash == run.corpus_hash,

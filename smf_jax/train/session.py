@@ -15,7 +15,7 @@ from smf_jax.exits import Interrupted
 from smf_jax.train.guard import is_sound, make_guard, require_finite
 from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
-from smf_jax.train.run import METRICS
+from smf_jax.train.record import METRICS
 from smf_jax.train.state import as_saved
 from smf_jax.train.step import Background, Step, TrainState
 

@@ -10,32 +10,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from smf_jax import checkpoint, distributed
 from smf_jax.config import require
+from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.train.loop import read_rows
-from smf_jax.train.run import (
+from smf_jax.train.record import (
     CONFIG,
     METRICS,
     RECORD,
     TOKENIZER,
     WRITTEN,
-    is_finished,
+    made_of,
     read_json,
     read_record,
-    steps_of,
     write_json,
     write_text,
 )
+from smf_jax.train.run import is_finished
 
 LOCK = ".lock"
 OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
 # What may be another when a run goes on: none of it changes what is computed.
 # What data, base and usage hold is compared by their hashes, not by where they lie.
 FREE = (
-    r"((pretrain|finetune)\.)?"
-    r"(base|run_dir|on_nan|save\..*|facts|data\.facts|data\.background)"
+    r"((pretrain|imported|retrofit|finetune)\.)?"
+    r"(base|source|revision|run_dir|on_nan|save\..*|facts|data\.facts|data\.background)"
 )
 
 
@@ -158,8 +158,7 @@ def _require_none_lost(run_dir: Path) -> None:
     """Raises `ConfigError` where a run came so far that it had a checkpoint."""
     if not _is_record(run_dir / CONFIG):
         return
-    record = read_record(run_dir)
-    every = (record["finetune"] or record["pretrain"])["save"]["every"]
+    every = made_of(read_record(run_dir)).save_every
     done = max((row["step"] for row in read_rows(run_dir / METRICS)), default=0)
     # The first is written by the time that the second is begun.
     require(
@@ -194,7 +193,7 @@ def enter_run_dir(
     if start is not None:
         _require_same(run_dir, read_record(run_dir), record, console)
         console.print(
-            f"going on from step {start} of {steps_of(record)} in {run_dir}",
+            f"going on from step {start} of {made_of(record).steps} in {run_dir}",
             highlight=False,
         )
         return
@@ -205,7 +204,7 @@ def enter_run_dir(
         if (run_dir / "checkpoints").exists():
             shutil.rmtree(run_dir / "checkpoints")
         write_json(run_dir / CONFIG, record)
-        write_text(run_dir / TOKENIZER, tokenizer.to_str(pretty=True))
+        write_text(run_dir / TOKENIZER, tokenizer.rules.to_str(pretty=True))
     distributed.wait_for_all("run directory is written")
 
 

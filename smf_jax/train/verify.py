@@ -9,15 +9,8 @@ from rich.console import Console
 from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
 from smf_jax.slots import patch, usage
-from smf_jax.train.run import (
-    PATCH,
-    USAGE,
-    Run,
-    is_finished,
-    load_run,
-    read_record,
-    steps_of,
-)
+from smf_jax.train.record import PATCH, USAGE
+from smf_jax.train.run import Run, is_finished, load_run
 
 
 def verify(run_dir: Path, console: Console) -> bool:
@@ -41,11 +34,9 @@ def verify(run_dir: Path, console: Console) -> bool:
         wrong += problems
     if not wrong:
         try:
-            record = read_record(run_dir)
-            last = steps_of(record)
             run = load_run(run_dir, steps[-1])
             state = "finished" if is_finished(run_dir) else "interrupted"
-            tell(f"run: {state}, step {steps[-1]} of {last}")
+            tell(f"run: {state}, step {steps[-1]} of {run.made.steps}")
             tell(f"params sha256 {run.model_hash}")
             wrong += _beside(run_dir, run)
         except ConfigError as error:
@@ -58,7 +49,7 @@ def verify(run_dir: Path, console: Console) -> bool:
 def _beside(run_dir: Path, run: Run) -> list[str]:
     """Returns what is wrong with what a run wrote of itself."""
     wrong = checkpoint.output_problems(run_dir, checkpoint.read(run_dir, run.step))
-    memory = run.pretrain.model.memory
+    memory = run.model.config.memory
     if memory is not None and (run_dir / USAGE).exists():
         shape = (memory.num_pools, memory.num_slots)
         wrong += _refusal(usage.load, run_dir / USAGE, run.model_hash, *shape)

@@ -4,7 +4,7 @@ import pytest
 
 from smf_jax.config import DataConfig, WorldConfig
 from smf_jax.data.corpus import load_corpus
-from smf_jax.data.tokenizer import UNKNOWN, train_tokenizer
+from smf_jax.data.tokenizer import UNKNOWN, encode_prompt, train_tokenizer
 from smf_jax.data.world import (
     QUESTION_FRAMES,
     STATEMENTS,
@@ -174,7 +174,7 @@ def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
 
     for fact in world.known + world.new + world.new_held_out:
         for text in (fact.question, *fact.answers, *fact.statements):
-            ids = tokenizer.encode(text).ids
+            ids = encode_prompt(tokenizer, text)
             assert len(ids) == len(text.split())
             assert UNKNOWN not in ids
 

@@ -10,8 +10,9 @@ import pytest
 
 from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig
 from smf_jax.data.corpus import load_corpus
-from smf_jax.data.tokenizer import UNKNOWN
+from smf_jax.data.tokenizer import UNKNOWN, encode_prompt
 from smf_jax.slots import usage
+from smf_jax.train.record import Made
 from smf_jax.train.run import all_params, load_run
 from tests import tiny
 from tests.integration.commands import Commands
@@ -130,17 +131,16 @@ def test_pretraining_lowers_the_loss(base):
 def test_the_record_of_a_run_restores_its_configuration(base):
     run = load_run(base)
 
-    assert run.pretrain == pretrain_config(base)
-    assert run.finetune is None
+    assert run.made == Made(pretrain=pretrain_config(base))
 
 
 def test_the_tokenizer_of_a_run_knows_every_word_that_is_asked(base):
     run = load_run(base)
-    corpus = load_corpus(run.pretrain.data)
+    corpus = load_corpus(run.data)
 
     for fact in corpus.known + corpus.new + corpus.new_held_out:
         for text in (fact.question, *fact.answers, *fact.statements):
-            assert UNKNOWN not in run.tokenizer.encode(text).ids
+            assert UNKNOWN not in encode_prompt(run.tokenizer, text)
 
 
 def test_pretraining_again_gives_the_same_bits_also_over_an_unfinished_run(
