@@ -75,15 +75,7 @@ def load_tokenizer(path: Path, end: int = END) -> Tokenizer:
       ConfigError: There is none, or it cannot serve: it is broken, has no token `end`,
         or a word's ids depend on the word before.
     """
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
-    rules = _parse(path, text)
-    rules.no_truncation()  # some files come with a length at which texts are cut
-    rules.no_padding()
+    rules = read_rules(path)
     require(
         rules.id_to_token(end) is not None,
         f"{path}: id {end}, which should end a text, is no token",
@@ -101,7 +93,18 @@ def load_tokenizer(path: Path, end: int = END) -> Tokenizer:
     return Tokenizer(rules, tuple(dressed[:before]), end)
 
 
-def _parse(path: Path, text: str) -> tokenizers.Tokenizer:
+def read_rules(path: Path) -> tokenizers.Tokenizer:
+    """Reads the rules of a tokenizer, which neither cut texts nor fill them up.
+
+    Raises:
+      ConfigError: There is no such file, or it is broken.
+    """
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
     # The library raises a bare Exception, which an except clause could not tell from
     # any other error.
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -109,7 +112,10 @@ def _parse(path: Path, text: str) -> tokenizers.Tokenizer:
     error = parsing.exception()
     if type(error) is Exception:
         raise ConfigError(f"{path}: no tokenizer ({error})") from error
-    return parsing.result()
+    rules = parsing.result()
+    rules.no_truncation()
+    rules.no_padding()
+    return rules
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

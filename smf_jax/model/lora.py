@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -30,6 +31,18 @@ class LoRALinear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Array:
         """Returns the layer's output with the addition."""
         return self.base(x) + self.scale * (x @ self.down[...] @ self.up[...])
+
+
+def merge_lora(model: nnx.Module) -> None:
+    """Turns every low-rank addition into a part of its linear layer, in place."""
+    modules = dict(nnx.iter_modules(model))
+    for path, module in list(modules.items()):
+        if isinstance(module, LoRALinear):
+            # A factor's product is small beside the kernel: it is rounded once.
+            with jax.default_matmul_precision("highest"):
+                added = module.down[...] @ module.up[...]
+            module.base.kernel[...] += module.scale * added
+            setattr(modules[path[:-1]], path[-1], module.base)
 
 
 def add_lora(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:

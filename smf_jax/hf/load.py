@@ -1,0 +1,159 @@
+"""Models and tokenizers from the files of Hugging Face."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import dacite
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from smf_jax import distributed
+from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
+from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, read_rules
+from smf_jax.hf import files
+from smf_jax.hf.config import read_config
+from smf_jax.hf.families import Family, is_turned, names_of
+from smf_jax.model.transformer import Transformer
+
+# Of a model with memory layers, so that no program takes it for one without.
+MEMORY_TYPE = "smf_memory"
+HEAD = "lm_head.weight"
+# Buffers in old files, which follow from the configuration.
+_DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transformer:
+    """Reads a model of a family that we know, with memory layers if we wrote it.
+
+    Parameters are float32. Tensors are read and placed one by one, so that beside the
+    model hardly more than its largest tensor is in memory.
+
+    Args:
+      directory: Holds `config.json` and safetensors.
+      ignore: Keys of `config.json` that are set aside.
+
+    Raises:
+      ConfigError: It is no such model; a tensor is missing, left over, of another
+        shape or not finite; or the configuration asks for what we do not have.
+    """
+    folder = Path(directory)
+    require(folder.is_dir(), f"{folder}: no such directory")
+    family, config = describe(files.read_json(folder, files.CONFIG), ignore)
+    graph, params = nnx.split(
+        nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    )
+    params = nnx.as_pure(params)
+    names = names_of(params, family)
+    _require_matching(folder, names, params, files.headers(folder))
+    loaded = _read(folder, {theirs: ours for ours, theirs in names.items()})
+    head = loaded.pop(HEAD, None)
+    require(
+        head is None or np.array_equal(head, loaded["embedding"]),
+        f"{folder}: tie_word_embeddings=true, but {HEAD} is not the embedding",
+    )
+    return nnx.merge(
+        graph, jax.tree.map_with_path(lambda path, _: loaded[_name(path)], params)
+    )
+
+
+def describe(
+    config: dict[str, Any], ignore: Collection[str] = ()
+) -> tuple[Family, ModelConfig]:
+    """Returns what `read_config` does, also of a model that we wrote with its memory.
+
+    Raises:
+      ConfigError: As there.
+    """
+    if config.get("model_type") != MEMORY_TYPE:
+        return read_config(config, ignore)
+    try:
+        family, model = read_config(config["decoder"], ignore)
+        rules = dacite.Config(strict=True, cast=[tuple])
+        memory = dacite.from_dict(MemoryConfig, config["memory"], rules)
+    except (dacite.DaciteError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"config.json of a memory is broken: {error}") from error
+    return family, ModelConfig(**vars(model) | {"memory": memory})
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _require_matching(
+    folder: Path,
+    names: dict[str, str],
+    params: PyTree,
+    headers: dict[str, files.Header],
+) -> None:
+    """Raises `ConfigError`, which lists all, unless the files hold what is expected."""
+    expected = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        ours = _name(path)
+        shape = leaf.shape[::-1] if is_turned(ours) else leaf.shape
+        expected[names[ours]] = shape
+    wrong = [f"{name} is missing" for name in expected.keys() - headers.keys()]
+    for name, (shape, dtype) in headers.items():
+        if dtype not in files.FLOATS:
+            wrong.append(f"{name} is {dtype}, not one of {', '.join(files.FLOATS)}")
+        elif name in expected and shape != expected[name]:
+            wrong.append(
+                f"{name} is {list(shape)}, but {files.CONFIG} makes it "
+                f"{list(expected[name])}"
+            )
+        elif name not in expected and not (name == HEAD or _DERIVED.fullmatch(name)):
+            wrong.append(f"{name} belongs to nothing")
+    require(not wrong, f"{folder} does not hold its model: {'; '.join(sorted(wrong))}")
+
+
+def _read(folder: Path, ours: dict[str, str]) -> dict[str, Array]:
+    """Returns every parameter, placed, by our names; a head that is tied by its own."""
+    loaded = {}
+    for name, array in files.tensors(folder):
+        if _DERIVED.fullmatch(name):
+            continue
+        array = array.astype(np.float32)
+        require(
+            bool(np.isfinite(array).all()),
+            f"{folder}: {name} holds numbers that are not finite",
+        )
+        mine = ours.get(name, name)
+        loaded[mine] = distributed.place(array.T if is_turned(mine) else array)
+    return loaded
+
+
+def read_tokenizer(directory: str | Path) -> Tokenizer:
+    """Reads the tokenizer of a model, and which token ends its texts.
+
+    The end is the `eos_token` of `tokenizer_config.json`, or else the (first)
+    `eos_token_id` of `config.json`. What stands before a text is what the rules of
+    `tokenizer.json` put there.
+
+    Raises:
+      ConfigError: There is no `tokenizer.json`, it is broken, or nothing names an end.
+    """
+    folder = Path(directory)
+    require(
+        (folder / files.TOKENIZER).is_file(),
+        f"{folder} holds no {files.TOKENIZER}: save its tokenizer with transformers, "
+        "whose save_pretrained writes one",
+    )
+    end = None
+    if (folder / "tokenizer_config.json").is_file():
+        token = files.read_json(folder, "tokenizer_config.json").get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            end = read_rules(folder / files.TOKENIZER).token_to_id(token)
+            require(end is not None, f"{folder}: eos_token {token!r} is no token")
+    if end is None:
+        end = files.read_json(folder, files.CONFIG).get("eos_token_id")
+        end = end[0] if isinstance(end, list) and end else end
+    require(
+        isinstance(end, int),
+        f"{folder}: neither tokenizer_config.json nor config.json names the token "
+        "that ends a text",
+    )
+    return load_tokenizer(folder / files.TOKENIZER, end)
