@@ -16,7 +16,7 @@ from smf_jax.config import ConfigError
 MANIFEST = "manifest.json"
 # Of the run. Without the first two a checkpoint is of no use; the others tell of it.
 RUN_FILES = ("config.json", "tokenizer.json")
-OUTPUTS = ("teaching.json", "patch.safetensors")
+OUTPUTS = ("teaching.json", "patch.safetensors", "retrofit.json")
 LOG = "metrics.jsonl"  # of the run; it only grows
 
 

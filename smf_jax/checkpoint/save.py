@@ -33,12 +33,14 @@ class Saver(NamedTuple):
 
 
 @contextlib.contextmanager
-def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
+def saver(
+    run_dir: Path, config: SaveConfig, *, donated: bool = True
+) -> Iterator[Saver]:
     """Yields `save(step, arrays, progress, metrics)`; leaving waits for the last one.
 
-    The arrays may be donated as soon as `save` returns. Their folder gets the name of
-    its step by one rename, after its manifest; then older checkpoints go, as `config`
-    says.
+    The arrays may be donated as soon as `save` returns, unless `donated` is False:
+    then they are not copied. Their folder gets the name of its step by one rename,
+    after its manifest; then older checkpoints go, as `config` says.
 
     Raises:
       SaveError: A save failed. The next `check` or `save` raises it, or leaving.
@@ -61,7 +63,7 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
             copies, logged = None, 0
             if distributed.is_main():
                 # On the CPU an array on the host may be the one on the device.
-                copies = jax.tree.map(lambda leaf: np.array(leaf, copy=True), arrays)
+                copies = jax.tree.map(np.array, arrays) if donated else arrays
                 logged = manifest.log_size(run_dir)
 
             def finish() -> None:

@@ -18,10 +18,13 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
   demo       pretrain a small model, teach it new facts by every method, compare
   pretrain   train a model from scratch                smf pretrain configs/world.py
+  import-hf  make a run of a Hugging Face model        smf import-hf OWNER/NAME RUN
+  retrofit   give a model a memory, and heal it        smf retrofit configs/NAME.py
   usage      count what a background reads             smf usage runs/world
   finetune   teach a run new facts                     smf finetune configs/smf_world.py
   evaluate   ask a run all its questions               smf evaluate runs/smf_world
   ask        ask a run one question                    smf ask RUN "who ... ?"
+  export-hf  write a model for Hugging Face            smf export-hf RUN DIRECTORY
   verify     check every file and number of a run      smf verify runs/world
   selftest   kill a small run, resume, compare bits    smf selftest --kill
   doctor     check versions and devices                smf doctor
@@ -79,6 +82,7 @@ def _say_stopped(verb: str, error: BaseException) -> int:
 def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     from smf_jax import distributed
     from smf_jax.checkpoint import SaveError
+    from smf_jax.hf import ExportError
     from smf_jax.train.guard import TrainingError
 
     if not debug:  # orbax logs each failure with its trace, and then raises it
@@ -93,7 +97,7 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     except BrokenPipeError:
         _fall_silent()
         code = 0
-    except (ConfigError, SaveError, TrainingError, OSError) as error:
+    except (ConfigError, ExportError, SaveError, TrainingError, OSError) as error:
         if debug:
             raise
         print(f"smf {verb}: {error}", file=sys.stderr)

@@ -101,6 +101,20 @@ def pack_corpus(
     return Packed(_pack(facts, seq_len), texts, dropped, records)
 
 
+def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
+    """Returns packed rows without every so many of them, and those.
+
+    It takes `share` of the rows of facts and of those of texts, by their places, so
+    that the same rows are held out in every run on the same data.
+    """
+    every = round(1 / share)
+    kept, held = [], []
+    for rows in (packed.facts, packed.texts):
+        kept.append([row for place, row in enumerate(rows) if place % every])
+        held += rows[::every]
+    return packed._replace(facts=kept[0], texts=kept[1]), held
+
+
 def _one_segment(row: Row) -> Batch:
     length = len(row["tokens"])
     positions, ones = np.arange(length, dtype=np.int32), np.ones(length, np.int32)

@@ -9,9 +9,10 @@ adapter.py   low-rank additions for PEFT
 
 from smf_jax.hf.files import carried_files, fetch, read_json
 from smf_jax.hf.load import describe, import_model, read_tokenizer
-from smf_jax.hf.save import ExportError, export_model
+from smf_jax.hf.save import Dtype, ExportError, export_model
 
 __all__ = [
+    "Dtype",
     "ExportError",
     "carried_files",
     "describe",

@@ -3,9 +3,6 @@
 import re
 from typing import NamedTuple
 
-import jax
-from jaxtyping import PyTree
-
 from smf_jax.config import ConfigError
 
 
@@ -99,13 +96,6 @@ FAMILIES = (
         skips_rope=True,
     ),
 )
-
-
-def names_of(params: PyTree, family: Family) -> dict[str, str]:
-    """Returns our name of each parameter with its name there."""
-    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    ours = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
-    return {name: theirs(name, family) for name in ours}
 
 
 def theirs(ours: str, family: Family) -> str:

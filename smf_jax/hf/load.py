@@ -9,15 +9,15 @@ import dacite
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from smf_jax import distributed
 from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, read_rules
 from smf_jax.hf import files
 from smf_jax.hf.config import read_config
-from smf_jax.hf.families import Family, is_turned, names_of
-from smf_jax.model.transformer import Transformer
+from smf_jax.hf.families import Family, is_turned, theirs
+from smf_jax.model.transformer import Transformer, assemble, named
 
 # Of a model with memory layers, so that no program takes it for one without.
 MEMORY_TYPE = "smf_memory"
@@ -43,21 +43,17 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     folder = Path(directory)
     require(folder.is_dir(), f"{folder}: no such directory")
     family, config = describe(files.read_json(folder, files.CONFIG), ignore)
-    graph, params = nnx.split(
-        nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    )
-    params = nnx.as_pure(params)
-    names = names_of(params, family)
+    shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    params = named(nnx.as_pure(shapes))
+    names = {ours: theirs(ours, family) for ours in params}
     _require_matching(folder, names, params, files.headers(folder))
-    loaded = _read(folder, {theirs: ours for ours, theirs in names.items()})
+    loaded = _read(folder, {name: ours for ours, name in names.items()})
     head = loaded.pop(HEAD, None)
     require(
         head is None or np.array_equal(head, loaded["embedding"]),
         f"{folder}: tie_word_embeddings=true, but {HEAD} is not the embedding",
     )
-    return nnx.merge(
-        graph, jax.tree.map_with_path(lambda path, _: loaded[_name(path)], params)
-    )
+    return assemble(config, loaded)
 
 
 def describe(
@@ -79,20 +75,15 @@ def describe(
     return family, ModelConfig(**vars(model) | {"memory": memory})
 
 
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _require_matching(
     folder: Path,
     names: dict[str, str],
-    params: PyTree,
+    params: dict[str, jax.ShapeDtypeStruct],
     headers: dict[str, files.Header],
 ) -> None:
     """Raises `ConfigError`, which lists all, unless the files hold what is expected."""
     expected = {}
-    for path, leaf in jax.tree.leaves_with_path(params):
-        ours = _name(path)
+    for ours, leaf in params.items():
         shape = leaf.shape[::-1] if is_turned(ours) else leaf.shape
         expected[names[ours]] = shape
     wrong = [f"{name} is missing" for name in expected.keys() - headers.keys()]

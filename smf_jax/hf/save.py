@@ -18,10 +18,10 @@ from smf_jax.data.tokenizer import PAD, Tokenizer
 from smf_jax.hf import files
 from smf_jax.hf.adapter import ADAPTER, write_adapter
 from smf_jax.hf.config import family_of, write_config
-from smf_jax.hf.families import is_turned, names_of
+from smf_jax.hf.families import is_turned, theirs
 from smf_jax.hf.load import MEMORY_TYPE, import_model
 from smf_jax.model.lora import merge_lora
-from smf_jax.model.transformer import Transformer
+from smf_jax.model.transformer import Transformer, named
 
 SHARD_BYTES = 2 * 2**30
 Dtype = Literal["float32", "bfloat16"]
@@ -108,11 +108,8 @@ def _describe(model, decoder, tokenizer, dtype) -> dict[str, Any]:
 
 
 def _write_tensors(folder, params, family, dtype, shard_bytes) -> None:
-    names = names_of(params, family)
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    leaves = named(params)
+    names = {ours: theirs(ours, family) for ours in leaves}
     shards, room = [[]], shard_bytes
     for ours, leaf in leaves.items():
         size = leaf.size * jnp.dtype(dtype).itemsize

@@ -1,11 +1,12 @@
 """A Llama-style decoder whose feed-forwards may be, or stand beside, memory layers."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.attention import Attention, KVCache, empty_cache
@@ -51,7 +52,8 @@ class Block(nnx.Module):
             else None
         )
         self.memory = MemoryLayer(memory, config.dim, rngs=rngs) if has_memory else None
-        self.memory_scale = _zero_scale() if adds else None
+        # Starts at 0: a memory that was just added changes nothing.
+        self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
 
     def __call__(self, x, positions, mask, values, tap, cache):
         """Returns the stream after this block, what was read (or None), the cache."""
@@ -64,10 +66,6 @@ class Block(nnx.Module):
             scale = 1 if self.memory_scale is None else self.memory_scale[...]
             out = out + scale * recalled
         return x + out, reads, cache
-
-
-def _zero_scale() -> nnx.Param:
-    return nnx.Param(jnp.zeros(()))  # a memory that was just added changes nothing
 
 
 class Transformer(nnx.Module):
@@ -88,7 +86,8 @@ class Transformer(nnx.Module):
             if config.tie_embeddings
             else nnx.Linear(config.dim, config.vocab_size, use_bias=False, rngs=rngs)
         )
-        self.values = _init_pools(memory, rngs=rngs)
+        pools = 0 if memory is None else memory.num_pools
+        self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
 
     def __call__(
         self,
@@ -163,27 +162,45 @@ class Transformer(nnx.Module):
         return logits.astype(jnp.float32)
 
 
-def _init_pools(memory: MemoryConfig | None, *, rngs: nnx.Rngs):
-    pools = 0 if memory is None else memory.num_pools
-    return nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
+def named(params: PyTree) -> dict[str, Any]:
+    """Returns the leaves of parameters by names like `blocks/0/attention/out/kernel`."""
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-def add_memory(model: Transformer, memory: MemoryConfig, *, rngs: nnx.Rngs) -> None:
-    """Gives memory layers to a model that has none, in place.
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
-    Beside a feed-forward they change nothing until they are trained.
+
+def assemble(config: ModelConfig, params: dict[str, Array]) -> Transformer:
+    """Returns the model of these parameters; names that it does not have are left."""
+    graph, shapes = nnx.split(
+        nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    )
+    return nnx.merge(
+        graph,
+        jax.tree.map_with_path(
+            lambda path, _: params[_name(path)], nnx.as_pure(shapes)
+        ),
+    )
+
+
+def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:
+    """Returns a model with freshly made memory layers and the rest of another's.
+
+    Beside a feed-forward they change nothing until they are trained. The parameters
+    that the two share are the same arrays.
 
     Raises:
-      ConfigError: It has memory layers, or too few layers for these.
+      ConfigError: It has memory layers already, or too few layers for these.
     """
     require(model.config.memory is None, "the model has memory layers already")
     config = dataclasses.replace(model.config, memory=memory)
-    for layer in memory.layers:
-        block = model.blocks[layer]
-        block.memory = MemoryLayer(memory, config.dim, rngs=rngs)
-        if memory.placement == "add":
-            block.memory_scale = _zero_scale()
-        else:
-            block.feed_forward = None
-    model.values = _init_pools(memory, rngs=rngs)
-    model.config = config
+    old = named(nnx.as_pure(nnx.state(model)))
+
+    @jax.jit  # so that nothing is made that is thrown away
+    def make() -> dict[str, Array]:
+        fresh = Transformer(config, rngs=nnx.Rngs(seed))
+        params = named(nnx.as_pure(nnx.state(fresh)))
+        return {name: leaf for name, leaf in params.items() if name not in old}
+
+    return assemble(config, old | make())

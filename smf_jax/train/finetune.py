@@ -38,7 +38,7 @@ from smf_jax.train.record import (
     describe,
     write_json,
 )
-from smf_jax.train.run import Run, load_run
+from smf_jax.train.run import Run, corpus_of, load_base
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
@@ -77,14 +77,9 @@ def finetune(
     """
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
-        base = load_run(config.base)
-        require(
-            not isinstance(base.made.own, FinetuneConfig)
-            or base.made.own.optim.method != "lora",
-            f"{config.base} was taught by lora, and what it added cannot be taught "
-            "over: teach the run it came from",
-        )
-        questions = load_questions(base, config.facts, config.teach, console)
+        base = load_base(config.base, console)
+        corpus = corpus_of(base)
+        questions = load_questions(corpus, config.facts, config.teach, console)
         loaded = _usage(config, base) if config.optim.method == "smf" else None
         batches = _batches(config, base, questions, console)
         record = describe(

@@ -42,7 +42,7 @@ from smf_jax.train.start import (
     find_start,
 )
 from smf_jax.train.state import abstract_split, restore, split_for_training
-from smf_jax.train.step import make_document_reader, make_step
+from smf_jax.train.step import make_read_counter, make_step
 
 
 def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) -> Path:
@@ -152,7 +152,7 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
     packed = _pack(data, corpus, run.tokenizer)
     batches = _batches(data, packed, run.made.seed + 1)
     graph, params = nnx.split(run.model)
-    read = make_document_reader(graph, memory)
+    count = make_read_counter(graph, memory)
     documents = track(
         itertools.islice(batches, num_documents),
         "usage",
@@ -161,7 +161,7 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
         disable=not console.is_terminal,
     )
     collected = usage.collect(
-        (read(params, batch) for batch in documents),
+        (count((params,), batch) > 0 for batch in documents),
         (data.batch_size, data.seq_len),
         run.model_hash,
         corpus.hash,

@@ -11,6 +11,7 @@ from rich.console import Console
 from smf_jax.config import Teach, require
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
+    Corpus,
     as_taught,
     reword,
     without_repeats,
@@ -20,7 +21,7 @@ from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.train.record import EVALUATION, write_json
-from smf_jax.train.run import Run, corpus_of, load_run
+from smf_jax.train.run import corpus_of, load_run
 
 
 class Questions(NamedTuple):
@@ -64,20 +65,19 @@ class Point(NamedTuple):
 
 
 def load_questions(
-    base: Run,
+    corpus: Corpus,
     facts: str | None,
     teach: Teach,
     console: Console,
 ) -> Questions:
-    """Returns what is asked of `base` and its offspring.
+    """Returns what is asked of a run and its offspring.
 
     Args:
-      base: The run that knows, or not.
-      facts: A file of new facts; None takes those that `base` kept back.
+      corpus: What the run was trained on, and what was kept back.
+      facts: A file of new facts; None takes those that were kept back.
       teach: The wording that is trained on.
       console: Told of facts that are left out.
     """
-    corpus = corpus_of(base)
     new, held_out = corpus.new, corpus.new_held_out
     if facts is not None:
         new, notes = without_repeats(read_facts(facts))
@@ -127,16 +127,17 @@ def evaluate(
     nothing, the questions as they stand.
     """
     run = load_run(run_dir, step)
+    corpus = corpus_of(run)
     if facts is None and run.made.finetune is not None:
         own = run.made.finetune
-        questions = load_questions(run, own.facts, own.teach, console)
+        questions = load_questions(corpus, own.facts, own.teach, console)
         require(
             questions.hash == run.corpus_hash,
             f"the facts of {run_dir} are not those it was taught and asked (hash "
             f"{run.corpus_hash} then, {questions.hash} now)",
         )
     else:
-        questions = load_questions(run, facts, "questions", console)
+        questions = load_questions(corpus, facts, "questions", console)
     graph, params = nnx.split(run.model)
     point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
     name = EVALUATION if step is None else f"evaluation-{step}.json"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 from jaxtyping import PyTree
+from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import (
@@ -21,9 +22,17 @@ from smf_jax.config import (
 from smf_jax.data.corpus import Corpus, load_corpus
 from smf_jax.data.tokenizer import END, Tokenizer, load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
-from smf_jax.model.transformer import Transformer, add_memory
+from smf_jax.model.transformer import Transformer, assemble, named
 from smf_jax.optim.methods import TRAINABLE
-from smf_jax.train.record import CONFIG, TOKENIZER, Made, made_of, read_record
+from smf_jax.train.record import (
+    CONFIG,
+    RETROFIT,
+    TOKENIZER,
+    Made,
+    made_of,
+    read_json,
+    read_record,
+)
 
 
 class Run(NamedTuple):
@@ -106,6 +115,26 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     return Run(run_dir, made, model, tokenizer, step, corpus_hash, model_hash)
 
 
+def load_base(run_dir: str | Path, console: Console) -> Run:
+    """Reads a finished run that is to be trained further.
+
+    Raises:
+      ConfigError: There is none, or it was taught by lora.
+    """
+    run = load_run(run_dir)
+    own = run.made.own
+    require(
+        not isinstance(own, FinetuneConfig) or own.optim.method != "lora",
+        f"{run_dir} was taught by lora, and what it added cannot be trained over: take "
+        "the run it came from",
+    )
+    if own is run.made.retrofit and not read_json(run.run_dir / RETROFIT)["healed"]:
+        console.print(
+            f"WARNING: {run_dir} has not healed (see its {RETROFIT})", style="bold red"
+        )
+    return run
+
+
 def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
     own, method = made.own, "full"
     if isinstance(own, FinetuneConfig | RetrofitConfig):
@@ -123,11 +152,17 @@ def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
         elif own is made.retrofit:
-            add_memory(model, own.memory, rngs=nnx.Rngs(own.seed))
+            config = model_config(made, tokenizer)
+            fresh = nnx.eval_shape(lambda: make_model(config, 0))
+            loaded = _load(run_dir, step, nnx.state(fresh, TRAINABLE[method]))
+            return assemble(config, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
+    return nnx.merge(graph, _load(run_dir, step, trained), rest)
+
+
+def _load(run_dir: Path, step: int, trained: nnx.State) -> PyTree:
     abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
-    loaded, _ = checkpoint.load(run_dir, step, {"params": abstract})
-    return nnx.merge(graph, loaded["params"], rest)
+    return checkpoint.load(run_dir, step, {"params": abstract})[0]["params"]
 
 
 def corpus_of(run: Run) -> Corpus:

@@ -196,15 +196,18 @@ def read_counts(
     return jnp.stack(counts)
 
 
-def make_document_reader(
+def make_read_counter(
     graph: nnx.GraphDef, memory: MemoryConfig
-) -> Callable[[PyTree, Batch], Bool[Array, "pools num_slots"]]:
-    """Returns a compiled `(params, batch) -> which slots of each table were read`."""
+) -> Callable[[tuple[PyTree, ...], Batch], Int[Array, "pools num_slots"]]:
+    """Returns a compiled `(params, batch) -> how often each slot was read`.
+
+    `params` are in the parts that `graph` was split into.
+    """
 
     @jax.jit
-    def read(params, batch):
-        model = nnx.merge(graph, params)
+    def count(params, batch):
+        model = nnx.merge(graph, *params)
         _, reads = model(batch.tokens, batch.positions, batch.segments)
-        return read_counts(reads, batch.segments > 0, memory) > 0
+        return read_counts(reads, batch.segments > 0, memory)
 
-    return read
+    return count

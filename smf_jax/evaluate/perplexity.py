@@ -1,0 +1,46 @@
+"""How well a model predicts texts it was not trained on."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import PyTree
+
+from smf_jax.data.batches import Batch
+
+
+def mean_loss(
+    graph: nnx.GraphDef,
+    params: tuple[PyTree, ...],
+    rows: Sequence[Batch],
+    batch_size: int,
+) -> float:
+    """Returns the mean loss in nats over all weighted targets; exp of it is perplexity.
+
+    Args:
+      graph: The model's structure.
+      params: Its parameters, in the parts that `graph` was split into.
+      rows: Single rows, all of one length.
+      batch_size: Rows computed at once.
+    """
+    loss = weight = 0.0
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *part)
+        lacking = batch_size - len(part)  # filled up: one shape, one compilation
+        fill = [(0, lacking), (0, 0)]
+        batch = jax.tree.map(lambda leaf, fill=fill: np.pad(leaf, fill), batch)
+        loss += float(_summed_loss(graph, params, batch))
+        weight += float(batch.weights.sum())
+    return loss / weight
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _summed_loss(graph, params, batch):
+    model = nnx.merge(graph, *params)
+    logits, _ = model(batch.tokens, batch.positions, batch.segments)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    return (losses * batch.weights).sum()
