@@ -163,7 +163,7 @@ class Transformer(nnx.Module):
 
 
 def named(params: PyTree) -> dict[str, Any]:
-    """Returns the leaves of parameters by names like `blocks/0/attention/out/kernel`."""
+    """Returns the leaves of parameters by name, like `blocks/0/norm/scale`."""
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
@@ -173,9 +173,8 @@ def _name(path: tuple) -> str:
 
 def assemble(config: ModelConfig, params: dict[str, Array]) -> Transformer:
     """Returns the model of these parameters; names that it does not have are left."""
-    graph, shapes = nnx.split(
-        nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    )
+    abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    graph, shapes = nnx.split(abstract)
     return nnx.merge(
         graph,
         jax.tree.map_with_path(
