@@ -155,8 +155,9 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
     shards = defaultdict(set)
     for name, file in placed.items():
         # A plain name, so that no index leads out of the folder.
+        plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file)
         require(
-            isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file),
+            bool(plain),
             f"{folder / INDEX} places {name} in {file!r}, which is no file name",
         )
         shards[folder / file].add(name)
