@@ -3,7 +3,9 @@
 from collections.abc import Collection
 from typing import Any
 
-from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig
+import dacite
+
+from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig, require
 from smf_jax.hf.families import FAMILIES, Family
 
 # Keys of a configuration that change no logit, or none of a text that fits the model.
@@ -65,19 +67,19 @@ def read_config(
     """
     family = family_of(config)
     config = {name: value for name, value in config.items() if name not in ignore}
-    wrong = _unsupported(config, family)
-    if wrong:
-        raise ConfigError(
-            f"config.json of this {family.model_type} asks for what is not supported: "
-            f"{'; '.join(wrong)} (--ignore KEY imports without it, on your word)"
-        )
     try:
+        wrong = _unsupported(config, family)
+        require(
+            not wrong,
+            f"asks, as a {family.model_type}, for what is not supported: "
+            f"{'; '.join(wrong)} (--ignore KEY imports without it, on your word)",
+        )
         return family, _model_config(config, family)
-    except ConfigError as error:
-        raise ConfigError(f"config.json: {error}") from error
     except KeyError as error:
         raise ConfigError(f"config.json lacks {error}") from error
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ConfigError(f"config.json: {error}") from error
+    except dacite.DaciteError as error:
         raise ConfigError(f"config.json is broken: {error}") from error
 
 
@@ -99,10 +101,16 @@ def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
         wrong.append(asked("layer_types"))
     if config.get("no_rope_layers") and not family.skips_rope:
         wrong.append(asked("no_rope_layers"))
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rules = _rope_rules(config)
     if _rope_type(rules) not in ("default", "llama3"):
         wrong.append(f"rope_type={_rope_type(rules)}")
     return wrong
+
+
+def _rope_rules(config: dict[str, Any]) -> dict[str, Any]:
+    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    require(isinstance(rules, dict), f"{rules} are no rules of rotary positions")
+    return rules
 
 
 def _rope_type(rules: dict[str, Any]) -> str:
@@ -110,7 +118,7 @@ def _rope_type(rules: dict[str, Any]) -> str:
 
 
 def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rules = _rope_rules(config)
     theta = rules.get("rope_theta", config.get("rope_theta", 10_000.0))
     scaling = None
     if _rope_type(rules) == "llama3":
@@ -123,7 +131,7 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
         every = config.get("no_rope_layer_interval", 4)
         uses = config.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
         skipping = tuple(layer for layer, used in enumerate(uses) if not used)
-    return ModelConfig(
+    fields = dict(
         vocab_size=config["vocab_size"],
         dim=config["hidden_size"],
         num_layers=layers,
@@ -137,9 +145,11 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
-        norm_eps=config["rms_norm_eps"],
+        norm_eps=float(config["rms_norm_eps"]),
         memory=None,
     )
+    require(bool(fields["vocab_size"]), "vocab_size must be above 0")
+    return dacite.from_dict(ModelConfig, fields)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

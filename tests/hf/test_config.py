@@ -1,0 +1,150 @@
+"""What a configuration asks for is given, or refused by name."""
+
+import pytest
+
+from smf_jax import hf
+from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig
+from smf_jax.hf.config import write_config
+from tests.tiny import model_config
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 12,
+    "intermediate_size": 10,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "head_dim": 6,
+    "rms_norm_eps": 1e-5,
+}
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# A configuration, what is changed in it, and what the refusal must name.
+UNSUPPORTED = [
+    (LLAMA, {"attention_bias": True}, "attention_bias=True"),
+    (LLAMA, {"mlp_bias": True}, "mlp_bias=True"),
+    (LLAMA, {"hidden_act": "gelu"}, "hidden_act=gelu"),
+    (LLAMA, {"sliding_window": 4096}, "sliding_window=4096"),
+    (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config="),
+    (LLAMA, {"num_experts": 8}, "num_experts=8"),
+    (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    (LLAMA, {"auto_map": {"AutoModel": "x.py"}}, "auto_map="),
+    (LLAMA, {"no_rope_layers": [1, 0, 1]}, "no_rope_layers="),
+    (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_type=yarn"),
+    (LLAMA, {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type=dynamic"),
+    (MISTRAL, {"sliding_window": 4096}, "sliding_window=4096"),
+    (QWEN2, {"sliding_window": 9, "use_sliding_window": True}, "sliding_window=9"),
+    (QWEN2, {"layer_types": ["sliding_attention"] * 3}, "layer_types="),
+    (LLAMA, {"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+    (LLAMA, {"model_type": "gemma2"}, "model_type=gemma2"),
+    (QWEN2, {"architectures": ["LlamaForCausalLM"]}, "model_type=qwen2"),
+    (LLAMA, {"architectures": "LlamaForCausalLM"}, "architectures="),
+    (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "factor"),
+    (LLAMA, {"num_key_value_heads": 3}, "model.num_kv_heads=3"),
+    (LLAMA, {"head_dim": 5}, "even width"),
+    (LLAMA, {"num_attention_heads": 0}, "config.json"),
+    (LLAMA, {"hidden_size": "wide"}, "config.json"),
+    (LLAMA, {"vocab_size": None}, "config.json"),
+    (LLAMA, {"rope_scaling": 7}, "config.json"),
+]
+
+
+@pytest.mark.parametrize(("config", "changes", "named"), UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(config, changes, named):
+    with pytest.raises(ConfigError) as caught:
+        hf.describe(config | changes)
+
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", sorted(LLAMA.keys() - {"architectures", "hidden_act"}))
+def test_a_key_that_is_missing_is_named_or_has_a_default(key):
+    config = {name: value for name, value in LLAMA.items() if name != key}
+
+    if key == "num_key_value_heads":
+        assert hf.describe(config)[1].num_kv_heads == 4
+    elif key == "head_dim":
+        assert hf.describe(config | {"hidden_size": 16})[1].head_dim == 4
+    else:
+        with pytest.raises(ConfigError, match=key):
+            hf.describe(config)
+
+
+def test_all_that_is_not_supported_is_named_at_once():
+    with pytest.raises(ConfigError, match=r"mlp_bias=True; .*window_pattern=3"):
+        hf.describe(LLAMA | {"mlp_bias": True, "window_pattern": 3})
+
+
+def test_a_key_may_be_set_aside_by_name():
+    config = MISTRAL | {"sliding_window": 4096}
+
+    _, got = hf.describe(config, ignore=["sliding_window"])
+
+    assert got == hf.describe(MISTRAL)[1]
+
+
+@pytest.mark.parametrize("window", [{"use_sliding_window": False}, {}])
+def test_a_window_that_is_switched_off_is_none(window):
+    _, got = hf.describe(QWEN2 | {"sliding_window": 4096} | window)
+
+    assert got.qkv_bias
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}},
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"type": "llama3"}},
+        {"rope_parameters": LLAMA3 | {"rope_type": "llama3", "rope_theta": 5e5}},
+    ],
+)
+def test_old_and_new_names_of_rotary_positions_mean_the_same(rope):
+    _, got = hf.describe(LLAMA | rope)
+
+    assert got.rope_theta == 5e5
+    assert got.rope_scaling == RopeScalingConfig(
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position=8192,
+    )
+
+
+OURS = [
+    model_config(memory=None),
+    model_config(memory=None, qkv_bias=True, tie_embeddings=False),
+    model_config(memory=None, qk_norm=True, rope_theta=5e5),
+    model_config(memory=None, rope_scaling=RopeScalingConfig(factor=4.0)),
+    model_config(memory=None, num_layers=5, no_rope_layers=(1, 4)),
+]
+
+
+@pytest.mark.parametrize("config", OURS)
+def test_our_configurations_come_back_as_they_were(config):
+    assert hf.describe(write_config(config))[1] == config
+
+
+def test_a_model_that_no_family_has_is_refused():
+    with pytest.raises(ConfigError, match="no family has qkv_bias=True, qk_norm=True"):
+        write_config(ModelConfig(vocab_size=9, qkv_bias=True, qk_norm=True))
+
+
+def test_a_memory_that_is_described_wrongly_is_refused():
+    decoder = write_config(model_config(memory=None))
+    config = {"model_type": "smf_memory", "decoder": decoder}
+
+    for memory in (None, {"layers": [7]}, {"layers": [0], "top_p": 3}, "none"):
+        with pytest.raises(ConfigError):
+            hf.describe(config | {"memory": memory})
+    assert hf.describe(config | {"memory": {"layers": [1]}})[1].memory.layers == (1,)
