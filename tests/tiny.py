@@ -17,6 +17,7 @@ from smf_jax.config import (
     WorldConfig,
 )
 from smf_jax.data.batches import Batch
+from smf_jax.model import transformer
 from smf_jax.model.transformer import Transformer
 
 # With so few numbers the time goes into compiling, so the machine code may be slow.
@@ -98,8 +99,7 @@ def _call(graph, params, *args):
 
 def named(model: nnx.Module) -> dict[str, jax.Array]:
     """Returns the arrays of a model by name."""
-    leaves = jax.tree.leaves_with_path(nnx.as_pure(nnx.state(model)))
-    return {_name(path): leaf for path, leaf in leaves}
+    return transformer.named(nnx.as_pure(nnx.state(model)))
 
 
 def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:

@@ -160,7 +160,7 @@ def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
     return nnx.merge(graph, _load(run_dir, step, trained), rest)
 
 
-def _load(run_dir: Path, step: int, trained: nnx.State) -> PyTree:
+def _load(run_dir: Path, step: int, trained: PyTree) -> PyTree:
     abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
     return checkpoint.load(run_dir, step, {"params": abstract})[0]["params"]
 

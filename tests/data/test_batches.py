@@ -7,8 +7,10 @@ import pytest
 from smf_jax.config import ConfigError
 from smf_jax.data.batches import (
     Batch,
+    Packed,
     drop_long,
     encode_example,
+    hold_out,
     pack_corpus,
     packed_batches,
     taught_batches,
@@ -406,3 +408,18 @@ def test_going_on_reads_nothing_of_what_was_read_before(kind):
     next(batches)
 
     assert source.taken - before == 3
+
+
+@pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.5, 2), (0.3, 3)])
+def test_every_so_many_rows_are_held_out_of_facts_and_of_texts(share, every):
+    facts, texts = list(range(41)), list(range(100, 107))
+    rows = {n: Batch(*[np.full(3, n)] * 6) for n in facts + texts}
+    packed = Packed([rows[n] for n in facts], [rows[n] for n in texts], 0, [])
+
+    kept, held = hold_out(packed, share)
+
+    def numbers(rows):
+        return [int(row.tokens[0]) for row in rows]
+
+    assert numbers(held) == facts[::every] + texts[::every]
+    assert sorted(numbers(kept.facts + kept.texts + held)) == facts + texts

@@ -1,4 +1,5 @@
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,3 +118,93 @@ def test_a_saved_tokenizer_is_the_same_one(tmp_path, kind):
 def test_a_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tokenizer\.json: no such file"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+# --- tokenizers that others made ---
+
+
+def sentence_pieces() -> tokenizers.Tokenizer:
+    """Returns rules like those of Llama 2: a mark of a space before each text."""
+    words = ["▁", "▁a", "▁red", "▁green", "r", "e", "d", "g", "n", "a"]
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {w: i + 3 for i, w in enumerate(words)}
+    merges = [("r", "e"), ("g", "re"), ("gre", "e"), ("gree", "n")]
+    for merged in merges:
+        vocab.setdefault("".join(merged), len(vocab))
+    merges += [("re", "d"), ("▁", "a"), ("▁", "red"), ("▁", "green")]
+    vocab.setdefault("red", len(vocab))
+    rules = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, merges, unk_token="<unk>")
+    )
+    rules.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    rules.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    rules.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return rules
+
+
+def saved(rules, tmp_path):
+    rules.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def test_what_stands_before_a_text_is_found_and_put_there_once(tmp_path):
+    tokenizer = load_tokenizer(saved(sentence_pieces(), tmp_path), end=2)
+
+    assert tokenizer.start == (1,)
+    assert encode_prompt(tokenizer, "red") == [1, 5]
+    assert encode_text(tokenizer, "red") == [1, 5, 2]
+    assert encode_prompt(tokenizer, "") == [1]
+
+
+def test_an_answer_is_encoded_as_it_would_follow_its_question(tmp_path):
+    rules = sentence_pieces()
+    tokenizer = load_tokenizer(saved(rules, tmp_path), end=2)
+
+    prompt, completion = encode_answered(tokenizer, "a red", "green")
+
+    assert [*prompt, *completion] == [*rules.encode("a red green").ids, 2]
+    assert decode(tokenizer, completion) == "green"
+
+
+def test_an_end_that_the_rules_put_behind_a_text_is_not_put_there_twice(tmp_path):
+    rules = sentence_pieces()
+    rules.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer = load_tokenizer(saved(rules, tmp_path), end=2)
+
+    assert encode_text(tokenizer, "red") == [1, 5, 2]
+    assert encode_prompt(tokenizer, "red") == [1, 5]
+
+
+def test_texts_are_neither_cut_nor_filled_up(tmp_path, words):
+    rules = words.rules.from_str(words.rules.to_str())
+    rules.enable_truncation(2)
+    rules.enable_padding(length=9)
+    tokenizer = load_tokenizer(saved(rules, tmp_path))
+
+    assert encode_prompt(tokenizer, "red blue green red") == [3, 4, 5, 3]
+
+
+def test_an_end_that_is_no_token_is_refused(tmp_path, words):
+    path = saved(words.rules, tmp_path)
+
+    with pytest.raises(ConfigError, match="id 99"):
+        load_tokenizer(path, end=99)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"model": {"type": "BPE"}}', "\x00", "{"]
+)
+def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        load_tokenizer(path)
+
+
+def test_a_tokenizer_with_other_ends_has_another_hash(words):
+    assert tokenizer_hash(words._replace(end=PAD)) != tokenizer_hash(words)
+    assert tokenizer_hash(words._replace(start=(1,))) != tokenizer_hash(words)

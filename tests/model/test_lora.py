@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import ConfigError, LoraConfig
-from smf_jax.model.lora import LoRALinear, LoRAParam, add_lora
+from smf_jax.model.lora import LoRALinear, LoRAParam, add_lora, merge_lora
 from tests.tiny import (
     VOCAB,
     bits,
@@ -108,3 +108,17 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are():
 
     assert "lora.targets='nothing'" in str(caught.value)
     assert re.search(r"blocks/0/attention/query, ", str(caught.value))
+
+
+def test_merged_additions_say_what_they_said_apart():
+    model = with_lora(make_model(model_config()))
+    ups = {name: leaf + 0.1 for name, leaf in named(model).items() if "/up" in name}
+    model = with_params(model, ups)
+    want, _ = call(model, TEXT)
+
+    merge_lora(model)
+
+    got, _ = call(model, TEXT)
+    assert named(model).keys() == named(make_model(model_config())).keys()
+    # The kernel and its addition are rounded together, float32.
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

@@ -47,9 +47,12 @@ def per_head(weights):
     return np.asarray(weights).reshape(BATCH, SEQ, CONFIG.num_heads, CONFIG.top_k)
 
 
+@pytest.mark.parametrize("relevance_gate", [False, True])
 @pytest.mark.parametrize(("query_norm", "key_norm"), NORMS)
-def test_the_layer_is_that_of_the_formula(query_norm, key_norm):
-    layer = make_layer(query_norm=query_norm, key_norm=key_norm)
+def test_the_layer_is_that_of_the_formula(query_norm, key_norm, relevance_gate):
+    layer = make_layer(
+        query_norm=query_norm, key_norm=key_norm, relevance_gate=relevance_gate
+    )
     want, want_slots = reference.memory(
         X, VALUES, named(layer), CONFIG.num_heads, CONFIG.top_k
     )
@@ -197,3 +200,13 @@ def test_evening_out_takes_weight_from_the_slot_that_others_read():
     )(weights)
 
     assert (slope[..., 0] > slope[..., 1]).all()
+
+
+def test_a_relevance_gate_starts_half_open_for_every_token():
+    config = dataclasses.replace(CONFIG, relevance_gate=True)
+    gated = MemoryLayer(config, DIM, rngs=nnx.Rngs(0))
+    plain = MemoryLayer(CONFIG, DIM, rngs=nnx.Rngs(0))
+
+    got, want = call(gated, X, VALUES)[0], call(plain, X, VALUES)[0]
+
+    np.testing.assert_allclose(got, want / 2, rtol=1e-6)  # float32

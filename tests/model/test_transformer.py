@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.model.transformer import Transformer
+from smf_jax.config import ConfigError
+from smf_jax.model.transformer import Transformer, add_memory
 from tests.tiny import (
     NUM_SLOTS,
     VALUE_DIM,
@@ -206,3 +207,62 @@ def test_reads_come_one_for_each_memory_layer_lowest_first():
     np.testing.assert_array_equal(reads[0].slots, want_reads[0].slots)
     assert (np.asarray(reads[1].slots) != np.asarray(want_reads[1].slots)).any()
     assert want.shape == got.shape
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
+def test_a_model_that_was_just_given_a_memory_says_what_it_said(layers):
+    model = make_model(model_config(memory=None))
+    memory = memory_config(placement="add", layers=layers, relevance_gate=True)
+    want, _ = call(model, tokens(0))
+
+    got, reads = call(add_memory(model, memory, seed=0), tokens(0))
+
+    np.testing.assert_array_equal(bits(got), bits(want))
+    assert len(reads) == len(layers)
+
+
+@pytest.mark.parametrize("placement", ["add", "replace"])
+def test_a_retrofitted_model_is_made_like_one_with_a_memory(placement):
+    model = make_model(model_config(memory=None))
+    memory = memory_config(placement=placement, layers=(0, 1), share_values=False)
+
+    got = add_memory(model, memory, seed=3)
+
+    fresh = Transformer(model_config(memory=memory), rngs=nnx.Rngs(3))
+    assert nnx.graphdef(got) == nnx.graphdef(fresh)
+    old, new, made = named(model), named(got), named(fresh)
+    assert new.keys() == made.keys()
+    for name, array in new.items():
+        if name in old:
+            np.testing.assert_array_equal(array, old[name])
+        else:  # compiled and not, the same draws may round otherwise
+            np.testing.assert_allclose(array, made[name], rtol=1e-6)
+    lost = {name for name in old if "feed_forward/" in name}
+    assert old.keys() - new.keys() == (lost if placement == "replace" else set())
+
+
+def test_a_model_with_a_memory_is_given_no_other():
+    with pytest.raises(ConfigError, match="already"):
+        add_memory(make_model(model_config()), memory_config(), seed=0)
+
+
+def test_a_memory_beyond_the_last_layer_is_refused():
+    with pytest.raises(ConfigError, match=r"memory\.layers"):
+        add_memory(
+            make_model(model_config(memory=None)), memory_config(layers=(2,)), seed=0
+        )
+
+
+def test_a_layer_without_rotary_positions_does_not_know_its_place():
+    config = model_config(memory=None, num_layers=1, no_rope_layers=(0,))
+    knows = make_model(model_config(memory=None, num_layers=1))
+    blind = make_model(config)
+    text = tokens(0)
+    far = jnp.broadcast_to(jnp.arange(SEQ) ** 2, text.shape)
+
+    def moved(model):
+        near, elsewhere = call(model, text)[0], call(model, text, far)[0]
+        return (bits(near) != bits(elsewhere)).any()
+
+    assert moved(knows)
+    assert not moved(blind)

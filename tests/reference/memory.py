@@ -31,4 +31,8 @@ def memory(x, values, params, heads, top_k):
 
     gate = x @ params["gate/kernel"]
     silu = gate / (1 + np.exp(-gate))
-    return (read * silu) @ params["out/kernel"], slots
+    out = (read * silu) @ params["out/kernel"]
+    if "relevance/kernel" in params:
+        share = x @ params["relevance/kernel"] + params["relevance/bias"]
+        out = out / (1 + np.exp(-share))
+    return out, slots

@@ -1,0 +1,326 @@
+"""A model without memory, out to Hugging Face, in again, retrofitted, and taught."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from smf_jax import checkpoint
+from smf_jax.config import (
+    DataConfig,
+    FinetuneConfig,
+    OptimConfig,
+    RetrofitConfig,
+    SaveConfig,
+)
+from smf_jax.train.run import load_run
+from tests import tiny
+from tests.integration.commands import Commands
+from tests.tiny import bits, named
+
+STEPS, EVERY = 12, 4
+LORA = OptimConfig(method="lora", learning_rate=0.003)
+
+
+def plain_config(run_dir):
+    config = tiny.pretrain_config(run_dir, 152)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, memory=None)
+    )
+
+
+def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
+    config = tiny.pretrain_config(run_dir, STEPS)
+    given = {
+        "base": str(base),
+        "run_dir": str(run_dir),
+        "steps": STEPS,
+        "eval_every": EVERY,
+        "log_every": 2,
+        "save": SaveConfig(every=EVERY, keep=9),
+        "memory": dataclasses.replace(config.model.memory, placement="add"),
+        "data": config.data,
+        "optim": OptimConfig(method="memory", learning_rate=0.01),
+    }
+    return RetrofitConfig(**given | changes)
+
+
+def finetune_config(base, run_dir, optim=None) -> FinetuneConfig:
+    smf = OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3)
+    return FinetuneConfig(
+        base=str(base),
+        run_dir=str(run_dir),
+        steps=4,
+        batch_size=6,
+        log_every=2,
+        optim=optim or smf,
+    )
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    return Commands(tmp_path_factory.mktemp("retrofit"))
+
+
+@pytest.fixture(scope="module")
+def plain(commands):
+    run_dir = commands.folder / "plain"
+    assert commands.run_config("plain", "pretrain", plain_config(run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def exported(commands, plain):
+    folder = commands.folder / "exported"
+    assert commands.run("export", "export-hf", str(plain), str(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(commands, exported):
+    run_dir = commands.folder / "imported"
+    assert commands.run("import", "import-hf", str(exported), str(run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def healed(commands, imported):
+    run_dir = commands.folder / "healed"
+    config = retrofit_config(imported, run_dir)
+    assert commands.run_config("healed", "retrofit", config) == 0
+    assert commands.run("usage", "usage", str(run_dir), "--documents", "5") == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def taught(commands, healed):
+    run_dir = commands.folder / "taught"
+    config = finetune_config(healed, run_dir)
+    assert commands.run_config("taught", "finetune", config) == 0
+    return run_dir
+
+
+def report_of(run_dir):
+    return json.loads((run_dir / "retrofit.json").read_text())
+
+
+def test_what_was_exported_and_imported_is_the_same_model(plain, imported):
+    ours, again = load_run(plain), load_run(imported)
+
+    assert again.model_hash == ours.model_hash
+    assert again.tokenizer.rules.to_str() == ours.tokenizer.rules.to_str()
+    assert again.tokenizer[1:] == ours.tokenizer[1:]
+
+
+def test_an_imported_model_answers_as_it_did(plain, imported, commands, capsys):
+    question = "what is the profession of somebody ?"
+
+    answers = []
+    for run_dir in (plain, imported):
+        assert commands.run("ask", "ask", str(run_dir), question) == 0
+        answers.append(capsys.readouterr().out)
+
+    assert answers[0] == answers[1]
+
+
+def test_a_retrofit_moves_the_memory_and_nothing_else(imported, healed):
+    before, after = (named(load_run(run).model) for run in (imported, healed))
+
+    for name, array in before.items():
+        np.testing.assert_array_equal(bits(after[name]), bits(array))
+    new = after.keys() - before.keys()
+    assert {name.split("/")[0] for name in new} == {"blocks", "values"}
+    assert float(after["blocks/1/memory_scale"]) != 0
+
+
+def test_a_retrofit_reports_its_tax_and_the_health_of_its_slots(healed):
+    report = report_of(healed)
+
+    assert report["healed"]
+    assert [point["step"] for point in report["curve"]] == [4, 8, 12]
+    for point in report["curve"]:
+        (slots,) = point["slots"]
+        assert 0 < slots["read"] <= 1
+        assert slots["kl_to_uniform"] >= 0
+        assert 0 < slots["top_percent"] <= 1
+    for model in (report["base"], report["after"]):
+        assert model["perplexity"] == pytest.approx(np.exp(model["loss"]))
+        assert model["scores"].keys() == {"taught", "held_out", "known"}
+
+
+def test_a_retrofit_that_was_interrupted_ends_with_the_same_bits(
+    commands, imported, healed
+):
+    run_dir = commands.folder / "again"
+    config = retrofit_config(imported, run_dir)
+    assert commands.run_config("again", "retrofit", config) == 0
+    for step in (8, 12):
+        shutil.rmtree(run_dir / "checkpoints" / str(step))
+
+    assert commands.run_config("on", "retrofit", config) == 0
+
+    assert load_run(run_dir).model_hash == load_run(healed).model_hash
+    assert report_of(run_dir) == report_of(healed)
+
+
+def test_a_model_that_has_not_healed_is_not_called_so(commands, imported, capsys):
+    run_dir = commands.folder / "ill"
+    ill = retrofit_config(
+        imported,
+        run_dir,
+        margin=0.0,
+        memory=tiny.pretrain_config("r", STEPS).model.memory,  # in place, untrained
+        steps=1,
+        optim=OptimConfig(method="memory", learning_rate=1e-6),
+    )
+    capsys.readouterr()
+
+    assert commands.run_config("ill", "retrofit", ill) == 1
+
+    assert "has not healed" in capsys.readouterr().err
+    report = report_of(run_dir)
+    assert not report["healed"]
+    assert report["after"]["loss"] > report["base"]["loss"]
+    assert commands.run("usage", "usage", str(run_dir), "--documents", "5") == 0
+    capsys.readouterr()
+    config = finetune_config(run_dir, commands.folder / "taught ill")
+    assert commands.run_config("taught ill", "finetune", config) == 0
+    assert "has not healed" in capsys.readouterr().out
+
+
+def test_a_retrofitted_model_is_taught_like_any_other(healed, taught):
+    before, after = (named(load_run(run).model) for run in (healed, taught))
+
+    moved = [name for name in before if (bits(before[name]) != bits(after[name])).any()]
+    assert moved == ["values/0"]
+    assert load_run(taught).made.own == finetune_config(healed, taught)
+
+
+@pytest.mark.parametrize("method", ["full", "memory"])
+def test_dense_methods_teach_a_retrofitted_model(commands, healed, method):
+    run_dir = commands.folder / method
+    optim = OptimConfig(method=method, learning_rate=0.001)
+    config = finetune_config(healed, run_dir, optim)
+
+    assert commands.run_config(method, "finetune", config) == 0
+
+    before, after = (named(load_run(run).model) for run in (healed, run_dir))
+    dense = "blocks/0/feed_forward/up/kernel"
+    same = np.array_equal(before[dense], after[dense])
+    assert same == (method == "memory")
+    assert not np.array_equal(before["values/0"], after["values/0"])
+
+
+def test_a_base_with_a_patch_is_exported_as_what_was_taught(
+    commands, healed, taught, tmp_path
+):
+    patch = str(taught / "patch.safetensors")
+    arguments = ["export-hf", str(healed), str(tmp_path / "one"), "--patch", patch]
+    assert commands.run("patched", *arguments) == 0
+    assert commands.run("whole", "export-hf", str(taught), str(tmp_path / "two")) == 0
+
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_patch_of_another_model_is_refused(commands, imported, taught, capsys):
+    patch = str(taught / "patch.safetensors")
+    capsys.readouterr()
+
+    out = commands.folder / "refused"
+    arguments = ["export-hf", str(imported), str(out), "--patch", patch]
+    assert commands.run("other", *arguments) == 2
+
+    assert "is of model" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_memory_that_was_exported_comes_in_again(commands, taught, tmp_path):
+    assert commands.run("out", "export-hf", str(taught), str(tmp_path / "out")) == 0
+    run_dir = str(tmp_path / "in")
+    assert commands.run("in", "import-hf", str(tmp_path / "out"), run_dir) == 0
+
+    assert load_run(run_dir).model_hash == load_run(taught).model_hash
+    assert commands.run("more", "export-hf", run_dir, str(tmp_path / "more")) == 0
+
+
+def test_a_model_with_a_memory_is_not_given_another(commands, healed, capsys):
+    config = retrofit_config(healed, commands.folder / "twice")
+    capsys.readouterr()
+
+    assert commands.run_config("twice", "retrofit", config) == 2
+
+    assert "has memory layers already" in capsys.readouterr().err
+
+
+# --- imported models without a retrofit ---
+
+
+def test_a_model_that_was_imported_without_data_is_taught_nothing(
+    commands, imported, capsys
+):
+    config = finetune_config(imported, commands.folder / "nothing", LORA)
+    capsys.readouterr()
+
+    assert commands.run_config("nothing", "finetune", config) == 2
+
+    assert "imported without data" in capsys.readouterr().err
+
+
+def test_low_rank_additions_to_an_imported_model_go_out(
+    commands, exported, tmp_path, capsys
+):
+    facts = tmp_path / "facts.jsonl"
+    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_dir, lora = tmp_path / "imported", tmp_path / "lora"
+    arguments = ["import-hf", str(exported), str(run_dir), "--facts", str(facts)]
+    assert commands.run("facts", *arguments, "--seq-len", "24") == 0
+    config = finetune_config(run_dir, lora, LORA)
+    assert commands.run_config("lora", "finetune", config) == 0
+
+    assert commands.run("adapter", "export-hf", str(lora), str(tmp_path / "out")) == 0
+
+    assert load_run(run_dir).data == DataConfig(facts=str(facts), seq_len=24)
+    adapter = tmp_path / "out" / "adapter" / "adapter_config.json"
+    assert json.loads(adapter.read_text())["base_model_name_or_path"] == str(exported)
+
+
+def test_an_import_is_not_written_over(commands, exported, imported, capsys):
+    before = load_run(imported).model_hash
+    capsys.readouterr()
+
+    assert commands.run("over", "import-hf", str(exported), str(imported)) == 2
+
+    assert "holds a finished run" in capsys.readouterr().err
+    assert load_run(imported).model_hash == before
+
+
+def test_what_is_no_model_leaves_no_run(commands, exported, tmp_path, capsys):
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{}")
+    capsys.readouterr()
+
+    arguments = ["import-hf", str(broken), str(tmp_path / "run")]
+    assert commands.run("broken", *arguments) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no tokenizer" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_imported_array_is_verified(commands, imported, tmp_path):
+    copy = shutil.copytree(imported, tmp_path / "copy")
+    assert commands.run("verify", "verify", str(copy)) == 0
+    path = next(path for path in copy.rglob("d/*") if path.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    assert commands.run("damaged", "verify", str(copy)) == 1
+    assert checkpoint.problems(copy, 0)
