@@ -143,7 +143,7 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
         end = files.read_json(folder, files.CONFIG).get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
     require(
-        isinstance(end, int),
+        type(end) is int,
         f"{folder}: neither tokenizer_config.json nor config.json names the token "
         "that ends a text",
     )
