@@ -2,22 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 OUT ?= runs/demo
+# PyTorch, which tests compare with, is installed only where they must not be skipped:
+# its CUDA build takes gigabytes.
+EXTRAS := test$(if $(SMF_REQUIRE_TORCH),-torch)
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
 
 .PHONY: demo test lint clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Pretrains a small model, teaches it new facts by every method, writes the report.
-demo: $(VENV)/.installed
+demo: $(INSTALLED)
 	$(VENV)/bin/smf demo --out $(OUT)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2
 
-lint: $(VENV)/.installed
+lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
