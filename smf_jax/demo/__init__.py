@@ -2,21 +2,25 @@
 
 from smf_jax.demo.recipes import (
     FILE_RECIPES,
+    RETROFIT_RECIPE,
     WORLD_RECIPES,
     DemoConfig,
     Recipe,
     base_config,
     finetune_config,
+    retrofit_config,
 )
 from smf_jax.demo.walk import run, walk
 
 __all__ = [
     "FILE_RECIPES",
+    "RETROFIT_RECIPE",
     "WORLD_RECIPES",
     "DemoConfig",
     "Recipe",
     "base_config",
     "finetune_config",
+    "retrofit_config",
     "run",
     "walk",
 ]

@@ -6,9 +6,11 @@ from pathlib import Path
 from smf_jax.config import (
     DataConfig,
     FinetuneConfig,
+    MemoryConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    RetrofitConfig,
     Teach,
     WorldConfig,
     require,
@@ -81,6 +83,18 @@ def base_config(config: DemoConfig) -> PretrainConfig:
     )
 
 
+def retrofit_config(base: str, run_dir: str) -> RetrofitConfig:
+    """Returns how a base of the demo's world, made without memory, is given one."""
+    made = base_config(DemoConfig())
+    return RetrofitConfig(
+        base=base,
+        run_dir=run_dir,
+        memory=MemoryConfig(),
+        data=made.data,
+        optim=dataclasses.replace(made.optim, method="memory", weight_decay=0.0),
+    )
+
+
 SMF = OptimConfig(
     method="smf",
     optimizer="sgd",
@@ -104,6 +118,10 @@ WORLD_RECIPES = {
     "lora": Recipe((1e-3, 3e-4, 3e-3), dataclasses.replace(LORA, final_fraction=0.565)),
     "full": Recipe((3e-4, 1e-4, 1e-3), dataclasses.replace(FULL, final_fraction=0.565)),
 }
+# Of a retrofitted base; its memory, alone in learning to read, serves it less.
+RETROFIT_RECIPE = dataclasses.replace(
+    WORLD_RECIPES["smf"], learning_rates=(3000.0, 1500.0, 6000.0)
+)
 FILE_RECIPES = {
     "smf": Recipe((350.0, 175.0, 700.0), SMF, teach="questions", batch_size=64),
     "lora": Recipe((1e-3, 3e-4, 3e-3), LORA, teach="questions", batch_size=64),

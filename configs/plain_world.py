@@ -1,0 +1,17 @@
+"""The demo's base without a memory: a 1M model that learns the same 4,000 facts.
+
+Command: smf pretrain configs/plain_world.py
+Machine and result: see "A model from elsewhere" in README.md.
+"""
+
+import dataclasses
+
+from smf_jax.config import PretrainConfig
+from smf_jax.demo import DemoConfig, base_config
+
+
+def config() -> PretrainConfig:
+    """Returns the run."""
+    base = base_config(DemoConfig())
+    model = dataclasses.replace(base.model, memory=None)
+    return dataclasses.replace(base, run_dir="runs/plain_world", model=model)

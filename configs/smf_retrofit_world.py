@@ -1,0 +1,15 @@
+"""Teaches the 1,000 new facts of the demo's world to a retrofitted base by smf.
+
+Command: smf finetune configs/smf_retrofit_world.py   (after configs/retrofit_world.py
+  and smf usage runs/retrofit_world)
+Machine and result: see "A model from elsewhere" in README.md.
+"""
+
+from smf_jax.config import FinetuneConfig
+from smf_jax.demo import RETROFIT_RECIPE, finetune_config
+
+
+def config() -> FinetuneConfig:
+    """Returns the run."""
+    base, run_dir = "runs/retrofit_world", "runs/smf_retrofit_world"
+    return finetune_config(RETROFIT_RECIPE, base, run_dir)
