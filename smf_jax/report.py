@@ -14,8 +14,10 @@ from smf_jax.train.loop import read_rows
 from smf_jax.train.record import (
     EVALUATION,
     FRONTIER,
+    HEALING,
     METRICS,
     REPORT,
+    RETROFIT,
     TEACHING,
     read_json,
     write_text,
@@ -63,6 +65,17 @@ def write(out: Path) -> Path:
     return out / REPORT
 
 
+def draw_retrofit(run_dir: Path) -> Path:
+    """Draws how a retrofit healed and how its slots were read; returns the figure.
+
+    Raises:
+      ConfigError: The run is no retrofit that came to its end.
+    """
+    report = read_json(run_dir / RETROFIT)
+    write_text(run_dir / HEALING, _svg(_draw_healing, report, panels=2))
+    return run_dir / HEALING
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("smf_jax", "."),
@@ -79,12 +92,14 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)
 
 
-def _svg(draw, content: Any) -> str:
+def _svg(draw, content: Any, panels: int = 1) -> str:
     """Returns a figure as text that can stand inside a page."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    size = (5.2 * panels, 3.6)
+    figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
     draw(axes, content)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    for panel in figure.axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     with io.StringIO() as text:
         # No date and fixed ids: the same runs give the same page.
         with plt.rc_context({"svg.hashsalt": "smf", "svg.fonttype": "none"}):
@@ -138,6 +153,30 @@ def _draw_slots(axes: plt.Axes, slots: dict[str, Sequence[int]]) -> None:
     axes.set_ylabel("slots")
     axes.set_yscale("log")
     axes.legend(frameon=False)
+
+
+def _draw_healing(panels: Sequence[plt.Axes], report: dict[str, Any]) -> None:
+    left, right = panels
+    steps = [point["step"] for point in report["curve"]]
+    losses = [point["loss"] for point in report["curve"]]
+    base, gate = report["base"]["loss"], report["base"]["loss"] + report["margin"]
+    left.plot(steps, losses, "o-", ms=4, color="#0b6e4f", label="with the memory")
+    left.axhline(base, color="#3b4cc0", label="base")
+    left.axhline(gate, color="#3b4cc0", ls=":", label="healed below this")
+    left.set_xlabel("step")
+    left.set_ylabel("held-out loss (nats a token)")
+    left.legend(frameon=False)
+    measures = {"read": "slots read at all", "top_percent": "reads on the top 1 %"}
+    tables = range(len(report["curve"][0]["slots"]))
+    for name, label in measures.items():
+        for table in tables:
+            shares = [point["slots"][table][name] for point in report["curve"]]
+            suffix = f", table {table}" if len(tables) > 1 else ""
+            right.plot(steps, shares, "o-", ms=4, label=label + suffix)
+    right.set_xlabel("step")
+    right.set_ylabel("share")
+    right.set_ylim(-0.02, 1.02)
+    right.legend(frameon=False)
 
 
 def _examples(evaluation: dict, teaching: dict) -> list[dict[str, Any]]:

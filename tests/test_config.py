@@ -61,7 +61,6 @@ CLASHES = [
     (WorldConfig, {"known_people": 0}, "world.known_people=0"),
     (DataConfig, {"new_fraction": 1.0}, "data.new_fraction=1.0"),
     (DataConfig, {"fact_share": 0.0}, "data.fact_share=0.0"),
-    (DataConfig, {"background": "b.jsonl"}, "data.background data.facts"),
     (DataConfig, {"seq_len": 0}, "data.seq_len=0"),
     (LoraConfig, {"rank": 0}, "lora.rank=0"),
     (

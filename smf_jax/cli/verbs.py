@@ -1,5 +1,6 @@
 """The verbs of the `smf` command, one a function."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -112,12 +113,19 @@ def export_hf(arguments: Sequence[str], console: Console) -> None:
     export_run(run, directory, patch, dtype, console)
 
 
-def retrofit(arguments: Sequence[str], console: Console) -> None:
+def retrofit(arguments: Sequence[str], console: Console) -> int:
     """Gives a run's model a memory and heals it."""
     config, resume = load_config(RetrofitConfig, "retrofit", arguments)
+    from smf_jax import report
     from smf_jax.train.retrofit import retrofit
 
-    console.print(f"run: {retrofit(config, console, resume)}")
+    done = retrofit(config, console, resume)
+    console.print(f"figure: {report.draw_retrofit(done.run_dir)}")
+    if not done.healed:
+        print(f"smf retrofit: {done.verdict}: train another longer", file=sys.stderr)
+        return 1
+    console.print(done.verdict, highlight=False)
+    return 0
 
 
 def usage(arguments: Sequence[str], console: Console) -> None:

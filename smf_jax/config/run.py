@@ -44,8 +44,9 @@ class WorldConfig:
 class DataConfig:
     """What a model is pretrained on, and which facts are kept back as new."""
 
-    facts: str | None = None  # JSONL(.gz) of facts; None: the synthetic world
-    background: str | None = None  # JSONL(.gz) of texts beside the facts
+    # JSONL(.gz) of facts. None: none where there is a background, else the world's.
+    facts: str | None = None
+    background: str | None = None  # JSONL(.gz) of texts
     new_fraction: float = 0.5  # share of `facts` kept out of pretraining
     fact_share: float = 0.5  # share of the rows of pretraining that hold facts
     loss_on: Literal["answer", "all"] = "answer"  # of a fact; a text's is on all tokens
@@ -60,11 +61,6 @@ class DataConfig:
         for name in ("new_fraction", "fact_share"):
             value = getattr(self, name)
             require(0 < value < 1, f"data.{name}={value} must lie between 0 and 1")
-        require(
-            self.background is None or self.facts is not None,
-            "data.background is set without data.facts: the synthetic world brings "
-            "its own text",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -176,16 +176,24 @@ def packed_batches(
 
     Args:
       facts: Packed rows of facts, shuffled anew in each round.
-      texts: Packed rows of other texts; may be empty.
-      fact_share: Share of the rows that are facts, where there are texts.
+      texts: Packed rows of other texts. One of the two may be empty.
+      fact_share: Share of the rows that are facts, where there are both.
       batch_size: Rows of a batch.
       seed: Of the order.
+
+    Raises:
+      ConfigError: Both are empty.
     """
-    source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
-    if texts:
-        others = grain.MapDataset.source(texts).seed(seed + 1).shuffle().repeat(None)
+    require(bool(facts or texts), "there are neither facts nor texts to train on")
+    sources = [
+        grain.MapDataset.source(rows).seed(seed + place).shuffle().repeat(None)
+        for place, rows in enumerate((facts, texts))
+        if rows
+    ]
+    source = sources[0]
+    if len(sources) > 1:
         weights = [fact_share, 1 - fact_share]
-        source = grain.MapDataset.mix([source, others], weights)
+        source = grain.MapDataset.mix(sources, weights)
     return iter(source.to_iter_dataset(_IN_LINE).batch(batch_size))
 
 

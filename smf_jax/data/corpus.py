@@ -49,7 +49,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     Raises:
       ConfigError: A file is missing or broken, or leaves nothing to learn or keep.
     """
-    return _world_corpus(config) if config.facts is None else _file_corpus(config)
+    if config.facts is None and config.background is None:
+        return _world_corpus(config)
+    return _file_corpus(config)
 
 
 def _world_corpus(config: DataConfig) -> Corpus:
@@ -62,14 +64,16 @@ def _world_corpus(config: DataConfig) -> Corpus:
 
 
 def _file_corpus(config: DataConfig) -> Corpus:
-    facts, notes = without_repeats(read_facts(config.facts))
+    facts, notes = [], []
+    if config.facts is not None:
+        facts, notes = without_repeats(read_facts(config.facts))
     texts = [] if config.background is None else read_texts(config.background)
     order = random.Random(0)  # the split is part of the task, not of the run
     facts = order.sample(facts, len(facts))
     num_new = round(len(facts) * config.new_fraction)
     new, known = facts[:num_new], facts[num_new:]
     require(
-        len(new) > 0 and len(known) > 0,
+        config.facts is None or (len(new) > 0 and len(known) > 0),
         f"{config.facts}: {len(facts)} facts split into {len(known)} known and "
         f"{len(new)} new; both are needed (data.new_fraction={config.new_fraction})",
     )

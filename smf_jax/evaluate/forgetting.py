@@ -11,7 +11,7 @@ class CurvePoint(NamedTuple):
     step: int
     learned: float  # new facts, asked as taught
     learned_held_out_wording: float  # new facts, in a wording never trained on
-    kept: float  # facts known before
+    kept: float | None  # facts known before; None: there are none to ask
 
 
 def forgotten(before: float, after: float) -> float:
@@ -32,7 +32,7 @@ def kept_at(curve: Sequence[CurvePoint], learned: float) -> float | None:
     if curve[0].learned >= learned:
         return curve[0].kept
     for last, point in itertools.pairwise(curve):
-        if last.learned < learned <= point.learned:
+        if last.learned < learned <= point.learned and point.kept is not None:
             share = (learned - last.learned) / (point.learned - last.learned)
             return last.kept + share * (point.kept - last.kept)
     return None

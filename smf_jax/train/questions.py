@@ -34,8 +34,9 @@ class Questions(NamedTuple):
     hash: str  # of all of them, and of the corpus they come from
 
     def groups(self) -> dict[str, list[Fact]]:
-        """Returns what is asked, by name."""
-        return {"taught": self.taught, "held_out": self.held_out, "known": self.known}
+        """Returns what there is to ask, by name."""
+        groups = {"taught": self.taught, "held_out": self.held_out, "known": self.known}
+        return {name: facts for name, facts in groups.items() if facts}
 
 
 class Point(NamedTuple):
@@ -47,9 +48,9 @@ class Point(NamedTuple):
 
     def on_curve(self) -> CurvePoint:
         """Returns the exact match on each group, as a point of a method's curve."""
-        groups = ("taught", "held_out", "known")
+        matches = {name: of.exact_match for name, of in self.scores.items()}
         return CurvePoint(
-            self.step, *(self.scores[name].exact_match for name in groups)
+            self.step, matches["taught"], matches["held_out"], matches.get("known")
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def ask_all(
 ) -> Point:
     """Returns how the model answers every question, by greedy generation."""
     groups = questions.groups()
+    if not groups:
+        return Point(step, {}, {})
     asked = [fact for facts in groups.values() for fact in facts]
     # All in one call, so that prompts of all groups share one compilation.
     replies = answer(
@@ -138,6 +141,7 @@ def evaluate(
         )
     else:
         questions = load_questions(corpus, facts, "questions", console)
+    require(bool(questions.groups()), f"{run_dir} has nothing to ask: name --facts")
     graph, params = nnx.split(run.model)
     point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
     name = EVALUATION if step is None else f"evaluation-{step}.json"

@@ -26,7 +26,7 @@ from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
 from smf_jax.whole import write_whole
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
-REPORT, FRONTIER = "report.html", "frontier.svg"
+REPORT, FRONTIER, HEALING = "report.html", "frontier.svg", "retrofit.svg"
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 RETROFIT = "retrofit.json"

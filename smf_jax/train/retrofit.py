@@ -20,7 +20,7 @@ from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.transformer import add_memory
 from smf_jax.optim.methods import make_method
 from smf_jax.slots.health import CROWDED, health
-from smf_jax.train.guard import TrainingError, nothing_strange, skips
+from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
 from smf_jax.train.questions import Questions, ask_all, load_questions
 from smf_jax.train.record import RETROFIT, describe, write_json
@@ -42,14 +42,24 @@ class Data(NamedTuple):
     questions: Questions
 
 
-def retrofit(config: RetrofitConfig, console: Console, resume: Resume = AUTO) -> Path:
-    """Gives the model of `config.base` a memory, or goes on with it; returns its run.
+class Retrofitted(NamedTuple):
+    """What a retrofit did."""
+
+    run_dir: Path
+    healed: bool  # whether its held-out loss is within the margin of the base's
+    verdict: str  # that in words
+
+
+def retrofit(
+    config: RetrofitConfig, console: Console, resume: Resume = AUTO
+) -> Retrofitted:
+    """Gives the model of `config.base` a memory, or goes on with it, in a run.
 
     Raises:
       ConfigError: The base is missing or has a memory, the data do not fit, or the run
         is finished, damaged, or another one.
       Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: The numbers are not finite or far off, or the model has not healed.
+      TrainingError: Its numbers are not finite, or far off.
       SaveError: A checkpoint could not be written.
     """
     with claim(config.run_dir) as run_dir:
@@ -81,13 +91,13 @@ def retrofit(config: RetrofitConfig, console: Console, resume: Resume = AUTO) ->
         enter_run_dir(run_dir, start, record, base.tokenizer, console)
         report = _heal(config, run_dir, start, base, model, data, before, console)
     console.print(_table(report))
-    if not report["healed"]:
-        raise TrainingError(
-            f"{run_dir} has not healed: its held-out loss {report['after']['loss']:.4f}"
-            f" is above the base's {report['base']['loss']:.4f} by more than "
-            f"margin={config.margin}. Begin another run with more steps"
-        )
-    return run_dir
+    healed = report["healed"]
+    verdict = (
+        f"{run_dir} has {'healed' if healed else 'not healed'}: its held-out loss is "
+        f"{report['after']['loss']:.4f}, the base's {report['base']['loss']:.4f} "
+        f"(margin={config.margin})"
+    )
+    return Retrofitted(run_dir, healed, verdict)
 
 
 def _heal(

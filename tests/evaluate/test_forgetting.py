@@ -65,3 +65,9 @@ def test_a_model_that_knew_it_before_has_kept_all_it_had_then():
     curve = (CurvePoint(0, 0.5, 0.0, 0.7), CurvePoint(10, 0.9, 0.0, 0.1))
 
     assert kept_at(curve, 0.5) == 0.7
+
+
+def test_where_nothing_was_known_nothing_was_kept():
+    curve = [CurvePoint(0, 0.0, 0.0, None), CurvePoint(9, 1.0, 0.5, None)]
+
+    assert kept_at(curve, 0.5) is None

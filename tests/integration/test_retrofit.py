@@ -151,6 +151,14 @@ def test_a_retrofit_reports_its_tax_and_the_health_of_its_slots(healed):
         assert model["scores"].keys() == {"taught", "held_out", "known"}
 
 
+def test_a_retrofit_is_drawn(healed):
+    figure = (healed / "retrofit.svg").read_text()
+
+    assert figure.startswith("<svg")
+    for label in ("held-out loss", "healed below this", "reads on the top 1 %"):
+        assert label in figure
+
+
 def test_a_retrofit_that_was_interrupted_ends_with_the_same_bits(
     commands, imported, healed
 ):
@@ -324,3 +332,52 @@ def test_every_imported_array_is_verified(commands, imported, tmp_path):
 
     assert commands.run("damaged", "verify", str(copy)) == 1
     assert checkpoint.problems(copy, 0)
+
+
+# --- texts alone ---
+
+
+@pytest.fixture(scope="module")
+def on_texts(commands, imported):
+    """Returns a run that was healed on texts, without any facts."""
+    path = commands.folder / "texts.jsonl"
+    words = "profession birthplace of is the what".split()
+    rows = [
+        {"id": str(n), "text": " ".join(words[n % 6 :] + words)} for n in range(300)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_dir = commands.folder / "on texts"
+    data = DataConfig(background=str(path), seq_len=24, batch_size=5)
+    config = retrofit_config(imported, run_dir, data=data, margin=5.0)
+    assert commands.run_config("on texts", "retrofit", config) == 0
+    assert commands.run("usage", "usage", str(run_dir), "--documents", "5") == 0
+    return run_dir
+
+
+def test_a_memory_heals_on_texts_without_facts(on_texts):
+    report = report_of(on_texts)
+
+    assert report["base"]["scores"] == report["after"]["scores"] == {}
+    assert report["after"]["loss"] < report["base"]["loss"]
+
+
+def test_what_healed_on_texts_is_taught_facts_of_a_file(commands, on_texts, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(9)]
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = finetune_config(on_texts, tmp_path / "taught")
+    config = dataclasses.replace(config, facts=str(facts))
+
+    assert commands.run_config("of a file", "finetune", config) == 0
+
+    teaching = json.loads((tmp_path / "taught" / "teaching.json").read_text())
+    assert [point[3] for point in teaching["curve"]] == [None] * 2
+    assert commands.run("ask it", "evaluate", str(tmp_path / "taught")) == 0
+
+
+def test_without_facts_there_is_nothing_to_ask(commands, on_texts, capsys):
+    capsys.readouterr()
+
+    assert commands.run("nothing", "evaluate", str(on_texts)) == 2
+
+    assert "nothing to ask" in capsys.readouterr().err
