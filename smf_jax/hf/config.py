@@ -38,15 +38,14 @@ def family_of(config: dict[str, Any]) -> Family:
     Raises:
       ConfigError: It is none of ours.
     """
-    architectures = config.get("architectures") or [None]
     for family in FAMILIES:
-        asked = (config.get("model_type"), architectures[0] or family.architecture)
-        if asked == (family.model_type, family.architecture):
+        named = config.get("architectures") in (None, [], [family.architecture])
+        if config.get("model_type") == family.model_type and named:
             return family
     known = ", ".join(family.architecture for family in FAMILIES)
     raise ConfigError(
-        f"config.json: model_type={config.get('model_type')} with architectures="
-        f"{config.get('architectures')} is none of {known}"
+        f"config.json: model_type={config.get('model_type')!r} with architectures="
+        f"{config.get('architectures')!r} is none of {known}"
     )
 
 
@@ -85,7 +84,7 @@ def read_config(
 
 def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
     def asked(name):
-        return f"{name}={config[name]}"
+        return f"{name}={config[name]!r}"
 
     wrong = [
         asked(name)
@@ -103,13 +102,13 @@ def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
         wrong.append(asked("no_rope_layers"))
     rules = _rope_rules(config)
     if _rope_type(rules) not in ("default", "llama3"):
-        wrong.append(f"rope_type={_rope_type(rules)}")
+        wrong.append(f"rope_type={_rope_type(rules)!r}")
     return wrong
 
 
 def _rope_rules(config: dict[str, Any]) -> dict[str, Any]:
     rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    require(isinstance(rules, dict), f"{rules} are no rules of rotary positions")
+    require(isinstance(rules, dict), f"{rules!r} are no rules of rotary positions")
     return rules
 
 

@@ -1,6 +1,8 @@
 """What a configuration asks for is given, or refused by name."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smf_jax import hf
 from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig
@@ -32,22 +34,22 @@ LLAMA3 = {
 UNSUPPORTED = [
     (LLAMA, {"attention_bias": True}, "attention_bias=True"),
     (LLAMA, {"mlp_bias": True}, "mlp_bias=True"),
-    (LLAMA, {"hidden_act": "gelu"}, "hidden_act=gelu"),
+    (LLAMA, {"hidden_act": "gelu"}, "hidden_act='gelu'"),
     (LLAMA, {"sliding_window": 4096}, "sliding_window=4096"),
     (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config="),
     (LLAMA, {"num_experts": 8}, "num_experts=8"),
     (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     (LLAMA, {"auto_map": {"AutoModel": "x.py"}}, "auto_map="),
     (LLAMA, {"no_rope_layers": [1, 0, 1]}, "no_rope_layers="),
-    (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type=linear"),
-    (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_type=yarn"),
-    (LLAMA, {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type=dynamic"),
+    (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+    (LLAMA, {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type='dynamic'"),
     (MISTRAL, {"sliding_window": 4096}, "sliding_window=4096"),
     (QWEN2, {"sliding_window": 9, "use_sliding_window": True}, "sliding_window=9"),
     (QWEN2, {"layer_types": ["sliding_attention"] * 3}, "layer_types="),
     (LLAMA, {"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
-    (LLAMA, {"model_type": "gemma2"}, "model_type=gemma2"),
-    (QWEN2, {"architectures": ["LlamaForCausalLM"]}, "model_type=qwen2"),
+    (LLAMA, {"model_type": "gemma2"}, "model_type='gemma2'"),
+    (QWEN2, {"architectures": ["LlamaForCausalLM"]}, "model_type='qwen2'"),
     (LLAMA, {"architectures": "LlamaForCausalLM"}, "architectures="),
     (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "factor"),
     (LLAMA, {"num_key_value_heads": 3}, "model.num_kv_heads=3"),
@@ -148,3 +150,28 @@ def test_a_memory_that_is_described_wrongly_is_refused():
         with pytest.raises(ConfigError):
             hf.describe(config | {"memory": memory})
     assert hf.describe(config | {"memory": {"layers": [1]}})[1].memory.layers == (1,)
+
+
+# Any value that JSON has, small and nested a little.
+scalars = st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text()
+values = st.recursive(scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v))
+keys = st.sampled_from(
+    [
+        *(*LLAMA, "rope_parameters", "rope_scaling", "rope_theta", "layer_types"),
+        *("sliding_window", "no_rope_layers", "tie_word_embeddings", "anything"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([LLAMA, QWEN2, MISTRAL]), st.dictionaries(keys, values, max_size=3)
+)
+def test_whatever_a_configuration_says_it_is_read_or_refused_in_one_line(base, changes):
+    refused = ""
+    try:
+        hf.describe(base | changes)
+    except ConfigError as error:
+        refused = str(error)
+
+    assert len(refused.splitlines()) <= 1
