@@ -1,7 +1,7 @@
 """Gives the demo's base without a memory, exported and imported again, a memory.
 
-Method: a product-key memory (arXiv:2412.09764) in the place of a feed-forward, healed
-alone on the text that the base was trained on; `--memory.placement add` puts it beside.
+Method: a product-key memory (arXiv:2412.09764) beside a feed-forward, trained alone on
+the text that the base was trained on.
 Command: smf retrofit configs/retrofit_world.py   (after configs/plain_world.py, and
   smf export-hf runs/plain_world runs/exported_world
   smf import-hf runs/exported_world runs/imported_world)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 import matplotlib
+import numpy as np
 
 from smf_jax.config import require
 from smf_jax.evaluate.answers import is_exact
@@ -155,7 +156,7 @@ def _draw_slots(axes: plt.Axes, slots: dict[str, Sequence[int]]) -> None:
     axes.legend(frameon=False)
 
 
-def _draw_healing(panels: Sequence[plt.Axes], report: dict[str, Any]) -> None:
+def _draw_healing(panels: np.ndarray, report: dict[str, Any]) -> None:
     left, right = panels
     steps = [point["step"] for point in report["curve"]]
     losses = [point["loss"] for point in report["curve"]]

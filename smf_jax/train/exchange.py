@@ -100,6 +100,7 @@ def export_run(
         has such a model.
       ExportError: What was written is not the model.
     """
+    require(jax.process_count() == 1, "a model is exported by one process")
     run = load_run(run_dir)
     if patch_file is not None:
         change = patch.load(Path(patch_file))

@@ -121,6 +121,20 @@ def vouch_for_config(run_dir, path) -> None:
     checkpoint.manifest.write(path.parent, manifest._replace(run_files=run_files))
 
 
+def test_a_run_with_the_tokenizer_of_another_is_refused(base, tmp_path, verify):
+    run_dir = shutil.copytree(base, tmp_path / "run")
+    record = json.loads((run_dir / "config.json").read_text())
+    record["tokenizer_hash"] = "0123456789abcdef"
+    (run_dir / "config.json").write_text(json.dumps(record))
+    for path in run_dir.glob("checkpoints/*/manifest.json"):
+        vouch_for_config(run_dir, path)
+
+    code, lines = verify(run_dir)
+
+    assert code == 1
+    assert "is not the tokenizer of this model" in lines[-1]
+
+
 # --- going on ---
 
 

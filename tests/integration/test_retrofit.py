@@ -126,6 +126,25 @@ def test_an_imported_model_answers_as_it_did(plain, imported, commands, capsys):
     assert answers[0] == answers[1]
 
 
+def test_what_a_model_came_with_goes_out_with_it(commands, exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
+    (source / "chat_template.jinja").write_text(template)
+    path = source / "config.json"
+    config = json.loads(path.read_text()) | {"bos_token_id": 7, "use_cache": False}
+    path.write_text(json.dumps(config))
+    run_dir, out = str(tmp_path / "run"), tmp_path / "out"
+
+    assert commands.run("came", "import-hf", str(source), run_dir) == 0
+    assert commands.run("went", "export-hf", run_dir, str(out)) == 0
+
+    assert (out / "chat_template.jinja").read_text() == template
+    assert json.loads((out / "config.json").read_text()) == config
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        want = json.loads((source / name).read_text())
+        assert json.loads((out / name).read_text()) == want
+
+
 def test_a_retrofit_moves_the_memory_and_nothing_else(imported, healed):
     before, after = (named(load_run(run).model) for run in (imported, healed))
 
