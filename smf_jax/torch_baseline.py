@@ -52,6 +52,19 @@ class MemoryLayer(nn.Module):
         if config.relevance_gate:
             self.relevance = nn.Linear(dim, 1)
         self.reads: Reads | None = None
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Draws new parameters, but for norms, from the ranges that ours are from."""
+        bound = self.config.key_dim**-0.5
+        self.keys.uniform_(-bound, bound)
+        for layer in (self.query, self.gate, self.out):
+            std = layer.in_features**-0.5
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+        if self.config.relevance_gate:
+            self.relevance.weight.zero_()
+            self.relevance.bias.zero_()
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Tensor:
         """Returns what is recalled for each token, of the shape of `x`."""
@@ -111,15 +124,18 @@ class MemoryFeedForward(nn.Module):
 
 
 def add_memory(model: nn.Module, config: MemoryConfig) -> nn.Module:
-    """Gives a `transformers` decoder memory layers, in place, and returns it."""
-    dim = model.config.hidden_size
-    empty = [torch.empty(config.num_slots, config.value_dim)] * config.num_pools
-    tables = nn.ParameterList([nn.Parameter(table.clone()) for table in empty])
+    """Gives a `transformers` decoder memory layers, in place, and returns it.
+
+    Beside a feed-forward they change nothing until they are trained.
+    """
+    shape, std = (config.num_slots, config.value_dim), config.value_dim**-0.5
+    tables = [torch.empty(shape).normal_(0, std) for _ in range(config.num_pools)]
+    tables = nn.ParameterList(map(nn.Parameter, tables))
     model.model.memory_values = tables
     for place, number in enumerate(config.layers):
         layer = model.model.layers[number]
         table = tables[0 if config.share_values else place]
-        memory = MemoryLayer(config, dim, table)
+        memory = MemoryLayer(config, model.config.hidden_size, table)
         layer.mlp = MemoryFeedForward(config, layer.mlp, memory)
     return model
 

@@ -9,6 +9,7 @@ from flax import nnx
 from smf_jax import hf
 from smf_jax.config import OptimConfig
 from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.slots import select
 from smf_jax.train.state import split_for_training
@@ -19,6 +20,7 @@ from tests.tiny import make_batch, make_model, memory_config, model_config
 torch_models.require_torch()
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 from smf_jax import torch_baseline  # noqa: E402
 
@@ -164,3 +166,49 @@ def test_all_but_the_tables_is_frozen(pair):
 
     params = dict(theirs.named_parameters())
     assert all(torch.equal(params[name], value) for name, value in frozen.items())
+
+
+@pytest.fixture
+def plain():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=tiny.VOCAB,
+        hidden_size=12,
+        intermediate_size=10,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_a_memory_that_is_added_to_any_decoder_changes_nothing_at_first(plain):
+    tokens = torch.as_tensor(make_batch().tokens).long()
+    memory = memory_config(placement="add", layers=(0, 1), relevance_gate=True)
+    with torch.no_grad():
+        want = plain(input_ids=tokens).logits
+        got = torch_baseline.add_memory(plain, memory)(input_ids=tokens).logits
+
+    assert torch.equal(got, want)
+
+
+def test_a_memory_that_is_added_begins_in_the_ranges_of_ours(plain):
+    memory = memory_config(num_keys=64, value_dim=128, key_dim=16, relevance_gate=True)
+    ours = tiny.named(Transformer(model_config(memory=memory), rngs=nnx.Rngs(0)))
+
+    theirs = torch_baseline.add_memory(plain, memory)
+
+    layer = theirs.model.layers[1].mlp.memory
+    pairs = {
+        "values/0": theirs.model.memory_values[0],
+        "blocks/1/memory/keys": layer.keys,
+        "blocks/1/memory/query/kernel": layer.query.weight,
+        "blocks/1/memory/gate/kernel": layer.gate.weight,
+        "blocks/1/memory/out/kernel": layer.out.weight,
+        "blocks/1/memory/relevance/kernel": layer.relevance.weight,
+        "blocks/1/memory/relevance/bias": layer.relevance.bias,
+    }
+    for name, tensor in pairs.items():
+        # Some hundreds of draws at least: their spreads differ by a tenth at most.
+        assert float(tensor.detach().std(correction=0)) == pytest.approx(
+            float(ours[name].std()), rel=0.15
+        )
