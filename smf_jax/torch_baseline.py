@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from smf_jax.config import ConfigError, MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.hf import describe, read_json
+from smf_jax.hf import parts, read_json
 
 
 class Reads(NamedTuple):
@@ -148,8 +148,7 @@ def load(directory: str | Path) -> nn.Module:
     """
     folder = Path(directory)
     config = read_json(folder, "config.json")
-    memory = describe(config)[1].memory
-    decoder = config.get("decoder", config)
+    decoder, memory = parts(config)
     kind = transformers.AutoConfig.for_model(**decoder)
     model = transformers.AutoModelForCausalLM.from_config(kind)
     if memory is not None:
@@ -158,7 +157,7 @@ def load(directory: str | Path) -> nn.Module:
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    if decoder["tie_word_embeddings"]:
+    if model.config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     try:
         model.float().load_state_dict(tensors)

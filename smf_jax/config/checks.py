@@ -5,7 +5,11 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user typed or in a file the user named."""
+    """A mistake in what the user typed or in a file the user named, in one line."""
+
+    def __init__(self, message: str):
+        # What it quotes may be of several lines.
+        super().__init__(" ".join(message.splitlines()))
 
 
 def require(holds: bool, message: str) -> None:

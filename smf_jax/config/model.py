@@ -106,7 +106,7 @@ class ModelConfig:
             f"a head is {self.head_width} wide; rotary embedding needs an even width",
         )
         require(
-            set(self.no_rope_layers) <= set(range(self.num_layers)),
+            all(0 <= layer < self.num_layers for layer in self.no_rope_layers),
             f"model.no_rope_layers={self.no_rope_layers} must lie in 0 .. "
             f"{self.num_layers - 1}, for model.num_layers={self.num_layers}",
         )

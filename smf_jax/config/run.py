@@ -188,7 +188,7 @@ class RetrofitConfig:
     steps: int = 600
     balance: float = 0.02  # weight of the loss that evens out which slots are read
     values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
-    held_out: float = 0.05  # share of the packed rows kept from training, and measured
+    held_out: float = 0.05  # share of the packed rows that only measure; at most a half
     margin: float = 0.01  # nats by which their loss may be above the base's when healed
     eval_every: int = 50  # steps between two measures; 0: only at the end
     log_every: int = 10  # steps between two lines of metrics.jsonl
@@ -207,8 +207,8 @@ class RetrofitConfig:
         _require_on_nan(self.on_nan)
         _require_warmed_up(self.optim, self.steps)
         require(
-            0 < self.held_out < 1,
-            f"held_out={self.held_out} must lie between 0 and 1",
+            0 < self.held_out <= 0.5,
+            f"held_out={self.held_out} must be above 0, and 0.5 at most",
         )
         require(
             self.optim.method == "memory",

@@ -1,5 +1,6 @@
 """Batches of tokens, by grain: packed for pretraining, one text a row for teaching."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -104,14 +105,21 @@ def pack_corpus(
 def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
     """Returns packed rows without every so many of them, and those.
 
-    It takes `share` of the rows of facts and of those of texts, by their places, so
-    that the same rows are held out in every run on the same data.
+    It takes the first of every `1 / share` rows of facts, and of texts, by their
+    places, so that the same rows are held out in every run on the same data.
+
+    Raises:
+      ConfigError: None is left to train on.
     """
-    every = round(1 / share)
+    every = math.ceil(1 / share)
     kept, held = [], []
     for rows in (packed.facts, packed.texts):
         kept.append([row for place, row in enumerate(rows) if place % every])
         held += rows[::every]
+    require(
+        bool(kept[0] or kept[1]),
+        f"held_out={share} of {len(held)} rows leaves none to train on",
+    )
     return packed._replace(facts=kept[0], texts=kept[1]), held
 
 

@@ -27,7 +27,7 @@ class Tokenizer(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """Rows that an embedding of all its ids needs."""
-        return max(self.rules.get_vocab().values(), default=-1) + 1
+        return max([*self.rules.get_vocab().values(), *self.start, self.end]) + 1
 
 
 def train_tokenizer(
@@ -77,7 +77,7 @@ def load_tokenizer(path: Path, end: int = END) -> Tokenizer:
     """
     rules = read_rules(path)
     require(
-        rules.id_to_token(end) is not None,
+        0 <= end < 2**31 and rules.id_to_token(end) is not None,
         f"{path}: id {end}, which should end a text, is no token",
     )
     bare = rules.encode(ANCHOR, add_special_tokens=False).ids
@@ -106,15 +106,21 @@ def read_rules(path: Path) -> tokenizers.Tokenizer:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     # The library raises a bare Exception, which an except clause could not tell from
-    # any other error.
+    # any other error, or panics; and some rules fail only where they are used.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        parsing = thread.submit(tokenizers.Tokenizer.from_str, text)
-    error = parsing.exception()
-    if type(error) is Exception:
-        raise ConfigError(f"{path}: no tokenizer ({error})") from error
-    rules = parsing.result()
+        trying = thread.submit(_try_rules, text)
+    error = trying.exception()
+    if type(error) is Exception or type(error).__name__ == "PanicException":
+        reason = str(error).strip().splitlines() or ["it panics"]
+        raise ConfigError(f"{path}: no tokenizer ({reason[0]})") from error
+    return trying.result()
+
+
+def _try_rules(text: str) -> tokenizers.Tokenizer:
+    rules = tokenizers.Tokenizer.from_str(text)
     rules.no_truncation()
     rules.no_padding()
+    rules.encode(f"{ANCHOR} {ANCHOR}")
     return rules
 
 

@@ -8,7 +8,7 @@ adapter.py   low-rank additions for PEFT
 """
 
 from smf_jax.hf.files import carried_files, fetch, read_json
-from smf_jax.hf.load import describe, import_model, read_tokenizer
+from smf_jax.hf.load import describe, import_model, parts, read_tokenizer
 from smf_jax.hf.save import Dtype, ExportError, export_model
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "export_model",
     "fetch",
     "import_model",
+    "parts",
     "read_json",
     "read_tokenizer",
 ]

@@ -13,6 +13,9 @@ _IDLE = {
     *("_name_or_path", "architectures", "model_type", "transformers_version"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
     *("attention_dropout", "initializer_range", "max_position_embeddings"),
+    *("max_length", "temperature", "top_p", "top_k", "do_sample", "return_dict"),
+    *("output_attentions", "output_hidden_states", "repetition_penalty"),
+    *("_attn_implementation_autoset", "max_sequence_length", "model_max_length"),
     *("use_cache", "pretraining_tp", "dtype", "torch_dtype", "is_llama_config"),
     *("no_rope_layer_interval", "max_window_layers", "tokenizer_class"),
     *("transformers.js_config", "unsloth_version", "unsloth_fixed"),
@@ -24,6 +27,7 @@ _READ = {
     *("tie_word_embeddings", "layer_types", "no_rope_layers"),
     *("sliding_window", "use_sliding_window"),
 }
+MOST_LAYERS = 10_000  # so many are a mistake, and would be made before it is noticed
 _LLAMA3 = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -65,6 +69,7 @@ def read_config(
       ConfigError: It asks for something that our model does not have; all are named.
     """
     family = family_of(config)
+    config = dict(family.defaults) | config
     config = {name: value for name, value in config.items() if name not in ignore}
     try:
         wrong = _unsupported(config, family)
@@ -103,6 +108,12 @@ def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
     rules = _rope_rules(config)
     if _rope_type(rules) not in ("default", "llama3"):
         wrong.append(f"rope_type={_rope_type(rules)!r}")
+    known = {"rope_type", "type", "rope_theta", *_LLAMA3.values()}
+    wrong += [
+        f"{name}={value!r}"
+        for name, value in rules.items()
+        if name not in known and value is not None
+    ]
     return wrong
 
 
@@ -125,6 +136,7 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
             **{ours: rules[theirs] for ours, theirs in _LLAMA3.items()}
         )
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    require(layers <= MOST_LAYERS, f"num_hidden_layers={layers} is above {MOST_LAYERS}")
     skipping = ()
     if family.skips_rope:
         every = config.get("no_rope_layer_interval", 4)

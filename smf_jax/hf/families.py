@@ -1,7 +1,7 @@
 """Families of Hugging Face models, and their names for our parameters."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smf_jax.config import ConfigError
 
@@ -69,11 +69,17 @@ class Family(NamedTuple):
     qk_norm: bool = False
     switched_window: bool = False  # a sliding window is used only if a switch says so
     skips_rope: bool = False  # in layers of its choice
+    defaults: tuple[tuple[str, Any], ...] = ()  # where others have none, or another
 
 
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", _DECODER),
-    Family("mistral", "MistralForCausalLM", _DECODER),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        _DECODER,
+        defaults=(("sliding_window", 4096),),
+    ),
     Family(
         "qwen2",
         "Qwen2ForCausalLM",
@@ -94,6 +100,7 @@ FAMILIES = (
         _DECODER,
         switched_window=True,
         skips_rope=True,
+        defaults=(("rope_theta", 2e6), ("tie_word_embeddings", True)),
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 import numpy as np
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from smf_jax.config import ConfigError, require
@@ -22,6 +23,7 @@ CARRIED = (
     *("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),
     "chat_template.jinja",
 )
+LARGEST_TEXT = 16 * 2**20  # bytes
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": "bfloat16"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -52,12 +54,14 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
         re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None,
         f"{source}: no such folder, and no name of a repository (OWNER/NAME)",
     )
-    wanted = ["*.safetensors", f"{WEIGHTS}.index.json", CONFIG, TOKENIZER, *CARRIED]
+    # Some repositories hold the same parameters a second time, by another name.
+    wanted = ["model*.safetensors", INDEX, CONFIG, TOKENIZER, *CARRIED]
     try:
         folder = huggingface_hub.snapshot_download(
             source, revision=revision, allow_patterns=wanted
         )
-    except (OSError, ValueError) as error:  # all that the hub's library raises
+    except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:
+        # The first are the errors of the library that it uses for HTTP.
         reason = str(error).strip().splitlines()
         raise ConfigError(
             f"{source} cannot be had: {reason[0] if reason else type(error).__name__}"
@@ -72,13 +76,33 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
       ConfigError: It is missing, or holds no object.
     """
     path = folder / name
-    require(path.is_file(), f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = json.loads(_read_text(folder, name))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
     require(isinstance(content, dict), f"{path}: not a JSON object")
     return content
+
+
+def _read_text(folder: Path, name: str) -> str:
+    """Returns a small text of a model; each line ends as it does there."""
+    path = folder / name
+    require(path.is_file(), f"{path}: no such file")
+    # The texts go into a run and out again: none may be a link to something private.
+    # The hub's cache links from snapshots/COMMIT into its own repository.
+    home = folder.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    require(
+        path.resolve().is_relative_to(home),
+        f"{path} is a link that leads out of {home}",
+    )
+    require(
+        path.stat().st_size <= LARGEST_TEXT, f"{path} is above {LARGEST_TEXT} bytes"
+    )
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error})") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -90,16 +114,10 @@ def carried_files(folder: Path) -> dict[str, str]:
     """Returns the small texts that belong to a model, by name.
 
     Raises:
-      ConfigError: One is not UTF-8.
+      ConfigError: One is not UTF-8, too large, or a link to somewhere else.
     """
-    try:
-        return {
-            name: (folder / name).read_text(encoding="utf-8")
-            for name in CARRIED
-            if (folder / name).is_file()
-        }
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{folder}: a file is not UTF-8 ({error})") from error
+    there = [name for name in CARRIED if (folder / name).is_file()]
+    return {name: _read_text(folder, name) for name in there}
 
 
 def headers(folder: Path) -> dict[str, Header]:

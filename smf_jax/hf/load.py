@@ -1,5 +1,6 @@
 """Models and tokenizers from the files of Hugging Face."""
 
+import dataclasses
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +23,7 @@ from smf_jax.model.transformer import Transformer, assemble, named
 # Of a model with memory layers, so that no program takes it for one without.
 MEMORY_TYPE = "smf_memory"
 HEAD = "lm_head.weight"
+SHOWN = 20  # mistakes that a message lists
 # Buffers in old files, which follow from the configuration.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -43,10 +45,12 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     folder = Path(directory)
     require(folder.is_dir(), f"{folder}: no such directory")
     family, config = describe(files.read_json(folder, files.CONFIG), ignore)
+    headers = files.headers(folder)
+    _require_depth(folder, headers, config)
     shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     params = named(nnx.as_pure(shapes))
     names = {ours: theirs(ours, family) for ours in params}
-    _require_matching(folder, names, params, files.headers(folder))
+    _require_matching(folder, names, params, headers)
     loaded = _read(folder, {name: ours for ours, name in names.items()})
     head = loaded.pop(HEAD, None)
     require(
@@ -64,15 +68,30 @@ def describe(
     Raises:
       ConfigError: As there.
     """
-    if config.get("model_type") != MEMORY_TYPE:
-        return read_config(config, ignore)
+    decoder, memory = parts(config)
+    family, model = read_config(decoder, ignore)
     try:
-        family, model = read_config(config["decoder"], ignore)
+        return family, dataclasses.replace(model, memory=memory)
+    except ConfigError as error:
+        raise ConfigError(f"config.json: {error}") from error
+
+
+def parts(config: dict[str, Any]) -> tuple[dict[str, Any], MemoryConfig | None]:
+    """Returns what a `config.json` says of the decoder, and of the memory, if any.
+
+    Raises:
+      ConfigError: The memory is described wrongly.
+    """
+    if config.get("model_type") != MEMORY_TYPE:
+        return config, None
+    try:
         rules = dacite.Config(strict=True, cast=[tuple])
         memory = dacite.from_dict(MemoryConfig, config["memory"], rules)
-    except (dacite.DaciteError, KeyError, TypeError, AttributeError) as error:
+        return dict(config["decoder"]), memory
+    except (
+        *(dacite.DaciteError, LookupError, TypeError, ValueError, AttributeError),
+    ) as error:
         raise ConfigError(f"config.json of a memory is broken: {error}") from error
-    return family, ModelConfig(**vars(model) | {"memory": memory})
 
 
 def _require_matching(
@@ -97,7 +116,20 @@ def _require_matching(
             )
         elif name not in expected and not (name == HEAD or _DERIVED.fullmatch(name)):
             wrong.append(f"{name} belongs to nothing")
-    require(not wrong, f"{folder} does not hold its model: {'; '.join(sorted(wrong))}")
+    shown = "; ".join(sorted(wrong)[:SHOWN])
+    more = f"; and {len(wrong) - SHOWN} more" if wrong[SHOWN:] else ""
+    require(not wrong, f"{folder} does not hold its model: {shown}{more}")
+
+
+def _require_depth(folder: Path, headers, config: ModelConfig) -> None:
+    # Before anything of the size that is claimed is made.
+    found = (re.match(r"model\.layers\.(\d+)\.", name) for name in headers)
+    layers = {int(match[1]) for match in found if match}
+    require(
+        len(layers) == config.num_layers == max(layers, default=-1) + 1,
+        f"{folder} holds {len(layers)} layers, but {files.CONFIG} says "
+        f"{config.num_layers}",
+    )
 
 
 def _read(folder: Path, ours: dict[str, str]) -> dict[str, Array]:
@@ -136,7 +168,7 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     if (folder / "tokenizer_config.json").is_file():
         token = files.read_json(folder, "tokenizer_config.json").get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
+        if isinstance(token, str) and token:
             end = read_rules(folder / files.TOKENIZER).token_to_id(token)
             require(end is not None, f"{folder}: eos_token {token!r} is no token")
     if end is None:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import uuid
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,16 +41,17 @@ def export_model(
     config: dict[str, Any] | None = None,
     carried: dict[str, str] | None = None,
     dtype: Dtype = "float32",
+    ignore: Collection[str] = (),
     shard_bytes: int = SHARD_BYTES,
     base_name: str = "",
 ) -> None:
     """Writes a model and its tokenizer; the directory appears whole or not at all.
 
-    What was written is read again, and must give the same logits, bit for bit, as the
-    model does with its parameters rounded to `dtype`. A model without memory layers
-    is one of its family, for any program. One with them is of a type of its own,
-    which `smf_jax.torch_baseline` reads. Low-rank additions are merged, in place, and
-    also written beside it as an adapter for PEFT.
+    What was written is read again, and must have the same parameters and give the same
+    logits, bit for bit, as the model with its parameters rounded to `dtype`. A model
+    without memory layers is one of its family, for any program. One with them is of a
+    type of its own, which `smf_jax.torch_baseline` reads. Low-rank additions are
+    merged, in place, and also written beside it as an adapter for PEFT.
 
     Args:
       model: What is written.
@@ -58,21 +61,22 @@ def export_model(
         family which has such models.
       carried: Small files that it came with, by name.
       dtype: Of the parameters as they are written.
+      ignore: Keys of `config` that were set aside when the model came.
       shard_bytes: Above this size the parameters are written to several files.
       base_name: What the adapter says it is an addition to.
 
     Raises:
       ConfigError: The directory holds something, or no family has such models.
-      ExportError: The logits differ.
+      ExportError: What was written is not the model.
     """
-    folder = Path(directory)
+    folder = Path(directory).absolute()
     require(
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"{folder} exists and is not empty: choose another directory",
     )
-    beside = folder.with_name(folder.name + ".partial")
-    if beside.exists():
-        shutil.rmtree(beside)
+    unknown = (carried or {}).keys() - set(files.CARRIED)
+    require(not unknown, f"{sorted(unknown)} do not belong to a model")
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     beside.mkdir(parents=True)
     try:
         decoder = config or write_config(model.config)
@@ -84,7 +88,7 @@ def export_model(
         params = nnx.as_pure(nnx.state(model))
         _write_tensors(beside, params, family, dtype, shard_bytes)
         _write_tokenizer(beside, tokenizer, carried)
-        _require_same_logits(model, import_model(beside), dtype)
+        _require_same(model, import_model(beside, ignore), dtype)
         if folder.exists():
             folder.rmdir()
         beside.rename(folder)
@@ -149,7 +153,7 @@ def _write_tokenizer(folder, tokenizer: Tokenizer, carried) -> None:
         }
         carried = {"tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
     for name, content in carried.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_bytes(content.encode())  # each line ends as it came
 
 
 def _merge(model: Transformer) -> None:
@@ -167,12 +171,23 @@ def _merge(model: Transformer) -> None:
         )
 
 
-def _require_same_logits(model, again, dtype) -> None:
+def _require_same(model, again, dtype) -> None:
     graph, want = nnx.split(model)
     want = jax.tree.map(
         lambda leaf: leaf.astype(dtype).astype(leaf.dtype), nnx.as_pure(want)
     )
     got = nnx.as_pure(nnx.state(again))
+    written = named(got)
+    changed = [
+        name
+        for name, leaf in named(want).items()
+        if np.asarray(leaf).tobytes() != np.asarray(written[name]).tobytes()
+    ]
+    if changed:
+        raise ExportError(
+            f"what was written is not the model, in {', '.join(changed[:5])}: nothing "
+            "was exported"
+        )
     want, got = (some_logits(graph, params) for params in (want, got))
     if not bool((want == got).all()):
         raise ExportError(

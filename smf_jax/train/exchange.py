@@ -10,9 +10,10 @@ from rich.console import Console
 from smf_jax import checkpoint, hf
 from smf_jax.config import DataConfig, ImportConfig, SaveConfig, require
 from smf_jax.data.corpus import load_corpus
+from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.slots import patch
-from smf_jax.train.record import Made, describe
-from smf_jax.train.run import all_params, load_run
+from smf_jax.train.record import Made, describe, made_of, read_record
+from smf_jax.train.run import Run, all_params, find_base, load_run
 from smf_jax.train.start import AUTO, claim, enter_run_dir, find_start
 
 
@@ -71,8 +72,9 @@ def import_run(
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     console.print(
         f"imported {count:,} parameters of a {imported.config.get('model_type')} of "
-        f"{model.config.num_layers} layers; texts end with "
-        f"{tokenizer.rules.id_to_token(tokenizer.end)!r}",
+        f"{model.config.num_layers} layers; a text begins with "
+        f"{_tokens(tokenizer, tokenizer.start)} and ends with "
+        f"{_tokens(tokenizer, (tokenizer.end,))}",
         highlight=False,
         markup=False,
     )
@@ -113,16 +115,16 @@ def export_run(
         tables = patch.apply(before, change)
         for table, rows in zip(run.model.values, tables, strict=True):
             table[...] = jax.numpy.asarray(rows)
-    imported, taught = run.made.imported, run.made.finetune
-    base = run_dir if taught is None else taught.base
+    imported = run.made.imported
     hf.export_model(
         run.model,
         run.tokenizer,
         directory,
-        config=imported and imported.config.get("decoder", imported.config),
+        config=imported and hf.parts(imported.config)[0],
         carried=imported and imported.files,
         dtype=dtype,
-        base_name=base if imported is None else imported.source,
+        ignore=() if imported is None else imported.ignore,
+        base_name=_base_name(run),
     )
     console.print(
         f"exported {run_dir} to {directory}: read again, it gives the same logits",
@@ -130,3 +132,17 @@ def export_run(
         markup=False,
     )
     return Path(directory)
+
+
+def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    return " ".join(map(str, map(tokenizer.rules.id_to_token, ids))) or "nothing"
+
+
+def _base_name(run: Run) -> str:
+    """Returns what a run was taught over: where it came from, or else a run."""
+    taught = run.made.finetune
+    if taught is None:
+        return str(run.run_dir)
+    base = made_of(read_record(find_base(run.run_dir, taught.base)))
+    untouched = base.own is base.imported and run.model.config.memory is None
+    return base.imported.source if untouched else taught.base

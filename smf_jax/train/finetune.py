@@ -80,7 +80,7 @@ def finetune(
         base = load_base(config.base, console)
         corpus = corpus_of(base)
         questions = load_questions(corpus, config.facts, config.teach, console)
-        loaded = _usage(config, base) if config.optim.method == "smf" else None
+        loaded = _usage(config, base)
         batches = _batches(config, base, questions, console)
         record = describe(
             base.made._replace(finetune=config),
@@ -192,8 +192,11 @@ def _batches(
     return taught_batches(encoded, config.batch_size, config.seed)
 
 
-def _usage(config: FinetuneConfig, base: Run) -> Usage:
-    memory = base.memory
+def _usage(config: FinetuneConfig, base: Run) -> Usage | None:
+    method = config.optim.method
+    memory = base.memory if method in ("smf", "memory") else None
+    if method != "smf":
+        return None
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "

@@ -66,7 +66,8 @@ class Made(NamedTuple):
     @property
     def seed(self) -> int:
         """Of the order of that data."""
-        return 0 if self.own is self.imported else (self.retrofit or self.pretrain).seed
+        trained = self.retrofit or self.pretrain
+        return 0 if trained is None else trained.seed
 
 
 # What `config.json` holds; the hashes name what a run was made of.
@@ -98,7 +99,7 @@ def made_of(record: dict[str, Any]) -> Made:
     kinds = (PretrainConfig, ImportConfig, RetrofitConfig, FinetuneConfig)
     made = Made(
         *(
-            record[name] and dacite.from_dict(kind, record[name], rules)
+            record.get(name) and dacite.from_dict(kind, record[name], rules)
             for name, kind in zip(Made._fields, kinds, strict=True)
         )
     )

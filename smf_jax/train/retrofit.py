@@ -117,18 +117,16 @@ def _heal(
 
     def look(step, state):
         params = (state.trainable, frozen)
-        last = step == config.steps
-        metrics = {}
         if is_due(step, config.steps, config.eval_every):
             point = {"step": step, "loss": _loss(graph, params, config, data)}
             point["slots"] = _health(count, params, config, data)
             curve.append(point)
             _tell(point, before, console)
-        if last:
+        if step == config.steps:
             after = _measure(base, graph, params, config, data) | curve[-1]
             report.update(_report(config, before, after, curve))
             write_json(run_dir / RETROFIT, report)
-        return {"before": before, "curve": list(curve)}, metrics
+        return {"before": before, "curve": list(curve)}, {}
 
     session = Session(
         title=f"retrofit {run_dir.name}",

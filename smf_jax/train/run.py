@@ -128,10 +128,13 @@ def load_base(run_dir: str | Path, console: Console) -> Run:
         f"{run_dir} was taught by lora, and what it added cannot be trained over: take "
         "the run it came from",
     )
-    if own is run.made.retrofit and not read_json(run.run_dir / RETROFIT)["healed"]:
-        console.print(
-            f"WARNING: {run_dir} has not healed (see its {RETROFIT})", style="bold red"
-        )
+    if own is run.made.retrofit:
+        record = checkpoint.read(run.run_dir, run.step)
+        damaged = checkpoint.output_problems(run.run_dir, record)
+        require(not damaged, "; ".join(damaged))
+        if not read_json(run.run_dir / RETROFIT)["healed"]:
+            line = f"WARNING: {run_dir} has not healed (see its {RETROFIT})"
+            console.print(line, style="bold red")
     return run
 
 

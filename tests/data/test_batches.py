@@ -410,7 +410,7 @@ def test_going_on_reads_nothing_of_what_was_read_before(kind):
     assert source.taken - before == 3
 
 
-@pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.5, 2), (0.3, 3)])
+@pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.5, 2), (0.3, 4)])
 def test_every_so_many_rows_are_held_out_of_facts_and_of_texts(share, every):
     facts, texts = list(range(41)), list(range(100, 107))
     rows = {n: Batch(*[np.full(3, n)] * 6) for n in facts + texts}
@@ -423,3 +423,8 @@ def test_every_so_many_rows_are_held_out_of_facts_and_of_texts(share, every):
 
     assert numbers(held) == facts[::every] + texts[::every]
     assert sorted(numbers(kept.facts + kept.texts + held)) == facts + texts
+
+
+def test_something_must_be_left_to_train_on():
+    with pytest.raises(ConfigError, match="leaves none to train on"):
+        hold_out(Packed([Batch(*[np.zeros(3)] * 6)], [], 0, []), 0.5)

@@ -187,11 +187,21 @@ def test_texts_are_neither_cut_nor_filled_up(tmp_path, words):
     assert encode_prompt(tokenizer, "red blue green red") == [3, 4, 5, 3]
 
 
-def test_an_end_that_is_no_token_is_refused(tmp_path, words):
+@pytest.mark.parametrize("end", [99, -1, 2**40])
+def test_an_end_that_is_no_token_is_refused(tmp_path, words, end):
     path = saved(words.rules, tmp_path)
 
-    with pytest.raises(ConfigError, match="id 99"):
-        load_tokenizer(path, end=99)
+    with pytest.raises(ConfigError, match=f"id {end}"):
+        load_tokenizer(path, end=end)
+
+
+def test_a_start_beyond_the_vocabulary_counts_as_a_token(tmp_path):
+    rules = sentence_pieces()
+    rules.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 9999)]
+    )
+
+    assert load_tokenizer(saved(rules, tmp_path), end=2).num_tokens == 10_000
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,12 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
 }
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+MISTRAL = LLAMA | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": None,
+}
+SMOLLM3 = LLAMA | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -57,6 +62,7 @@ UNSUPPORTED = [
     (LLAMA, {"num_attention_heads": 0}, "config.json"),
     (LLAMA, {"hidden_size": "wide"}, "config.json"),
     (LLAMA, {"vocab_size": None}, "config.json"),
+    (SMOLLM3, {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
     (LLAMA, {"rope_scaling": 7}, "config.json"),
 ]
 
@@ -72,7 +78,7 @@ def test_what_is_not_supported_is_refused_by_name(config, changes, named):
 
 @pytest.mark.parametrize("key", sorted(LLAMA.keys() - {"architectures", "hidden_act"}))
 def test_a_key_that_is_missing_is_named_or_has_a_default(key):
-    config = {name: value for name, value in LLAMA.items() if name != key}
+    config = without(LLAMA, key)
 
     if key == "num_key_value_heads":
         assert hf.describe(config)[1].num_kv_heads == 4
@@ -94,6 +100,32 @@ def test_a_key_may_be_set_aside_by_name():
     _, got = hf.describe(config, ignore=["sliding_window"])
 
     assert got == hf.describe(MISTRAL)[1]
+
+
+def without(config, key):
+    return {name: value for name, value in config.items() if name != key}
+
+
+def test_what_a_family_does_when_nothing_is_said_is_known():
+    assert hf.describe(LLAMA)[1].rope_theta == 10_000
+    assert hf.describe(SMOLLM3)[1].rope_theta == 2_000_000
+    assert not hf.describe(LLAMA)[1].tie_embeddings
+    assert hf.describe(SMOLLM3)[1].tie_embeddings
+    assert hf.describe(SMOLLM3 | {"num_hidden_layers": 5})[1].no_rope_layers == (3,)
+    with pytest.raises(ConfigError, match="sliding_window=4096"):
+        hf.describe(without(MISTRAL, "sliding_window"))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"rope_type": "default", "partial_rotary_factor": 0.5},
+        {"full_attention": {"rope_type": "linear", "factor": 4.0}},
+    ],
+)
+def test_rules_of_rotary_positions_that_we_do_not_have_are_refused(rules):
+    with pytest.raises(ConfigError, match="not supported"):
+        hf.describe(LLAMA | {"rope_parameters": rules})
 
 
 @pytest.mark.parametrize("window", [{"use_sliding_window": False}, {}])

@@ -163,6 +163,25 @@ def test_a_file_that_was_cut_is_refused(folder, kept):
     assert "no safetensors file" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
+def test_no_link_leads_out_of_the_folder(folder, tmp_path_factory, name):
+    secret = tmp_path_factory.mktemp("private") / "secret"
+    secret.write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+
+    with pytest.raises(ConfigError, match="leads out of"):
+        hf.read_json(folder, "config.json"), hf.carried_files(folder)
+
+
+def test_a_text_that_is_too_large_is_not_read(folder):
+    with (folder / "chat_template.jinja").open("wb") as file:
+        file.truncate(2**34)
+
+    with pytest.raises(ConfigError, match="is above"):
+        hf.carried_files(folder)
+
+
 # --- tensors ---
 
 
@@ -170,7 +189,7 @@ def test_all_tensors_that_do_not_fit_are_listed(folder):
     def spoil(tensors):
         del tensors["model.norm.weight"]
         tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((3, 4), np.float32)
-        tensors["model.layers.9.mlp.up_proj.weight"] = np.ones((3, 4), np.float32)
+        tensors["model.layers.1.mlp.side_proj.weight"] = np.ones((3, 4), np.float32)
         tensors["model.layers.1.mlp.up_proj.weight"] = np.ones((10, 12), np.int8)
 
     rewrite(folder, spoil)
@@ -180,8 +199,25 @@ def test_all_tensors_that_do_not_fit_are_listed(folder):
     assert "model.norm.weight is missing" in line
     assert "model.layers.0.mlp.up_proj.weight is [3, 4]" in line
     assert "makes it [10, 12]" in line
-    assert "model.layers.9.mlp.up_proj.weight belongs to nothing" in line
+    assert "model.layers.1.mlp.side_proj.weight belongs to nothing" in line
     assert "model.layers.1.mlp.up_proj.weight is I8" in line
+
+
+@pytest.mark.parametrize("layers", [1, 3, 10_000])
+def test_a_depth_that_is_not_there_is_refused_before_it_is_built(folder, layers):
+    change(folder, num_hidden_layers=layers)
+
+    assert f"holds 2 layers, but config.json says {layers}" in refusal(folder)
+
+
+def test_of_many_tensors_that_do_not_fit_some_are_named(folder):
+    extra = {f"other.{n}": np.ones(2, np.float32) for n in range(1000)}
+    rewrite(folder, lambda tensors: tensors.update(extra))
+
+    line = refusal(folder)
+
+    assert "and 980 more" in line
+    assert len(line) < 2000
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

@@ -36,26 +36,55 @@ def test_a_directory_that_holds_something_is_left_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_what_lies_beside_is_left_as_it_is(tmp_path):
+    beside = tmp_path / "out.partial"
+    beside.mkdir()
+    (beside / "notes.txt").write_text("mine")
+
+    export(make_model(model_config(memory=None)), tmp_path / "out")
+
+    assert (beside / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+
+
+def test_no_file_is_written_outside(tmp_path):
+    model = make_model(model_config(memory=None))
+
+    with pytest.raises(ConfigError, match="do not belong to a model"):
+        export(model, tmp_path / "out", carried={"../escaped.txt": "x"})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_was_set_aside_goes_out_with_the_rest(tmp_path):
+    model = make_model(model_config(memory=None))
+    config = save.write_config(model.config) | {"window_pattern": 3}
+
+    with pytest.raises(ConfigError, match="window_pattern=3"):
+        export(model, tmp_path / "out", config=config)
+    export(model, tmp_path / "out", config=config, ignore=("window_pattern",))
+
+    assert hf.read_json(tmp_path / "out", "config.json")["window_pattern"] == 3
+
+
 def test_an_empty_directory_is_filled(tmp_path):
     export(make_model(model_config(memory=None)), tmp_path)
 
     assert (tmp_path / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "name", ["model.norm.weight", "model.layers.0.mlp.memory.keys"]
-)
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.memory_values.0"])
 def test_a_file_that_is_not_the_model_leaves_nothing(tmp_path, monkeypatch, name):
     model = make_model(model_config(memory=memory_config(layers=(0,))))
 
     def spoil(tensors, path, metadata):
         tensors[name] = tensors[name].copy()
-        tensors[name].flat[0] += 1
+        tensors[name].flat[-1] *= 1 + 1e-6  # the last bit, and no logit may show it
         save_file(tensors, path, metadata)
 
     monkeypatch.setattr(save, "save_file", spoil)
 
-    with pytest.raises(hf.ExportError, match="other logits"):
+    with pytest.raises(hf.ExportError, match="is not the model, in"):
         export(model, tmp_path / "out")
 
     assert list(tmp_path.iterdir()) == []

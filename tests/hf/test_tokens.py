@@ -36,10 +36,11 @@ def test_a_token_may_be_described_at_length(folder):
     assert hf.read_tokenizer(folder).end == 1
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
 @pytest.mark.parametrize("end", [2, [2, 0]])
-def test_the_end_may_be_that_of_the_model_the_first_of_several(folder, end):
+def test_the_end_may_be_that_of_the_model_the_first_of_several(folder, end, nothing):
     write(folder, "config.json", eos_token_id=end)
-    write(folder, "tokenizer_config.json", eos_token=None)
+    write(folder, "tokenizer_config.json", eos_token=nothing)
 
     assert hf.read_tokenizer(folder).end == 2
 
