@@ -186,6 +186,7 @@ def test_a_retrofit_that_was_interrupted_ends_with_the_same_bits(
     assert commands.run_config("again", "retrofit", config) == 0
     for step in (8, 12):
         shutil.rmtree(run_dir / "checkpoints" / str(step))
+    (run_dir / "retrofit.json").unlink()
 
     assert commands.run_config("on", "retrofit", config) == 0
 
@@ -241,6 +242,40 @@ def test_dense_methods_teach_a_retrofitted_model(commands, healed, method):
     assert not np.array_equal(before["values/0"], after["values/0"])
 
 
+def test_an_adapter_names_what_it_was_taught_over(commands, healed, tmp_path):
+    lora, out = tmp_path / "lora", tmp_path / "out"
+    config = finetune_config(healed, lora, LORA)
+    assert commands.run_config("over a retrofit", "finetune", config) == 0
+
+    assert commands.run("adapter of it", "export-hf", str(lora), str(out)) == 0
+
+    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(healed)
+
+
+def test_the_memory_of_a_model_without_one_is_not_taught(commands, plain, capsys):
+    run_dir = commands.folder / "no memory"
+    optim = OptimConfig(method="memory", learning_rate=0.001)
+    capsys.readouterr()
+
+    config = finetune_config(plain, run_dir, optim)
+    assert commands.run_config("no memory", "finetune", config) == 2
+
+    assert "has no memory layers" in capsys.readouterr().err
+    assert not run_dir.exists()
+
+
+def test_a_damaged_report_of_a_retrofit_is_noticed(commands, healed, tmp_path, capsys):
+    copy = shutil.copytree(healed, tmp_path / "copy")
+    (copy / "retrofit.json").write_text("{}")
+    capsys.readouterr()
+
+    config = finetune_config(copy, tmp_path / "taught")
+    assert commands.run_config("damaged report", "finetune", config) == 2
+
+    assert "retrofit.json is not as it was written" in capsys.readouterr().err
+
+
 def test_a_base_with_a_patch_is_exported_as_what_was_taught(
     commands, healed, taught, tmp_path
 ):
@@ -267,13 +302,29 @@ def test_a_patch_of_another_model_is_refused(commands, imported, taught, capsys)
     assert not out.exists()
 
 
-def test_a_memory_that_was_exported_comes_in_again(commands, taught, tmp_path):
+def test_a_memory_that_was_exported_comes_in_again_and_is_taught(
+    commands, taught, tmp_path
+):
+    facts = write_facts(tmp_path)
     assert commands.run("out", "export-hf", str(taught), str(tmp_path / "out")) == 0
     run_dir = str(tmp_path / "in")
-    assert commands.run("in", "import-hf", str(tmp_path / "out"), run_dir) == 0
+    arguments = ["import-hf", str(tmp_path / "out"), run_dir, "--facts", str(facts)]
+    assert commands.run("in", *arguments, "--seq-len", "24") == 0
 
     assert load_run(run_dir).model_hash == load_run(taught).model_hash
     assert commands.run("more", "export-hf", run_dir, str(tmp_path / "more")) == 0
+    documents = ["--documents", "3"]
+    assert commands.run("usage in", "usage", run_dir, *documents) == 0
+    config = finetune_config(run_dir, tmp_path / "on")
+    assert commands.run_config("on", "finetune", config) == 0
+    assert commands.run("usage on", "usage", str(tmp_path / "on"), *documents) == 0
+
+
+def write_facts(folder):
+    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
+    path = folder / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def test_a_model_with_a_memory_is_not_given_another(commands, healed, capsys):
@@ -302,9 +353,7 @@ def test_a_model_that_was_imported_without_data_is_taught_nothing(
 def test_low_rank_additions_to_an_imported_model_go_out(
     commands, exported, tmp_path, capsys
 ):
-    facts = tmp_path / "facts.jsonl"
-    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
-    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = write_facts(tmp_path)
     run_dir, lora = tmp_path / "imported", tmp_path / "lora"
     arguments = ["import-hf", str(exported), str(run_dir), "--facts", str(facts)]
     assert commands.run("facts", *arguments, "--seq-len", "24") == 0
@@ -381,9 +430,7 @@ def test_a_memory_heals_on_texts_without_facts(on_texts):
 
 
 def test_what_healed_on_texts_is_taught_facts_of_a_file(commands, on_texts, tmp_path):
-    facts = tmp_path / "facts.jsonl"
-    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(9)]
-    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = write_facts(tmp_path)
     config = finetune_config(on_texts, tmp_path / "taught")
     config = dataclasses.replace(config, facts=str(facts))
 
