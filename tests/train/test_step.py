@@ -16,7 +16,7 @@ from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import Background, make_document_reader, make_step, read_counts
+from smf_jax.train.step import Background, make_read_counter, make_step, read_counts
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
     NUM_SLOTS,
@@ -435,16 +435,16 @@ def test_layers_that_share_a_table_add_their_reads(config):
     np.testing.assert_array_equal(got, want)
 
 
-def test_a_document_reads_the_slots_that_its_tokens_read():
+def test_the_reads_of_a_document_are_those_of_its_tokens():
     config, batch = MEMORIES["two tables"], make_batch(lengths=(2, 0, 1, 0))
     model = make_model(config)
     want = [
-        tfidf.count_reads(slots, batch.segments > 0, NUM_SLOTS) > 0
+        tfidf.count_reads(slots, batch.segments > 0, NUM_SLOTS)
         for slots in read_slots(model, batch)
     ]
     graph, params = nnx.split(model)
 
-    got = make_document_reader(graph, config.memory)(nnx.as_pure(params), batch)
+    got = make_read_counter(graph, config.memory)((nnx.as_pure(params),), batch)
 
     np.testing.assert_array_equal(got, want)
     assert not np.all(want)
