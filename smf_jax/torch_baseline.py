@@ -137,7 +137,15 @@ def add_memory(model: nn.Module, config: MemoryConfig) -> nn.Module:
         table = tables[0 if config.share_values else place]
         memory = MemoryLayer(config, model.config.hidden_size, table)
         layer.mlp = MemoryFeedForward(config, layer.mlp, memory)
+    model.save_pretrained = _refuse_to_save
     return model
+
+
+def _refuse_to_save(*arguments, **options) -> None:
+    raise NotImplementedError(
+        "transformers would write a model that it then loads without its memory: save "
+        "model.state_dict() instead"
+    )
 
 
 def load(directory: str | Path) -> nn.Module:

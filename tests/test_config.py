@@ -60,6 +60,8 @@ CLASHES = [
     ),
     (WorldConfig, {"known_people": 0}, "world.known_people=0"),
     (DataConfig, {"new_fraction": 1.0}, "data.new_fraction=1.0"),
+    (DataConfig, {"new_fraction": -0.1}, "data.new_fraction=-0.1"),
+    (OptimConfig, {"learning_rate": 1000.0}, "optim.learning_rate=1000.0 adamw"),
     (DataConfig, {"fact_share": 0.0}, "data.fact_share=0.0"),
     (DataConfig, {"seq_len": 0}, "data.seq_len=0"),
     (LoraConfig, {"rank": 0}, "lora.rank=0"),
@@ -150,7 +152,9 @@ IMPORTED = ImportConfig(
     files={"chat_template.jinja": "{{ messages }}"},
     data=None,
 )
-RETROFIT = RetrofitConfig(base="runs/imported", run_dir="runs/retrofit")
+RETROFIT = RetrofitConfig(
+    base="runs/imported", run_dir="runs/retrofit", data=DataConfig()
+)
 MADE = {
     "plain": Made(pretrain=PLAIN),
     "dense": Made(PretrainConfig(run_dir="r", model=ModelConfig(memory=None))),

@@ -189,6 +189,8 @@ def test_a_memory_that_is_added_to_any_decoder_changes_nothing_at_first(plain):
         got = torch_baseline.add_memory(plain, memory)(input_ids=tokens).logits
 
     assert torch.equal(got, want)
+    with pytest.raises(NotImplementedError, match="without its memory"):
+        plain.save_pretrained("nowhere")
 
 
 def test_a_memory_that_is_added_begins_in_the_ranges_of_ours(plain):

@@ -1,20 +1,18 @@
 """The verbs of the `smf` command, one a function."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from smf_jax.cli.files import load_config
+from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.config import (
     USAGE_DOCUMENTS,
-    DataConfig,
     FinetuneConfig,
     PretrainConfig,
-    RetrofitConfig,
     require,
 )
 
@@ -37,101 +35,15 @@ def pretrain(arguments: Sequence[str], console: Console) -> None:
     console.print(f"run: {pretrain(config, console, resume)}")
 
 
-def import_hf(arguments: Sequence[str], console: Console) -> None:
-    """Makes a run of a Hugging Face model."""
-
-    def options(
-        source: tyro.conf.Positional[str],
-        run: tyro.conf.Positional[str],
-        /,
-        revision: str | None = None,
-        ignore: tuple[str, ...] = (),
-        facts: str | None = None,
-        background: str | None = None,
-        seq_len: int = 64,
-    ):
-        """Make a run of a Hugging Face model: Llama, Mistral, Qwen2, Qwen3, SmolLM.
-
-        Reads safetensors only. HF_HUB_OFFLINE=1 takes what was downloaded before.
-
-        Example: smf import-hf HuggingFaceTB/SmolLM2-135M runs/smollm
-
-        Args:
-          source: A directory, or a repository OWNER/NAME.
-          run: The run directory that is written.
-          revision: Branch, tag or commit of the repository.
-          ignore: Keys of its config.json that are set aside, on your word.
-          facts: JSONL(.gz) of facts that it is asked and taught as it is.
-          background: JSONL(.gz) of texts beside them.
-          seq_len: Tokens of a row of them.
-        """
-        return source, run, revision, ignore, facts, background, seq_len
-
-    source, run, revision, ignore, facts, background, seq_len = tyro.cli(
-        options, args=list(arguments), prog="smf import-hf"
-    )
-    data = None
-    if facts is not None or background is not None:
-        data = DataConfig(facts=facts, background=background, seq_len=seq_len)
-    from smf_jax.train.exchange import import_run
-
-    path = import_run(source, run, revision, ignore, data, console)
-    console.print(f"run: {path}")
-
-
-def export_hf(arguments: Sequence[str], console: Console) -> None:
-    """Writes a run's model for Hugging Face."""
-
-    def options(
-        run: tyro.conf.Positional[str],
-        directory: tyro.conf.Positional[str],
-        /,
-        patch: str | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-    ):
-        """Write the model of RUN as safetensors, with its config and tokenizer.
-
-        What was written is read again, and must give the same logits. With memory
-        layers, smf_jax.torch_baseline loads it; without, transformers does. A LoRA run
-        is merged, and its adapter for PEFT lies in DIRECTORY/adapter.
-
-        Example: smf export-hf runs/smf_world exported
-
-        Args:
-          run: The run directory.
-          directory: Where the model is written; must not exist, or be empty.
-          patch: A patch file that is applied to the memory first.
-          dtype: Of the parameters as they are written.
-        """
-        return run, directory, patch, dtype
-
-    run, directory, patch, dtype = tyro.cli(
-        options, args=list(arguments), prog="smf export-hf"
-    )
-    from smf_jax.train.exchange import export_run
-
-    export_run(run, directory, patch, dtype, console)
-
-
-def retrofit(arguments: Sequence[str], console: Console) -> int:
-    """Gives a run's model a memory and heals it."""
-    config, resume = load_config(RetrofitConfig, "retrofit", arguments)
-    from smf_jax import report
-    from smf_jax.train.retrofit import retrofit
-
-    done = retrofit(config, console, resume)
-    console.print(f"figure: {report.draw_retrofit(done.run_dir)}")
-    if not done.healed:
-        print(f"smf retrofit: {done.verdict}: train another longer", file=sys.stderr)
-        return 1
-    console.print(done.verdict, highlight=False)
-    return 0
-
-
 def usage(arguments: Sequence[str], console: Console) -> None:
     """Collects the document frequency of a run's slots."""
 
-    def options(run: tyro.conf.Positional[str], /, documents: int = USAGE_DOCUMENTS):
+    def options(
+        run: tyro.conf.Positional[str],
+        /,
+        documents: int = USAGE_DOCUMENTS,
+        batch_size: int | None = None,
+    ):
         """Count in how many background documents each slot of RUN is read.
 
         Example: smf usage runs/world --documents 200
@@ -139,14 +51,16 @@ def usage(arguments: Sequence[str], console: Console) -> None:
         Args:
           run: The run directory.
           documents: Batches of pretraining text to read.
+          batch_size: Rows of a document; by default as many as in pretraining.
         """
-        return run, documents
+        return run, documents, batch_size
 
-    run, documents = tyro.cli(options, args=list(arguments), prog="smf usage")
+    run, documents, size = tyro.cli(options, args=list(arguments), prog="smf usage")
     require(documents > 0, f"--documents {documents} must be above 0")
+    require(size is None or size > 0, f"--batch-size {size} must be above 0")
     from smf_jax.train.pretrain import collect_usage
 
-    collect_usage(run, documents, console)
+    collect_usage(run, documents, console, size)
 
 
 def finetune(arguments: Sequence[str], console: Console) -> None:
@@ -155,7 +69,12 @@ def finetune(arguments: Sequence[str], console: Console) -> None:
     from smf_jax.train.finetune import finetune
 
     taught = finetune(config, console, resume)
-    _print_point(taught.points[-1], console)
+    before, after = taught.points[0].scores, taught.points[-1].scores
+    for group in after:
+        change = (before[group].exact_match, after[group].exact_match)
+        console.print(
+            f"{group:9} exact match {change[0]:.3f} -> {change[1]:.3f}", highlight=False
+        )
     console.print(f"run: {taught.run_dir}")
 
 

@@ -58,9 +58,14 @@ class DataConfig:
 
     def __post_init__(self):
         require_positive("data", self, "vocab_size", "seq_len", "batch_size")
-        for name in ("new_fraction", "fact_share"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"data.{name}={value} must lie between 0 and 1")
+        require(
+            0 <= self.new_fraction < 1,
+            f"data.new_fraction={self.new_fraction} must be 0 or more and below 1",
+        )
+        require(
+            0 < self.fact_share < 1,
+            f"data.fact_share={self.fact_share} must lie between 0 and 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,12 @@ class OptimConfig:
         require(
             self.clip_norm is None or 0 < self.clip_norm < math.inf,
             f"optim.clip_norm={self.clip_norm} must be above 0 and finite, or None",
+        )
+        require(
+            self.learning_rate < 1 or self.optimizer == "sgd",
+            f"optim.learning_rate={self.learning_rate} is a rate for SGD, but "
+            f"optim.optimizer is {self.optimizer}, by which every number moves by "
+            "about the rate in a step",
         )
         require(
             self.momentum == 0 or self.optimizer == "sgd",
@@ -198,7 +209,7 @@ class RetrofitConfig:
     memory: MemoryConfig = dataclasses.field(
         default_factory=lambda: MemoryConfig(placement="add")
     )
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: DataConfig  # what it heals on
     optim: OptimConfig = OptimConfig(method="memory")
 
     def __post_init__(self):
@@ -244,6 +255,7 @@ class FinetuneConfig:
     run_dir: str  # where this run is written
     facts: str | None = None  # JSONL(.gz); None: the facts that `base` kept back
     teach: Teach = "questions"  # the wording trained on
+    seq_len: int | None = None  # tokens of the longest text; None: as the base's data
     loss_on: Literal["answer", "all"] = "answer"  # tokens whose loss is trained
     steps: int = 150
     batch_size: int = 64  # facts a step
@@ -264,6 +276,10 @@ class FinetuneConfig:
             f"accumulate={self.accumulate}",
         )
         require_not_negative("finetune", self, "eval_every")
+        require(
+            self.seq_len is None or self.seq_len > 0,
+            f"seq_len={self.seq_len} must be above 0, or None",
+        )
         _require_on_nan(self.on_nan)
         _require_warmed_up(self.optim, self.steps)
 

@@ -43,6 +43,22 @@ FILE_FRAMES = (
 HELD_OUT_FRAME = "Quiz: {question}"
 
 
+def describe_corpus(config: DataConfig, corpus: Corpus) -> str:
+    """Returns in a line what a corpus is of."""
+    world = config.facts is None and config.background is None
+    sources = filter(None, (config.facts, config.background))
+    source = "the synthetic world" if world else " and ".join(sources)
+    return (
+        f"{source}: {len(corpus.known):,} known facts, {len(corpus.new):,} kept back "
+        f"as new, {len(corpus.texts):,} texts"
+    )
+
+
+def no_corpus() -> Corpus:
+    """Returns what a model is about that came without data: nothing."""
+    return _corpus([], [], [], [], [], [])
+
+
 def load_corpus(config: DataConfig) -> Corpus:
     """Returns the facts and texts that a configuration names.
 
@@ -73,7 +89,8 @@ def _file_corpus(config: DataConfig) -> Corpus:
     num_new = round(len(facts) * config.new_fraction)
     new, known = facts[:num_new], facts[num_new:]
     require(
-        config.facts is None or (len(new) > 0 and len(known) > 0),
+        config.facts is None
+        or (len(known) > 0 and (len(new) > 0 or config.new_fraction == 0)),
         f"{config.facts}: {len(facts)} facts split into {len(known)} known and "
         f"{len(new)} new; both are needed (data.new_fraction={config.new_fraction})",
     )

@@ -70,6 +70,8 @@ def read_config(
     """
     family = family_of(config)
     config = dict(family.defaults) | config
+    absent = sorted(set(ignore) - config.keys())
+    require(not absent, f"config.json has no {', '.join(absent)} to ignore")
     config = {name: value for name, value in config.items() if name not in ignore}
     try:
         wrong = _unsupported(config, family)
@@ -106,11 +108,12 @@ def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
     if config.get("no_rope_layers") and not family.skips_rope:
         wrong.append(asked("no_rope_layers"))
     rules = _rope_rules(config)
+    where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     if _rope_type(rules) not in ("default", "llama3"):
-        wrong.append(f"rope_type={_rope_type(rules)!r}")
+        wrong.append(f"{where}: rope_type={_rope_type(rules)!r}")
     known = {"rope_type", "type", "rope_theta", *_LLAMA3.values()}
     wrong += [
-        f"{name}={value!r}"
+        f"{where}: {name}={value!r}"
         for name, value in rules.items()
         if name not in known and value is not None
     ]
@@ -159,7 +162,10 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
         norm_eps=float(config["rms_norm_eps"]),
         memory=None,
     )
-    require(bool(fields["vocab_size"]), "vocab_size must be above 0")
+    for name, value in fields.items():
+        truth = isinstance(value, bool) and name in ("vocab_size", "dim", "hidden_dim")
+        require(not truth, f"{name}={value} is no number")
+    require(fields["vocab_size"] > 0, "vocab_size must be above 0")
     return dacite.from_dict(ModelConfig, fields)
 
 

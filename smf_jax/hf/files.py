@@ -51,7 +51,8 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
         )
         return Path(source), None
     require(
-        re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None,
+        not Path(source).exists()
+        and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
         f"{source}: no such folder, and no name of a repository (OWNER/NAME)",
     )
     # Some repositories hold the same parameters a second time, by another name.

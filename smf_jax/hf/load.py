@@ -23,7 +23,7 @@ from smf_jax.model.transformer import Transformer, assemble, named
 # Of a model with memory layers, so that no program takes it for one without.
 MEMORY_TYPE = "smf_memory"
 HEAD = "lm_head.weight"
-SHOWN = 20  # mistakes that a message lists
+SHOWN = 5  # mistakes that a message lists
 # Buffers in old files, which follow from the configuration.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 

@@ -43,6 +43,14 @@ def collect(
     )
 
 
+def not_in_all(usage: Usage) -> list[int]:
+    """Returns how many slots of each table some document does not read.
+
+    Of the others nothing can stand out: their inverse document frequency is 0.
+    """
+    return (usage.document_frequency < usage.num_documents).sum(axis=1).tolist()
+
+
 def save(path: Path, usage: Usage) -> None:
     """Writes `usage` as safetensors; the file appears whole or not at all."""
     metadata = {

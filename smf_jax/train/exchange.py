@@ -13,7 +13,7 @@ from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.slots import patch
 from smf_jax.train.record import Made, describe, made_of, read_record
-from smf_jax.train.run import Run, all_params, find_base, load_run
+from smf_jax.train.run import Run, all_params, find_base, load_run, tell_unhealed
 from smf_jax.train.start import AUTO, claim, enter_run_dir, find_start
 
 
@@ -45,13 +45,17 @@ def import_run(
         folder, commit = hf.fetch(source, revision)
         tokenizer = hf.read_tokenizer(folder)
         model = hf.import_model(folder, ignore)
+        if ignore:
+            console.print(f"set aside, on your word: {', '.join(ignore)}")
         require(
             tokenizer.num_tokens <= model.config.vocab_size,
             f"{folder}: the tokenizer has {tokenizer.num_tokens} ids, but the model "
             f"has {model.config.vocab_size} (vocab_size)",
         )
+        local = commit is None
         imported = ImportConfig(
-            source=source,
+            # As it is found from any folder, by PEFT among others.
+            source=str(folder.resolve()) if local else source,
             revision=commit,
             ignore=tuple(ignore),
             model=model.config,
@@ -104,6 +108,7 @@ def export_run(
     """
     require(jax.process_count() == 1, "a model is exported by one process")
     run = load_run(run_dir)
+    tell_unhealed(run, console)
     if patch_file is not None:
         change = patch.load(Path(patch_file))
         require(
@@ -126,8 +131,9 @@ def export_run(
         ignore=() if imported is None else imported.ignore,
         base_name=_base_name(run),
     )
+    rounded = "" if dtype == "float32" else f" rounded to {dtype}"
     console.print(
-        f"exported {run_dir} to {directory}: read again, it gives the same logits",
+        f"exported {run_dir} to {directory}: read again, it is the same model{rounded}",
         highlight=False,
         markup=False,
     )

@@ -38,7 +38,7 @@ from smf_jax.train.record import (
     describe,
     write_json,
 )
-from smf_jax.train.run import Run, corpus_of, load_base
+from smf_jax.train.run import Run, corpus_of, load_base, require_fitting
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
@@ -80,7 +80,10 @@ def finetune(
         base = load_base(config.base, console)
         corpus = corpus_of(base)
         questions = load_questions(corpus, config.facts, config.teach, console)
-        loaded = _usage(config, base)
+        require(
+            len(questions.new) > 0, f"{config.base} kept no facts back: name --facts"
+        )
+        loaded = _usage(config, base, console)
         batches = _batches(config, base, questions, console)
         record = describe(
             base.made._replace(finetune=config),
@@ -178,7 +181,7 @@ def _batches(
         ]
         for place, fact in enumerate(questions.new)
     ]
-    seq_len = base.data.seq_len
+    seq_len = _seq_len(config, base)
     _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
     if dropped:
         console.print(f"data: {dropped} texts longer than the context, left out")
@@ -192,7 +195,17 @@ def _batches(
     return taught_batches(encoded, config.batch_size, config.seed)
 
 
-def _usage(config: FinetuneConfig, base: Run) -> Usage | None:
+def _seq_len(config: FinetuneConfig, base: Run) -> int:
+    data = base.made.data
+    seq_len = config.seq_len or (data and data.seq_len)
+    require(
+        seq_len is not None, f"{config.base} was imported without data: name --seq-len"
+    )
+    require_fitting(seq_len, base)
+    return seq_len
+
+
+def _usage(config: FinetuneConfig, base: Run, console: Console) -> Usage | None:
     method = config.optim.method
     memory = base.memory if method in ("smf", "memory") else None
     if method != "smf":
@@ -202,9 +215,18 @@ def _usage(config: FinetuneConfig, base: Run) -> Usage | None:
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
         f"table (memory.num_keys={memory.num_keys}, squared)",
     )
-    return usage.load(
+    loaded = usage.load(
         base.run_dir / USAGE, base.model_hash, memory.num_pools, memory.num_slots
     )
+    free = min(usage.not_in_all(loaded))
+    if config.optim.select in ("tfidf", "idf") and free < config.optim.top_t:
+        console.print(
+            f"WARNING: {free:,} of {memory.num_slots:,} slots are not read by every "
+            f"background document, so no step can write optim.top_t="
+            f"{config.optim.top_t} of them; see smf usage",
+            style="bold red",
+        )
+    return loaded
 
 
 def _count_trainable(method: Method, state: TrainState) -> int:

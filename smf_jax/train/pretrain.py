@@ -1,5 +1,6 @@
 """Pretraining a model from scratch, and collecting what a background reads."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -32,7 +33,13 @@ from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.record import TOKENIZER, USAGE, Made, describe
-from smf_jax.train.run import corpus_of, load_run, make_model, model_config
+from smf_jax.train.run import (
+    corpus_of,
+    load_run,
+    make_model,
+    model_config,
+    tell_unhealed,
+)
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import (
     AUTO,
@@ -43,6 +50,8 @@ from smf_jax.train.start import (
 )
 from smf_jax.train.state import abstract_split, restore, split_for_training
 from smf_jax.train.step import make_read_counter, make_step
+
+CROWDED = 0.5  # share of slots that every document reads, above which it warns
 
 
 def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) -> Path:
@@ -137,17 +146,25 @@ def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
         yield HELD_OUT_FRAME.format(question="")
 
 
-def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> Usage:
+def collect_usage(
+    run_dir: str | Path,
+    num_documents: int,
+    console: Console,
+    batch_size: int | None = None,
+) -> Usage:
     """Counts in how many batches of pretraining text each slot of a run is read.
 
-    A document is one batch of the shape of pretraining, drawn with another seed.
-    The result is written into the run directory, too.
+    A document is one batch of pretraining text, drawn with another seed; it has
+    `batch_size` rows, by default as many as in pretraining. The result is written into
+    the run directory, too.
 
     Raises:
       ConfigError: The run is missing or has no memory.
     """
     run = load_run(run_dir)
+    tell_unhealed(run, console)
     memory, data = run.memory, run.data
+    data = dataclasses.replace(data, batch_size=batch_size or data.batch_size)
     corpus = corpus_of(run)
     packed = _pack(data, corpus, run.tokenizer)
     batches = _batches(data, packed, run.made.seed + 1)
@@ -168,9 +185,17 @@ def collect_usage(run_dir: str | Path, num_documents: int, console: Console) -> 
     )
     if distributed.is_main():
         usage.save(run.run_dir / USAGE, collected)
-    read_often = np.mean(collected.document_frequency > 0)
+    read = np.mean(collected.document_frequency > 0)
+    in_all = 1 - sum(usage.not_in_all(collected)) / collected.document_frequency.size
     console.print(
         f"usage: {num_documents} documents of {data.batch_size} x {data.seq_len} "
-        f"tokens read {read_often:.1%} of the slots"
+        f"tokens read {read:.1%} of the slots, {in_all:.1%} of them in every document"
     )
+    if in_all > CROWDED:
+        console.print(
+            f"WARNING: SMF never writes the {in_all:.0%} of the slots that every "
+            "document reads: take smaller documents (--batch-size), or a memory with "
+            "more slots (memory.num_keys)",
+            style="bold red",
+        )
     return collected

@@ -21,7 +21,7 @@ from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.train.record import EVALUATION, write_json
-from smf_jax.train.run import corpus_of, load_run
+from smf_jax.train.run import corpus_of, load_run, tell_unhealed
 
 
 class Questions(NamedTuple):
@@ -85,6 +85,13 @@ def load_questions(
         for note in notes:
             console.print(f"data: {note}")
         held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
+    known = {fact.question.lower() for fact in corpus.known}
+    both = sum(fact.question.lower() in known for fact in new)
+    if both:
+        console.print(
+            f"data: {both} of the {len(new)} new facts are among the known ones, too: "
+            "what they tell of forgetting is wrong"
+        )
     taught = [as_taught(fact, teach) for fact in new]
     content = (corpus.hash, new, taught, held_out)
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
@@ -124,12 +131,13 @@ def evaluate(
 ) -> Point:
     """Asks a run every question, and writes the scores and answers beside it.
 
-    It is asked as it was after `step`, by default the last; of a step that was named,
-    the answers get a file of their own. The wording called taught
+    It is asked as it was after `step`, by default the last. Of a step that was named,
+    and of other facts, the answers get a file of their own. The wording called taught
     is that of the run's own teaching; for other facts, and for a run that was taught
     nothing, the questions as they stand.
     """
     run = load_run(run_dir, step)
+    tell_unhealed(run, console)
     corpus = corpus_of(run)
     if facts is None and run.made.finetune is not None:
         own = run.made.finetune
@@ -144,8 +152,12 @@ def evaluate(
     require(bool(questions.groups()), f"{run_dir} has nothing to ask: name --facts")
     graph, params = nnx.split(run.model)
     point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
-    name = EVALUATION if step is None else f"evaluation-{step}.json"
-    write_evaluation(run.run_dir / name, questions, point)
+    name = Path(EVALUATION).stem
+    if step is not None:
+        name += f"-{step}"
+    if facts is not None:
+        name += f"-{Path(facts).name.split('.')[0]}"
+    write_evaluation(run.run_dir / f"{name}.json", questions, point)
     return point
 
 

@@ -69,6 +69,14 @@ class Made(NamedTuple):
         trained = self.retrofit or self.pretrain
         return 0 if trained is None else trained.seed
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that the model was made for, if it is known."""
+        if self.imported is None:
+            return None
+        decoder = self.imported.config.get("decoder", self.imported.config)
+        return decoder.get("max_position_embeddings")
+
 
 # What `config.json` holds; the hashes name what a run was made of.
 RECORD = {
@@ -84,6 +92,10 @@ def read_record(run_dir: Path) -> dict[str, Any]:
       ConfigError: It is missing or no such record.
     """
     record = read_json(run_dir / CONFIG)
+    require(
+        not isinstance(record, dict) or "model_type" not in record,
+        f"{run_dir} is a Hugging Face model and no run: smf import-hf makes one of it",
+    )
     try:
         made_of(record)
         missing = RECORD - record.keys()

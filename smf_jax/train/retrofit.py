@@ -15,7 +15,7 @@ from rich.table import Table
 
 from smf_jax.config import RetrofitConfig
 from smf_jax.data.batches import Packed, hold_out, pack_corpus, packed_batches
-from smf_jax.data.corpus import load_corpus
+from smf_jax.data.corpus import describe_corpus, load_corpus
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.transformer import add_memory
 from smf_jax.optim.methods import make_method
@@ -24,7 +24,7 @@ from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
 from smf_jax.train.questions import Questions, ask_all, load_questions
 from smf_jax.train.record import RETROFIT, describe, write_json
-from smf_jax.train.run import Run, load_base
+from smf_jax.train.run import Run, load_base, require_fitting
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import AUTO, Resume, claim, enter_run_dir, find_start
 from smf_jax.train.state import restore, split_for_training
@@ -65,9 +65,10 @@ def retrofit(
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
         base = load_base(config.base, console)
+        require_fitting(config.data.seq_len, base)
         corpus = load_corpus(config.data)
-        for note in corpus.notes:
-            console.print(f"data: {note}")
+        for note in (describe_corpus(config.data, corpus), *corpus.notes):
+            console.print(f"data: {note}", highlight=False)
         packed = pack_corpus(
             base.tokenizer, corpus, config.data.seq_len, config.data.loss_on
         )

@@ -19,7 +19,7 @@ from smf_jax.config import (
     RetrofitConfig,
     require,
 )
-from smf_jax.data.corpus import Corpus, load_corpus
+from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
 from smf_jax.data.tokenizer import END, Tokenizer, load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer, assemble, named
@@ -56,8 +56,8 @@ class Run(NamedTuple):
         data = self.made.data
         require(
             data is not None,
-            f"{self.run_dir} was imported without data of its own: import it with "
-            "--facts FACTS.jsonl, or retrofit it",
+            f"{self.run_dir} was imported without data: import it with --facts or "
+            "--background, or retrofit it",
         )
         return data
 
@@ -69,7 +69,10 @@ class Run(NamedTuple):
           ConfigError: It has none.
         """
         memory = self.model.config.memory
-        require(memory is not None, f"{self.run_dir}: the model has no memory layers")
+        require(
+            memory is not None,
+            f"{self.run_dir}: the model has no memory layers: retrofit it",
+        )
         return memory
 
 
@@ -115,6 +118,16 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
     return Run(run_dir, made, model, tokenizer, step, corpus_hash, model_hash)
 
 
+def require_fitting(seq_len: int, run: Run) -> None:
+    """Raises `ConfigError` if a model was not made for texts of so many tokens."""
+    longest = run.made.longest
+    require(
+        longest is None or seq_len <= longest,
+        f"seq_len={seq_len} is above the {longest} tokens that the model of "
+        f"{run.run_dir} was made for (max_position_embeddings)",
+    )
+
+
 def load_base(run_dir: str | Path, console: Console) -> Run:
     """Reads a finished run that is to be trained further.
 
@@ -128,14 +141,24 @@ def load_base(run_dir: str | Path, console: Console) -> Run:
         f"{run_dir} was taught by lora, and what it added cannot be trained over: take "
         "the run it came from",
     )
-    if own is run.made.retrofit:
-        record = checkpoint.read(run.run_dir, run.step)
-        damaged = checkpoint.output_problems(run.run_dir, record)
-        require(not damaged, "; ".join(damaged))
-        if not read_json(run.run_dir / RETROFIT)["healed"]:
-            line = f"WARNING: {run_dir} has not healed (see its {RETROFIT})"
-            console.print(line, style="bold red")
+    tell_unhealed(run, console)
     return run
+
+
+def tell_unhealed(run: Run, console: Console) -> None:
+    """Prints a warning if a run is a retrofit whose model has not healed.
+
+    Raises:
+      ConfigError: What it reported of itself is damaged.
+    """
+    if run.made.own is not run.made.retrofit or run.step < run.made.steps:
+        return
+    record = checkpoint.read(run.run_dir, run.step)
+    damaged = checkpoint.output_problems(run.run_dir, record)
+    require(not damaged, "; ".join(damaged))
+    if not read_json(run.run_dir / RETROFIT)["healed"]:
+        line = f"WARNING: {run.run_dir} has not healed (see its {RETROFIT})"
+        console.print(line, style="bold red")
 
 
 def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
@@ -169,12 +192,14 @@ def _load(run_dir: Path, step: int, trained: PyTree) -> PyTree:
 
 
 def corpus_of(run: Run) -> Corpus:
-    """Returns what a run was trained on.
+    """Returns what a run was trained on, which is nothing if it came without data.
 
     Raises:
       ConfigError: A file is gone, or is not what it was then.
     """
-    corpus = load_corpus(run.data)
+    if run.made.data is None:
+        return no_corpus()
+    corpus = load_corpus(run.made.data)
     require(
         run.made.finetune is not None or run.corpus_hash == corpus.hash,
         f"the facts or texts of {run.run_dir} are not those it was trained on "
@@ -190,12 +215,14 @@ def find_base(run_dir: Path, base: str) -> Path:
       ConfigError: Neither where it was, nor beside the run, as runs moved together.
     """
     recorded = Path(base)
-    for path in (recorded, run_dir.parent / recorded.name):
+    places = (recorded, run_dir.parent / recorded.name)
+    for path in places:
         if (path / CONFIG).is_file():
             return path
     raise ConfigError(
-        f"{run_dir} holds what was taught to {recorded}, which is neither there nor "
-        f"at {run_dir.parent / recorded.name}"
+        f"{run_dir} was made from {recorded}, which is not there"
+        + ("" if places[0] == places[1] else f", nor at {places[1]}")
+        + ": put it back beside it"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from smf_jax import checkpoint, distributed
-from smf_jax.config import require
+from smf_jax.config import ConfigError, require
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.train.loop import read_rows
 from smf_jax.train.record import (
@@ -68,7 +68,10 @@ def claim(run_dir: str | Path) -> Iterator[Path]:
         f"{run_dir} exists and is no directory",
     )
     made = not run_dir.exists()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        raise ConfigError(f"{run_dir} lies below a file, not a directory") from error
     with (run_dir / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
 from smf_jax.slots import patch, usage
 from smf_jax.train.record import PATCH, USAGE
-from smf_jax.train.run import Run, is_finished, load_run
+from smf_jax.train.run import Run, is_finished, load_run, tell_unhealed
 
 
 def verify(run_dir: Path, console: Console) -> bool:
@@ -38,6 +38,7 @@ def verify(run_dir: Path, console: Console) -> bool:
             state = "finished" if is_finished(run_dir) else "interrupted"
             tell(f"run: {state}, step {steps[-1]} of {run.made.steps}")
             tell(f"params sha256 {run.model_hash}")
+            tell_unhealed(run, console)
             wrong += _beside(run_dir, run)
         except ConfigError as error:
             wrong.append(str(error))

@@ -217,6 +217,9 @@ def test_a_model_that_has_not_healed_is_not_called_so(commands, imported, capsys
     config = finetune_config(run_dir, commands.folder / "taught ill")
     assert commands.run_config("taught ill", "finetune", config) == 0
     assert "has not healed" in capsys.readouterr().out
+    for verb in ("verify", "evaluate"):
+        assert commands.run(f"{verb} ill", verb, str(run_dir)) == 0
+        assert "has not healed" in capsys.readouterr().out
 
 
 def test_a_retrofitted_model_is_taught_like_any_other(healed, taught):
@@ -339,15 +342,64 @@ def test_a_model_with_a_memory_is_not_given_another(commands, healed, capsys):
 # --- imported models without a retrofit ---
 
 
-def test_a_model_that_was_imported_without_data_is_taught_nothing(
-    commands, imported, capsys
+def test_a_model_that_came_without_data_is_taught_what_is_named(
+    commands, imported, tmp_path, capsys
 ):
-    config = finetune_config(imported, commands.folder / "nothing", LORA)
+    config = finetune_config(imported, tmp_path / "taught", LORA)
     capsys.readouterr()
 
     assert commands.run_config("nothing", "finetune", config) == 2
+    assert "name --facts" in capsys.readouterr().err
 
-    assert "imported without data" in capsys.readouterr().err
+    config = dataclasses.replace(config, facts=str(write_facts(tmp_path)))
+    assert commands.run_config("no length", "finetune", config) == 2
+    assert "name --seq-len" in capsys.readouterr().err
+    config = dataclasses.replace(config, seq_len=24)
+    assert commands.run_config("named", "finetune", config) == 0
+    assert commands.run("ask it too", "evaluate", str(tmp_path / "taught")) == 0
+
+
+def test_a_text_longer_than_the_model_was_made_for_is_refused(
+    commands, exported, tmp_path, capsys
+):
+    source = shutil.copytree(exported, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    short = json.dumps(config | {"max_position_embeddings": 16})
+    (source / "config.json").write_text(short)
+    run_dir = str(tmp_path / "run")
+    assert commands.run("short", "import-hf", str(source), run_dir) == 0
+    capsys.readouterr()
+
+    config = retrofit_config(run_dir, tmp_path / "healed")
+    assert commands.run_config("long", "retrofit", config) == 2
+
+    assert "seq_len=24 is above the 16 tokens" in capsys.readouterr().err
+
+
+def test_facts_that_are_known_already_are_counted(commands, imported, tmp_path, capsys):
+    facts = write_facts(tmp_path)
+    config = retrofit_config(
+        imported,
+        tmp_path / "healed",
+        data=DataConfig(facts=str(facts), new_fraction=0.0, seq_len=24, batch_size=5),
+        margin=9.0,
+    )
+    assert commands.run_config("known", "retrofit", config) == 0
+    assert "20 known facts, 0 kept back" in capsys.readouterr().out
+    config = finetune_config(tmp_path / "healed", tmp_path / "taught", LORA)
+    config = dataclasses.replace(config, facts=str(facts))
+
+    assert commands.run_config("known again", "finetune", config) == 0
+
+    assert "20 of the 20 new facts are among the known" in capsys.readouterr().out
+
+
+def test_a_hugging_face_folder_is_no_run(commands, exported, capsys):
+    capsys.readouterr()
+
+    assert commands.run("no run", "ask", str(exported), "what is it ?") == 2
+
+    assert "smf import-hf makes one of it" in capsys.readouterr().err
 
 
 def test_low_rank_additions_to_an_imported_model_go_out(
@@ -400,6 +452,27 @@ def test_every_imported_array_is_verified(commands, imported, tmp_path):
 
     assert commands.run("damaged", "verify", str(copy)) == 1
     assert checkpoint.problems(copy, 0)
+
+
+def test_where_every_document_reads_a_slot_nothing_stands_out(
+    commands, healed, tmp_path, capsys
+):
+    run_dir = str(shutil.copytree(healed, tmp_path / "healed"))
+    large = ["--documents", "2", "--batch-size", "60"]
+    capsys.readouterr()
+    assert commands.run("large", "usage", run_dir, *large) == 0
+    said = capsys.readouterr().out
+    assert "2 documents of 60 x 24 tokens" in said
+    assert "WARNING: SMF never writes the" in said
+
+    config = finetune_config(run_dir, tmp_path / "taught")
+    optim = dataclasses.replace(config.optim, top_t=64)
+    config = dataclasses.replace(config, optim=optim)
+    assert commands.run_config("crowded", "finetune", config) == 0
+
+    assert "no step can write optim.top_t=64" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 # --- texts alone ---

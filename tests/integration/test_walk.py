@@ -299,8 +299,10 @@ def test_a_run_taught_by_statements_is_asked_facts_that_have_none(
 
     title = "evaluate facts"
     assert commands.run(title, "evaluate", str(run_dir), "--facts", str(facts)) == 0
-    asked = read_json(run_dir / "evaluation.json")["answers"]["taught"]
+    asked = read_json(run_dir / "evaluation-facts.json")["answers"]["taught"]
     assert [row["question"] for row in asked] == ["what is it ?"]
+    own = read_json(taught["smf"] / "evaluation.json")
+    assert read_json(run_dir / "evaluation.json") == own
 
 
 def test_evaluating_a_run_before_it_is_taught_gives_the_first_point(commands, base):

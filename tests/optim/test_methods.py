@@ -14,7 +14,7 @@ PARAMS = {"matrix": jnp.full((2, 3), 8.0), "vector": jnp.full(5, 8.0)}
 
 
 def rates(steps, **config):
-    rate = schedule(OptimConfig(learning_rate=8.0, **config), 10)
+    rate = schedule(OptimConfig(optimizer="sgd", learning_rate=8.0, **config), 10)
     return [float(rate(step)) for step in steps]
 
 

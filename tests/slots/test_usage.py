@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from smf_jax.config import ConfigError
 from smf_jax.slots.select import count_reads
-from smf_jax.slots.usage import Usage, collect, load, save
+from smf_jax.slots.usage import Usage, collect, load, not_in_all, save
 
 POOLS, NUM_SLOTS = 2, 9
 FREQUENCY = np.arange(POOLS * NUM_SLOTS, dtype=np.int32).reshape(POOLS, NUM_SLOTS)
@@ -46,6 +46,12 @@ def test_a_document_counts_a_slot_once_however_often_it_reads_it():
 
     assert got.document_frequency.tolist() == [[2, 1, 0, 1, 0, 0]]
     assert got.num_documents == 2
+
+
+def test_slots_that_every_document_reads_are_told_from_the_others():
+    frequency = np.array([[3, 0, 3, 2], [3, 3, 3, 3]], np.int32)
+
+    assert not_in_all(Usage(frequency, 3, (1, 2), "m", "c")) == [2, 0]
 
 
 def test_a_corpus_without_a_document_is_refused():
