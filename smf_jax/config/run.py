@@ -265,7 +265,9 @@ class FinetuneConfig:
     on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the order of the facts
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
-    optim: OptimConfig = OptimConfig(method="smf", optimizer="sgd")
+    optim: OptimConfig = OptimConfig(  # the paper's
+        method="smf", optimizer="sgd", learning_rate=2.0
+    )
 
     def __post_init__(self):
         positive = ("steps", "batch_size", "accumulate", "log_every")

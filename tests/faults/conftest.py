@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import pytest
 
-from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig, SaveConfig
+from smf_jax.config import (
+    FinetuneConfig,
+    OptimConfig,
+    PretrainConfig,
+    RetrofitConfig,
+    SaveConfig,
+)
 from tests import tiny
 from tests.integration.commands import CONFIG_FILE
 
@@ -91,6 +97,27 @@ def small_config(run_dir: Path) -> PretrainConfig:
     return dataclasses.replace(config, model=model)
 
 
+def plain_config(run_dir: Path) -> PretrainConfig:
+    config = pretrain_config(run_dir)
+    model = dataclasses.replace(config.model, memory=None)
+    return dataclasses.replace(config, model=model)
+
+
+def retrofit_config(base: Path, run_dir: Path) -> RetrofitConfig:
+    config = pretrain_config(run_dir)
+    return RetrofitConfig(
+        base=str(base),
+        run_dir=str(run_dir),
+        steps=STEPS,
+        eval_every=ASKED,
+        log_every=2,
+        save=config.save,
+        memory=dataclasses.replace(config.model.memory, placement="add"),
+        data=config.data,
+        optim=OptimConfig(method="memory", learning_rate=0.01),
+    )
+
+
 def finetune_config(base: Path, run_dir: Path, optim: OptimConfig) -> FinetuneConfig:
     return FinetuneConfig(
         base=str(base),
@@ -126,6 +153,12 @@ def jobs(runner):
     small = runner.folder / "small"
     jobs["small"] = Job("pretrain", runner.write("small", small_config(small)), small)
     must_end_well(runner(*jobs["small"].command(small)))
+    plain, run_dir = runner.folder / "plain", runner.folder / "retrofit"
+    config = runner.write("plain", plain_config(plain))
+    must_end_well(runner("pretrain", str(config), "--run-dir", str(plain)))
+    config = runner.write("retrofit", retrofit_config(plain, run_dir))
+    jobs["retrofit"] = Job("retrofit", config, run_dir)
+    must_end_well(runner(*jobs["retrofit"].command(run_dir)))
     for name, optim in (METHODS | {"momentum": MOMENTUM}).items():
         run_dir = runner.folder / name
         config = runner.write(name, finetune_config(base, run_dir, optim))
@@ -161,5 +194,6 @@ def outcome(run_dir: Path) -> dict:
         "progress": {step: m["progress"] for step, m in manifests.items()},
         "evaluation": read("evaluation.json"),
         "teaching": read("teaching.json"),
+        "retrofit": read("retrofit.json"),
         "tokenizer": read("tokenizer.json"),
     }

@@ -13,7 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smf_jax.cli.files import load_config
-from smf_jax.config import ConfigError, FinetuneConfig, PretrainConfig
+from smf_jax.config import (
+    ConfigError,
+    DataConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    RetrofitConfig,
+)
 from smf_jax.data.records import read_facts, read_texts
 from smf_jax.slots import patch, usage
 from smf_jax.train.loop import read_rows
@@ -141,10 +147,11 @@ def floats_of(config) -> list[float]:
 
 @many
 @given(arguments=arguments)
-@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig])
+@pytest.mark.parametrize("kind", [PretrainConfig, RetrofitConfig, FinetuneConfig])
 def test_overrides_of_anything(tmp_path, kind, arguments, capsys):
     configs = {
         PretrainConfig: tiny.pretrain_config("run", 9),
+        RetrofitConfig: RetrofitConfig(base="b", run_dir="run", data=DataConfig()),
         FinetuneConfig: FinetuneConfig(base="base", run_dir="run"),
     }
     path = tmp_path / "config.py"

@@ -10,10 +10,10 @@ from tests.faults.conftest import STEPS, must_end_well, outcome
 
 PARTS = 8  # of the file operations, so that they can be shared by test processes
 MOMENTS = random.Random(0)
-# 20 of them: each job is killed at steps of its own, by chance.
+# 24 of them: each job is killed at steps of its own, by chance.
 KILLS = [
     (job, step)
-    for job in ("pretrain", "smf", "lora", "full", "momentum")
+    for job in ("pretrain", "smf", "lora", "full", "momentum", "retrofit")
     for step in sorted(MOMENTS.sample(range(1, STEPS + 1), 4))
 ]
 
