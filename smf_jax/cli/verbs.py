@@ -75,6 +75,10 @@ def finetune(arguments: Sequence[str], console: Console) -> None:
         console.print(
             f"{group:9} exact match {change[0]:.3f} -> {change[1]:.3f}", highlight=False
         )
+    losses = [taught.points[place].text_loss for place in (0, -1)]
+    if None not in losses:
+        line = f"texts     loss {losses[0]:.4f} -> {losses[1]:.4f}"
+        console.print(line, highlight=False)
     console.print(f"run: {taught.run_dir}")
 
 
@@ -199,6 +203,8 @@ def _print_point(point: Any, console: Console) -> None:
             f"{group:9} exact match {scores.exact_match:.3f}  F1 {scores.f1:.3f}",
             highlight=False,
         )
+    if point.text_loss is not None:
+        console.print(f"texts     loss {point.text_loss:.4f}", highlight=False)
 
 
 VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {

@@ -28,6 +28,7 @@ from smf_jax.train.questions import (
     Questions,
     ask_all,
     load_questions,
+    sample_texts,
     write_evaluation,
 )
 from smf_jax.train.record import (
@@ -95,15 +96,18 @@ def finetune(
         if config.optim.method == "lora":
             add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         enter_run_dir(run_dir, start, record, base.tokenizer, console)
-        return _teach(config, run_dir, start, base, questions, loaded, batches, console)
+        texts = sample_texts(base, corpus)
+        return _teach(
+            config, run_dir, start, base, questions, texts, loaded, batches, console
+        )
 
 
-def _teach(config, run_dir, start, base, questions, loaded, batches, console):
+def _teach(config, run_dir, start, base, questions, texts, loaded, batches, console):
     tables = [np.asarray(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)
-    ask = functools.partial(ask_all, graph, base.tokenizer, questions)
+    ask = functools.partial(ask_all, graph, base.tokenizer, questions, texts)
     max_skips, strange = skips(config.on_nan), nothing_strange()
     if start is None:
         points = [ask(0, (state.trainable, frozen))]
@@ -164,6 +168,7 @@ def _background(loaded: Usage | None) -> Background | None:
 def _write_teaching(run_dir, points, trainable, histogram) -> None:
     record = {
         "curve": [point.on_curve() for point in points],
+        "text_loss": [point.text_loss for point in points],
         "trainable": trainable,
         "slots_by_document_frequency": histogram,
         "answers_before": points[0].answers,

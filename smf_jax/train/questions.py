@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from rich.console import Console
 
 from smf_jax.config import Teach, require
+from smf_jax.data.batches import Batch, pack_corpus
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
     Corpus,
@@ -20,8 +21,11 @@ from smf_jax.data.records import Fact, read_facts
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
+from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.train.record import EVALUATION, write_json
-from smf_jax.train.run import corpus_of, load_run, tell_unhealed
+from smf_jax.train.run import Run, corpus_of, load_run, tell_unhealed
+
+TEXTS, TEXTS_AT_ONCE = 64, 16  # rows of text that forgetting is measured on
 
 
 class Questions(NamedTuple):
@@ -45,6 +49,7 @@ class Point(NamedTuple):
     step: int
     scores: dict[str, Scores]  # of each group of `Questions`
     answers: dict[str, list[str]]
+    text_loss: float | None = None  # on texts of its training, in nats a token
 
     def on_curve(self) -> CurvePoint:
         """Returns the exact match on each group, as a point of a method's curve."""
@@ -56,13 +61,13 @@ class Point(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Returns the point in types that JSON has."""
         scores = {group: scores._asdict() for group, scores in self.scores.items()}
-        return {"step": self.step, "scores": scores, "answers": self.answers}
+        return self._asdict() | {"scores": scores}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Point":
         """Returns the point that `to_json` was of."""
         scores = {group: Scores(**of) for group, of in content["scores"].items()}
-        return cls(content["step"], scores, content["answers"])
+        return cls(**content | {"scores": scores})
 
 
 def load_questions(
@@ -98,17 +103,32 @@ def load_questions(
     return Questions(new, taught, held_out, corpus.known, digest)
 
 
+def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
+    """Returns rows of some texts that a run was trained on, on which to forget."""
+    texts = corpus.texts[:: -(-len(corpus.texts) // TEXTS) or 1]
+    if not texts:
+        return []
+    some = corpus._replace(examples=[], texts=texts)
+    packed = pack_corpus(run.tokenizer, some, run.data.seq_len, "all")
+    return packed.texts[:TEXTS]
+
+
 def ask_all(
     graph: nnx.GraphDef,
     tokenizer: Tokenizer,
     questions: Questions,
+    texts: list[Batch],
     step: int,
     params: tuple[PyTree, ...],
 ) -> Point:
-    """Returns how the model answers every question, by greedy generation."""
+    """Returns how the model answers every question, and its loss on texts.
+
+    Answers are by greedy generation.
+    """
+    loss = mean_loss(graph, params, texts, TEXTS_AT_ONCE) if texts else None
     groups = questions.groups()
     if not groups:
-        return Point(step, {}, {})
+        return Point(step, {}, {}, loss)
     asked = [fact for facts in groups.values() for fact in facts]
     # All in one call, so that prompts of all groups share one compilation.
     replies = answer(
@@ -123,7 +143,7 @@ def ask_all(
         answers[name] = replies[start : start + len(facts)]
         start += len(facts)
     scores = {name: score(answers[name], facts) for name, facts in groups.items()}
-    return Point(step, scores, answers)
+    return Point(step, scores, answers, loss)
 
 
 def evaluate(
@@ -151,7 +171,8 @@ def evaluate(
         questions = load_questions(corpus, facts, "questions", console)
     require(bool(questions.groups()), f"{run_dir} has nothing to ask: name --facts")
     graph, params = nnx.split(run.model)
-    point = ask_all(graph, run.tokenizer, questions, run.step, (params,))
+    texts = sample_texts(run, corpus)
+    point = ask_all(graph, run.tokenizer, questions, texts, run.step, (params,))
     name = Path(EVALUATION).stem
     if step is not None:
         name += f"-{step}"

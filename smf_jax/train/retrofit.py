@@ -159,7 +159,7 @@ def _loss(graph, params, config, data: Data) -> float:
 
 def _measure(base: Run, graph, params, config, data: Data) -> Measures:
     """Returns what the tax of a retrofit is told by, for one model."""
-    point = ask_all(graph, base.tokenizer, data.questions, 0, params)
+    point = ask_all(graph, base.tokenizer, data.questions, [], 0, params)
     loss = _loss(graph, params, config, data)
     scores = {name: of._asdict() for name, of in point.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}

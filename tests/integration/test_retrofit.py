@@ -491,7 +491,8 @@ def on_texts(commands, imported):
     data = DataConfig(background=str(path), seq_len=24, batch_size=5)
     config = retrofit_config(imported, run_dir, data=data, margin=5.0)
     assert commands.run_config("on texts", "retrofit", config) == 0
-    assert commands.run("usage", "usage", str(run_dir), "--documents", "5") == 0
+    small = ["--documents", "5", "--batch-size", "1"]
+    assert commands.run("usage", "usage", str(run_dir), *small) == 0
     return run_dir
 
 
@@ -502,7 +503,9 @@ def test_a_memory_heals_on_texts_without_facts(on_texts):
     assert report["after"]["loss"] < report["base"]["loss"]
 
 
-def test_what_healed_on_texts_is_taught_facts_of_a_file(commands, on_texts, tmp_path):
+def test_what_healed_on_texts_is_taught_facts_of_a_file(
+    commands, on_texts, tmp_path, capsys
+):
     facts = write_facts(tmp_path)
     config = finetune_config(on_texts, tmp_path / "taught")
     config = dataclasses.replace(config, facts=str(facts))
@@ -511,7 +514,12 @@ def test_what_healed_on_texts_is_taught_facts_of_a_file(commands, on_texts, tmp_
 
     teaching = json.loads((tmp_path / "taught" / "teaching.json").read_text())
     assert [point[3] for point in teaching["curve"]] == [None] * 2
+    before, after = teaching["text_loss"]
+    assert before > 0
+    assert before != after
+    capsys.readouterr()
     assert commands.run("ask it", "evaluate", str(tmp_path / "taught")) == 0
+    assert f"texts     loss {after:.4f}" in capsys.readouterr().out
 
 
 def test_without_facts_there_is_nothing_to_ask(commands, on_texts, capsys):
