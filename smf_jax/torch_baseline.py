@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from smf_jax.config import ConfigError, MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.hf import parts, read_json
+from smf_jax.hf import read_json, split_config
 
 
 class Reads(NamedTuple):
@@ -156,7 +156,7 @@ def load(directory: str | Path) -> nn.Module:
     """
     folder = Path(directory)
     config = read_json(folder, "config.json")
-    decoder, memory = parts(config)
+    decoder, memory = split_config(config)
     kind = transformers.AutoConfig.for_model(**decoder)
     model = transformers.AutoModelForCausalLM.from_config(kind)
     if memory is not None:

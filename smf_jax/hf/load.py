@@ -68,7 +68,7 @@ def describe(
     Raises:
       ConfigError: As there.
     """
-    decoder, memory = parts(config)
+    decoder, memory = split_config(config)
     family, model = read_config(decoder, ignore)
     try:
         return family, dataclasses.replace(model, memory=memory)
@@ -76,7 +76,7 @@ def describe(
         raise ConfigError(f"config.json: {error}") from error
 
 
-def parts(config: dict[str, Any]) -> tuple[dict[str, Any], MemoryConfig | None]:
+def split_config(config: dict[str, Any]) -> tuple[dict[str, Any], MemoryConfig | None]:
     """Returns what a `config.json` says of the decoder, and of the memory, if any.
 
     Raises:

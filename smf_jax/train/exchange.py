@@ -125,7 +125,7 @@ def export_run(
         run.model,
         run.tokenizer,
         directory,
-        config=imported and hf.parts(imported.config)[0],
+        config=imported and hf.split_config(imported.config)[0],
         carried=imported and imported.files,
         dtype=dtype,
         ignore=() if imported is None else imported.ignore,

@@ -36,7 +36,9 @@ from tests.tiny import (
 
 RATE, TOP_T, NUM_DOCUMENTS = 2.0, 8, 12
 SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=RATE, top_t=TOP_T)
-ADAMW = dataclasses.replace(SMF, optimizer="adamw", clip_norm=1.0, warmup_steps=3)
+ADAMW = dataclasses.replace(
+    SMF, optimizer="adamw", learning_rate=0.5, clip_norm=1.0, warmup_steps=3
+)
 FULL = OptimConfig(method="full", optimizer="sgd", learning_rate=1.0)
 MUON = OptimConfig(method="full", optimizer="muon", weight_decay=0.1)
 LORA = OptimConfig(method="lora", learning_rate=0.1, lora=LoraConfig(rank=3))
