@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
-    ("config", "sharding", "exits", "whole"),
+    ("config", "sharding", "exits", "whole", "names"),
     ("kernels", "distributed"),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from smf_jax import names
 from smf_jax.config import (
     DataConfig,
     MemoryConfig,
@@ -17,7 +18,6 @@ from smf_jax.config import (
     WorldConfig,
 )
 from smf_jax.data.batches import Batch
-from smf_jax.model import transformer
 from smf_jax.model.transformer import Transformer
 
 # With so few numbers the time goes into compiling, so the machine code may be slow.
@@ -78,9 +78,9 @@ def fill(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
 
     def draw(path, leaf):
         numbers = rng.normal(size=leaf.shape)
-        if "scale" in _name(path):
+        if "scale" in names.leaf_name(path):
             numbers = 1 + 0.3 * numbers
-        elif "bias" not in _name(path):
+        elif "bias" not in names.leaf_name(path):
             numbers = numbers * leaf.shape[-2] ** -0.5
         return jnp.asarray(numbers, leaf.dtype)
 
@@ -99,20 +99,16 @@ def _call(graph, params, *args):
 
 def named(model: nnx.Module) -> dict[str, jax.Array]:
     """Returns the arrays of a model by name."""
-    return transformer.named(nnx.as_pure(nnx.state(model)))
+    return names.named(nnx.as_pure(nnx.state(model)))
 
 
 def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:
     """Returns a model with those of its arrays replaced that `params` names."""
     graph, old = nnx.split(model)
     new = jax.tree.map_with_path(
-        lambda path, leaf: params.get(_name(path), leaf), nnx.as_pure(old)
+        lambda path, leaf: params.get(names.leaf_name(path), leaf), nnx.as_pure(old)
     )
     return nnx.merge(graph, new)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def make_batch(lengths=(8, 3, 6, 5), seq: int = 9, seed: int = 0) -> Batch:

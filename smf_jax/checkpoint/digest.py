@@ -2,9 +2,10 @@
 
 import hashlib
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
+
+from smf_jax.names import named
 
 
 def digests(arrays: PyTree) -> dict[str, str]:
@@ -12,15 +13,7 @@ def digests(arrays: PyTree) -> dict[str, str]:
 
     The bits are taken in C order on the host, so that neither mesh nor devices matter.
     """
-    return {
-        leaf_name(path): _digest(np.asarray(leaf))
-        for path, leaf in jax.tree.leaves_with_path(arrays)
-    }
-
-
-def leaf_name(path: tuple) -> str:
-    """Returns the name of a leaf, like `params/blocks/0/norm/scale`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name: _digest(np.asarray(leaf)) for name, leaf in named(arrays).items()}
 
 
 def _digest(array: np.ndarray) -> str:

@@ -11,9 +11,10 @@ from orbax.checkpoint import v1 as ocp
 
 from smf_jax import distributed
 from smf_jax.checkpoint import manifest
-from smf_jax.checkpoint.digest import digests, leaf_name
+from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.manifest import Manifest
 from smf_jax.config import ConfigError, require
+from smf_jax.names import named
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -81,8 +82,8 @@ def _differences(saved: PyTree, expected: PyTree) -> list[str]:
     # orbax casts another dtype in silence, so types are compared here.
     def described(tree):
         return {
-            leaf_name(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-            for path, leaf in jax.tree.leaves_with_path(tree)
+            name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+            for name, leaf in named(tree).items()
         }
 
     saved, expected = described(saved), described(expected)

@@ -149,6 +149,13 @@ def _require_on_nan(on_nan: str) -> None:
     )
 
 
+def _require_best_by_loss(save: SaveConfig, run: str) -> None:
+    require(
+        save.best in (None, "loss"),
+        f"save.best={save.best} is asked of taught models; {run} has save.best=loss",
+    )
+
+
 def _require_warmed_up(optim: OptimConfig, steps: int) -> None:
     require(
         optim.warmup_steps < steps,
@@ -177,11 +184,7 @@ class PretrainConfig:
         require_positive("pretrain", self, "steps", "log_every", "values_rate")
         require_not_negative("pretrain", self, "balance")
         _require_on_nan(self.on_nan)
-        require(
-            self.save.best in (None, "loss"),
-            f"save.best={self.save.best} is asked of taught models; pretraining has "
-            "save.best=loss",
-        )
+        _require_best_by_loss(self.save, "pretraining")
         _require_warmed_up(self.optim, self.steps)
         require(
             self.optim.method == "full",
@@ -226,11 +229,7 @@ class RetrofitConfig:
             f"optim.method={self.optim.method} trains other parameters; a retrofit is "
             "optim.method=memory",
         )
-        require(
-            self.save.best in (None, "loss"),
-            f"save.best={self.save.best} is asked of taught models; a retrofit has "
-            "save.best=loss",
-        )
+        _require_best_by_loss(self.save, "a retrofit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -68,17 +68,21 @@ def train_tokenizer(
     return Tokenizer(rules)
 
 
-def load_tokenizer(path: Path, end: int = END) -> Tokenizer:
+def load_tokenizer(path: Path, end: int | str = END) -> Tokenizer:
     """Reads a tokenizer, and finds what it puts before a text.
+
+    `end` is the token that ends a text, or its id.
 
     Raises:
       ConfigError: There is none, or it cannot serve: it is broken, has no token `end`,
         or a word's ids depend on the word before.
     """
     rules = read_rules(path)
+    said = f"id {end}" if isinstance(end, int) else repr(end)
+    end = rules.token_to_id(end) if isinstance(end, str) else end
     require(
-        0 <= end < 2**31 and rules.id_to_token(end) is not None,
-        f"{path}: id {end}, which should end a text, is no token",
+        end is not None and 0 <= end < 2**31 and rules.id_to_token(end) is not None,
+        f"{path}: {said}, which should end a text, is no token",
     )
     bare = rules.encode(ANCHOR, add_special_tokens=False).ids
     dressed = rules.encode(ANCHOR).ids

@@ -162,9 +162,9 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
         norm_eps=float(config["rms_norm_eps"]),
         memory=None,
     )
-    for name, value in fields.items():
-        truth = isinstance(value, bool) and name in ("vocab_size", "dim", "hidden_dim")
-        require(not truth, f"{name}={value} is no number")
+    for name in ("vocab_size", "dim", "hidden_dim"):
+        truth = isinstance(fields[name], bool)  # which is an int to dacite
+        require(not truth, f"{name}={fields[name]} is no number")
     require(fields["vocab_size"] > 0, "vocab_size must be above 0")
     return dacite.from_dict(ModelConfig, fields)
 

@@ -14,11 +14,12 @@ from jaxtyping import Array
 
 from smf_jax import distributed
 from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
-from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, read_rules
+from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smf_jax.hf import files
 from smf_jax.hf.config import read_config
 from smf_jax.hf.families import Family, is_turned, theirs
-from smf_jax.model.transformer import Transformer, assemble, named
+from smf_jax.model.transformer import Transformer, abstract_model, assemble
+from smf_jax.names import named
 
 # Of a model with memory layers, so that no program takes it for one without.
 MEMORY_TYPE = "smf_memory"
@@ -47,8 +48,8 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     family, config = describe(files.read_json(folder, files.CONFIG), ignore)
     headers = files.headers(folder)
     _require_depth(folder, headers, config)
-    shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    params = named(nnx.as_pure(shapes))
+    abstract = abstract_model(config)
+    params = named(nnx.as_pure(nnx.state(abstract)))
     names = {ours: theirs(ours, family) for ours in params}
     _require_matching(folder, names, params, headers)
     loaded = _read(folder, {name: ours for ours, name in names.items()})
@@ -57,7 +58,7 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
         head is None or np.array_equal(head, loaded["embedding"]),
         f"{folder}: tie_word_embeddings=true, but {HEAD} is not the embedding",
     )
-    return assemble(config, loaded)
+    return assemble(abstract, loaded)
 
 
 def describe(
@@ -168,14 +169,13 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     if (folder / "tokenizer_config.json").is_file():
         token = files.read_json(folder, "tokenizer_config.json").get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str) and token:
-            end = read_rules(folder / files.TOKENIZER).token_to_id(token)
-            require(end is not None, f"{folder}: eos_token {token!r} is no token")
+        end = token if isinstance(token, str) and token else None
     if end is None:
         end = files.read_json(folder, files.CONFIG).get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
+        end = end if type(end) is int else None
     require(
-        type(end) is int,
+        end is not None,
         f"{folder}: neither tokenizer_config.json nor config.json names the token "
         "that ends a text",
     )

@@ -1,16 +1,16 @@
 """A Llama-style decoder whose feed-forwards may be, or stand beside, memory layers."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.attention import Attention, KVCache, empty_cache
 from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
+from smf_jax.names import leaf_name, named
 
 
 class FeedForward(nnx.Module):
@@ -162,23 +162,18 @@ class Transformer(nnx.Module):
         return logits.astype(jnp.float32)
 
 
-def named(params: PyTree) -> dict[str, Any]:
-    """Returns the leaves of parameters by name, like `blocks/0/norm/scale`."""
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+def abstract_model(config: ModelConfig) -> Transformer:
+    """Returns a model that has shapes and types instead of arrays."""
+    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
 
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def assemble(config: ModelConfig, params: dict[str, Array]) -> Transformer:
-    """Returns the model of these parameters; names that it does not have are left."""
-    abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
+    """Returns an abstract model with parameters, by name; others of them are left."""
     graph, shapes = nnx.split(abstract)
     return nnx.merge(
         graph,
         jax.tree.map_with_path(
-            lambda path, _: params[_name(path)], nnx.as_pure(shapes)
+            lambda path, _: params[leaf_name(path)], nnx.as_pure(shapes)
         ),
     )
 
@@ -202,4 +197,4 @@ def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transform
         params = named(nnx.as_pure(nnx.state(fresh)))
         return {name: leaf for name, leaf in params.items() if name not in old}
 
-    return assemble(config, old | make())
+    return assemble(abstract_model(config), old | make())

@@ -67,12 +67,9 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
         corpus = load_corpus(config.data)
-        for note in corpus.notes:
-            console.print(f"data: {note}")
         tokenizer = _tokenizer(config.data, corpus, run_dir, start)
-        packed = _pack(config.data, corpus, tokenizer)
-        if packed.dropped:
-            console.print(f"data: {packed.dropped} facts longer than a row, left out")
+        packed = pack(config.data, corpus, tokenizer)
+        tell_left_out(corpus, packed, console)
         # Before the work, not after it: whether the new facts can be taught at all.
         new = [question_example(fact) for fact in corpus.new]
         encoded = [encode_example(tokenizer, example, "answer") for example in new]
@@ -86,7 +83,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
 
 def _train(made, run_dir, start, tokenizer, packed, console) -> None:
     config = made.pretrain
-    batches = _batches(config.data, packed, config.seed)
+    batches = training_batches(config.data, packed, config.seed)
     method = make_method(config.optim, config.steps, config.values_rate)
     max_skips, strange = skips(config.on_nan), nothing_strange()
     make = functools.partial(make_model, model_config(made, tokenizer), config.seed)
@@ -124,11 +121,23 @@ def _tokenizer(config, corpus, run_dir, start) -> Tokenizer:
     return train_tokenizer(texts, config.tokenizer, config.vocab_size)
 
 
-def _pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
+def pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
+    """Returns the rows of a corpus."""
     return pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
 
 
-def _batches(config: DataConfig, packed: Packed, seed: int) -> grain.DatasetIterator:
+def tell_left_out(corpus: Corpus, packed: Packed, console: Console) -> None:
+    """Prints what of the data is not trained on."""
+    for note in corpus.notes:
+        console.print(f"data: {note}")
+    if packed.dropped:
+        console.print(f"data: {packed.dropped} facts longer than a row, left out")
+
+
+def training_batches(
+    config: DataConfig, packed: Packed, seed: int
+) -> grain.DatasetIterator:
+    """Returns an iterator over batches of packed rows, without end."""
     return packed_batches(
         packed.facts, packed.texts, config.fact_share, config.batch_size, seed
     )
@@ -166,8 +175,8 @@ def collect_usage(
     memory, data = run.memory, run.data
     data = dataclasses.replace(data, batch_size=batch_size or data.batch_size)
     corpus = corpus_of(run)
-    packed = _pack(data, corpus, run.tokenizer)
-    batches = _batches(data, packed, run.made.seed + 1)
+    packed = pack(data, corpus, run.tokenizer)
+    batches = training_batches(data, packed, run.made.seed + 1)
     graph, params = nnx.split(run.model)
     count = make_read_counter(graph, memory)
     documents = track(

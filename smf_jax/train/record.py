@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import dacite
 
-from smf_jax import distributed
+from smf_jax import distributed, hf
 from smf_jax.config import (
     ConfigError,
     DataConfig,
@@ -74,7 +74,7 @@ class Made(NamedTuple):
         """Tokens of the longest text that the model was made for, if it is known."""
         if self.imported is None:
             return None
-        decoder = self.imported.config.get("decoder", self.imported.config)
+        decoder, _ = hf.split_config(self.imported.config)
         return decoder.get("max_position_embeddings")
 
 

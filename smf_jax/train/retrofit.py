@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.config import RetrofitConfig
-from smf_jax.data.batches import Packed, hold_out, pack_corpus, packed_batches
+from smf_jax.data.batches import Batch, Packed, hold_out
 from smf_jax.data.corpus import describe_corpus, load_corpus
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.transformer import add_memory
@@ -22,6 +22,7 @@ from smf_jax.optim.methods import make_method
 from smf_jax.slots.health import CROWDED, health
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
+from smf_jax.train.pretrain import pack, tell_left_out, training_batches
 from smf_jax.train.questions import Questions, ask_all, load_questions
 from smf_jax.train.record import RETROFIT, describe, write_json
 from smf_jax.train.run import Run, load_base, require_fitting
@@ -38,7 +39,7 @@ class Data(NamedTuple):
     """What a memory is healed on, and how the model is measured meanwhile."""
 
     packed: Packed  # trained on
-    held_out: list  # rows that are not
+    held_out: list[Batch]  # rows that are not
     questions: Questions
 
 
@@ -67,13 +68,10 @@ def retrofit(
         base = load_base(config.base, console)
         require_fitting(config.data.seq_len, base)
         corpus = load_corpus(config.data)
-        for note in (describe_corpus(config.data, corpus), *corpus.notes):
-            console.print(f"data: {note}", highlight=False)
-        packed = pack_corpus(
-            base.tokenizer, corpus, config.data.seq_len, config.data.loss_on
-        )
-        if packed.dropped:
-            console.print(f"data: {packed.dropped} facts longer than a row, left out")
+        about = describe_corpus(config.data, corpus)
+        console.print(f"data: {about}", highlight=False)
+        packed = pack(config.data, corpus, base.tokenizer)
+        tell_left_out(corpus, packed, console)
         data = Data(
             *hold_out(packed, config.held_out),
             load_questions(corpus, None, "questions", console),
@@ -87,7 +85,8 @@ def retrofit(
         before = None
         if start is None:
             graph, params = nnx.split(base.model)
-            before = _measure(base, graph, (params,), config, data)
+            loss = _loss(graph, (params,), config, data)
+            before = _measure(base, graph, (params,), loss, data)
         model = add_memory(base.model, config.memory, config.seed)
         enter_run_dir(run_dir, start, record, base.tokenizer, console)
         report = _heal(config, run_dir, start, base, model, data, before, console)
@@ -106,7 +105,7 @@ def _heal(
 ) -> Measures:
     method = make_method(config.optim, config.steps, config.values_rate)
     graph, state, frozen = split_for_training(model, method)
-    batches = _batches(config, data.packed, config.seed)
+    batches = training_batches(config.data, data.packed, config.seed)
     max_skips, strange, curve = skips(config.on_nan), nothing_strange(), []
     count = make_read_counter(graph, config.memory)
     if start is not None:
@@ -124,7 +123,8 @@ def _heal(
             curve.append(point)
             _tell(point, before, console)
         if step == config.steps:
-            after = _measure(base, graph, params, config, data) | curve[-1]
+            loss = curve[-1]["loss"]
+            after = _measure(base, graph, params, loss, data) | curve[-1]
             report.update(_report(config, before, after, curve))
             write_json(run_dir / RETROFIT, report)
         return {"before": before, "curve": list(curve)}, {}
@@ -146,28 +146,20 @@ def _heal(
     return report
 
 
-def _batches(config: RetrofitConfig, packed: Packed, seed: int):
-    data = config.data
-    return packed_batches(
-        packed.facts, packed.texts, data.fact_share, data.batch_size, seed
-    )
-
-
 def _loss(graph, params, config, data: Data) -> float:
     return mean_loss(graph, params, data.held_out, config.data.batch_size)
 
 
-def _measure(base: Run, graph, params, config, data: Data) -> Measures:
+def _measure(base: Run, graph, params, loss: float, data: Data) -> Measures:
     """Returns what the tax of a retrofit is told by, for one model."""
     point = ask_all(graph, base.tokenizer, data.questions, [], 0, params)
-    loss = _loss(graph, params, config, data)
     scores = {name: of._asdict() for name, of in point.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
 
 
 def _health(count, params, config, data: Data) -> list[dict[str, Any]]:
     """Returns how each table is read by some batches of training text."""
-    batches = _batches(config, data.packed, config.seed + 1)
+    batches = training_batches(config.data, data.packed, config.seed + 1)
     some = itertools.islice(batches, HEALTH_BATCHES)
     counts = sum(np.asarray(count(params, batch), np.int64) for batch in some)
     return [health(of_table)._asdict() for of_table in counts]

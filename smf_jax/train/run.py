@@ -22,7 +22,8 @@ from smf_jax.config import (
 from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
 from smf_jax.data.tokenizer import END, Tokenizer, load_tokenizer, tokenizer_hash
 from smf_jax.model.lora import add_lora
-from smf_jax.model.transformer import Transformer, assemble, named
+from smf_jax.model.transformer import Transformer, abstract_model, assemble
+from smf_jax.names import named
 from smf_jax.optim.methods import TRAINABLE
 from smf_jax.train.record import (
     CONFIG,
@@ -166,7 +167,7 @@ def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
     if isinstance(own, FinetuneConfig | RetrofitConfig):
         method = own.optim.method
     if method == "full":
-        model = nnx.eval_shape(lambda: make_model(model_config(made, tokenizer), 0))
+        model = abstract_model(model_config(made, tokenizer))
     else:  # a checkpoint holds what trained; the rest is the base's
         base = load_run(find_base(run_dir, own.base))
         require(
@@ -178,10 +179,9 @@ def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
         elif own is made.retrofit:
-            config = model_config(made, tokenizer)
-            fresh = nnx.eval_shape(lambda: make_model(config, 0))
+            fresh = abstract_model(model_config(made, tokenizer))
             loaded = _load(run_dir, step, nnx.state(fresh, TRAINABLE[method]))
-            return assemble(config, named(all_params(model)) | named(loaded))
+            return assemble(fresh, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
     return nnx.merge(graph, _load(run_dir, step, trained), rest)
 

@@ -38,8 +38,9 @@ def verify(run_dir: Path, console: Console) -> bool:
             state = "finished" if is_finished(run_dir) else "interrupted"
             tell(f"run: {state}, step {steps[-1]} of {run.made.steps}")
             tell(f"params sha256 {run.model_hash}")
-            tell_unhealed(run, console)
             wrong += _beside(run_dir, run)
+            if not wrong:
+                tell_unhealed(run, console)
         except ConfigError as error:
             wrong.append(str(error))
     for problem in wrong:

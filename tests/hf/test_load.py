@@ -270,8 +270,7 @@ def test_buffers_of_old_files_are_passed_over(folder):
     assert hf.import_model(folder).config.num_layers == 2
 
 
-def test_a_model_is_placed_tensor_by_tensor(untouched):
-    # Nothing that was read is held twice: each array lives on the device alone.
+def test_every_tensor_lies_on_the_device(untouched):
     devices = {array.devices() == {jax.devices()[0]} for array in arrays(untouched)}
 
     assert devices == {True}

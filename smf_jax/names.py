@@ -1,0 +1,16 @@
+"""Names of the leaves of a tree, like `blocks/0/norm/scale`."""
+
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+
+def leaf_name(path: tuple) -> str:
+    """Returns the name of a leaf, given the path that jax has for it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by name."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
