@@ -1,7 +1,6 @@
 """Models into the files of Hugging Face, read back and compared before they stand."""
 
 import dataclasses
-import json
 import shutil
 import uuid
 from collections.abc import Collection
@@ -23,7 +22,8 @@ from smf_jax.hf.config import family_of, write_config
 from smf_jax.hf.families import is_turned, theirs
 from smf_jax.hf.load import MEMORY_TYPE, import_model
 from smf_jax.model.lora import merge_lora
-from smf_jax.model.transformer import Transformer, named
+from smf_jax.model.transformer import Transformer
+from smf_jax.names import named
 
 SHARD_BYTES = 2 * 2**30
 Dtype = Literal["float32", "bfloat16"]
@@ -151,16 +151,16 @@ def _write_tokenizer(folder, tokenizer: Tokenizer, carried) -> None:
             "pad_token": tokenizer.rules.id_to_token(PAD),
             "clean_up_tokenization_spaces": False,
         }
-        carried = {"tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
-    for name, content in carried.items():
+        files.write_json(folder / "tokenizer_config.json", config)
+    for name, content in (carried or {}).items():
         (folder / name).write_bytes(content.encode())  # each line ends as it came
 
 
 def _merge(model: Transformer) -> None:
     with jax.default_matmul_precision("highest"):
-        apart = some_logits(*nnx.split(model))
+        apart = _some_logits(*nnx.split(model))
         merge_lora(model)
-        merged = some_logits(*nnx.split(model))
+        merged = _some_logits(*nnx.split(model))
     error, scale = float(abs(apart - merged).max()), float(abs(apart).max())
     # The sum of a kernel and its addition is rounded; through some tens of layers that
     # comes to a few times 1e-5 of the largest logit.
@@ -176,8 +176,7 @@ def _require_same(model, again, dtype) -> None:
     want = jax.tree.map(
         lambda leaf: leaf.astype(dtype).astype(leaf.dtype), nnx.as_pure(want)
     )
-    got = nnx.as_pure(nnx.state(again))
-    written = named(got)
+    written = named(nnx.as_pure(nnx.state(again)))
     changed = [
         name
         for name, leaf in named(want).items()
@@ -188,7 +187,8 @@ def _require_same(model, again, dtype) -> None:
             f"what was written is not the model, in {', '.join(changed[:5])}: nothing "
             "was exported"
         )
-    want, got = (some_logits(graph, params) for params in (want, got))
+    # Each by its own configuration: the one that was written must mean the same.
+    want, got = _some_logits(graph, want), _some_logits(*nnx.split(again))
     if not bool((want == got).all()):
         raise ExportError(
             "what was written gives other logits than the model, by "
@@ -196,7 +196,7 @@ def _require_same(model, again, dtype) -> None:
         )
 
 
-def some_logits(graph: nnx.GraphDef, params: PyTree) -> Float[Array, "2 16 vocab"]:
+def _some_logits(graph: nnx.GraphDef, params: PyTree) -> Float[Array, "2 16 vocab"]:
     """Returns a model's logits for tokens that are always the same."""
 
     @jax.jit

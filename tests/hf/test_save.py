@@ -36,6 +36,16 @@ def test_a_directory_that_holds_something_is_left_as_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_configuration_that_means_another_model_leaves_nothing(tmp_path):
+    model = make_model(model_config(memory=None))
+    config = save.write_config(model.config) | {"rope_theta": 7.0}
+
+    with pytest.raises(hf.ExportError, match="other logits"):
+        export(model, tmp_path / "out", config=config)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_lies_beside_is_left_as_it_is(tmp_path):
     beside = tmp_path / "out.partial"
     beside.mkdir()
