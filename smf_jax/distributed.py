@@ -7,8 +7,7 @@ The environment says who is who, the same command runs on every host:
     SMF_PROCESS_ID=0            from 0
     SMF_PEER_TIMEOUT=30         seconds of silence after which a process is missed
 
-Without SMF_COORDINATOR a run is one process. Parameters are on every process whole;
-each computes its share of a batch.
+Without SMF_COORDINATOR a run is one process.
 """
 
 import atexit
@@ -28,7 +27,6 @@ import jax
 import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from smf_jax.config import ConfigError, require
 from smf_jax.exits import PEER_LOST
@@ -200,18 +198,6 @@ def preempted(step: int) -> bool:
     )
 
 
-def _mesh() -> Mesh:
-    first = {device.process_index: device for device in reversed(jax.devices())}
-    return Mesh(np.array([first[number] for number in sorted(first)]), ("data",))
-
-
-def everywhere() -> jax.sharding.Sharding:
-    """Returns the placement of what every process holds whole."""
-    if jax.process_count() == 1:
-        return SingleDeviceSharding(jax.local_devices()[0])
-    return NamedSharding(_mesh(), PartitionSpec())
-
-
 def require_same(what: str, content: Any) -> None:
     """Raises `ConfigError` on every process unless all have the same JSON content.
 
@@ -228,40 +214,4 @@ def require_same(what: str, content: Any) -> None:
         not others,
         f"{what} of process {', '.join(map(str, others))} is not that of process 0: "
         "start all with the same command, code and files",
-    )
-
-
-def place(tree: Any) -> Any:
-    """Returns arrays, the same on every process, placed on all of them."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, jax.local_devices()[0])
-    sharding = everywhere()
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)),
-        tree,
-    )
-
-
-def share(batch: Any) -> Any:
-    """Returns a batch, the same on every process, of which each computes its rows.
-
-    Raises:
-      ConfigError: The rows cannot be shared evenly.
-    """
-    count = jax.process_count()
-    if count == 1:
-        return batch
-    rows = len(jax.tree.leaves(batch)[0])
-    require(
-        rows % count == 0,
-        f"a batch of {rows} rows cannot be shared by {count} processes: change "
-        "batch_size to a multiple",
-    )
-    sharding = NamedSharding(_mesh(), PartitionSpec("data"))
-    mine = slice(jax.process_index() * rows // count, None)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(
-            sharding, leaf[mine][: rows // count], leaf.shape
-        ),
-        batch,
     )

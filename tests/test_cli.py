@@ -25,8 +25,9 @@ from smf_jax.config import (
 )
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.model.build import make_model
 from smf_jax.train.record import Made, describe
-from smf_jax.train.run import all_params, load_run, make_model, model_config
+from smf_jax.train.run import all_params, load_run, model_config
 from smf_jax.train.start import claim, enter_run_dir
 from tests.integration.commands import CONFIG_FILE
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
-    ("config", "sharding", "exits", "whole", "names"),
-    ("kernels", "distributed"),
+    ("config", "exits", "whole", "names"),
+    ("sharding", "distributed"),
+    ("kernels",),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),
     ("train",),

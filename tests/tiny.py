@@ -111,11 +111,13 @@ def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:
     return nnx.merge(graph, new)
 
 
-def make_batch(lengths=(8, 3, 6, 5), seq: int = 9, seed: int = 0) -> Batch:
+def make_batch(
+    lengths=(8, 3, 6, 5), seq: int = 9, seed: int = 0, vocab: int = VOCAB
+) -> Batch:
     """Returns one text of each length, a row each, the rest of the row padding."""
     rng = np.random.default_rng(seed)
     is_token = np.arange(seq) < np.array(lengths)[:, None]
-    tokens = rng.integers(0, VOCAB, (len(lengths), seq + 1), np.int32)
+    tokens = rng.integers(0, vocab, (len(lengths), seq + 1), np.int32)
     tokens[:, :-1][~is_token] = 0
     return Batch(
         tokens=tokens[:, :-1],

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from smf_jax import distributed
 from smf_jax.checkpoint import manifest
 from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.manifest import Manifest
 from smf_jax.config import ConfigError, require
 from smf_jax.names import named
+from smf_jax.sharding import ONE_DEVICE
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -37,7 +37,8 @@ def load(
       run_dir: The run that saved them.
       step: After which step.
       abstract: `jax.ShapeDtypeStruct`s of what is expected, by the names that they
-        were saved under; what else was saved is not loaded.
+        were saved under, with the place of each, or else put on one device; what else
+        was saved is not loaded.
 
     Raises:
       ConfigError: The checkpoint is damaged, or holds other arrays than expected.
@@ -73,9 +74,8 @@ def load(
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     # Said outright: by default orbax puts arrays where they were when saved.
-    return jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=distributed.everywhere()
-    )
+    sharding = leaf.sharding or ONE_DEVICE.everywhere
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _differences(saved: PyTree, expected: PyTree) -> list[str]:

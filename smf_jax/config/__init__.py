@@ -5,18 +5,17 @@ written to the run directory as JSON, and later commands read that record.
 """
 
 from smf_jax.config.checks import ConfigError, require
+from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig
 from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
+from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
 from smf_jax.config.run import (
     USAGE_DOCUMENTS,
     DataConfig,
     FinetuneConfig,
     ImportConfig,
-    LoraConfig,
-    OptimConfig,
     PretrainConfig,
     RetrofitConfig,
     SaveConfig,
-    Selector,
     Teach,
     WorldConfig,
     config_hash,
@@ -24,12 +23,15 @@ from smf_jax.config.run import (
 
 __all__ = [
     "USAGE_DOCUMENTS",
+    "ComputeConfig",
     "ConfigError",
     "DataConfig",
     "FinetuneConfig",
     "ImportConfig",
+    "Layout",
     "LoraConfig",
     "MemoryConfig",
+    "MeshConfig",
     "ModelConfig",
     "OptimConfig",
     "PretrainConfig",

@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from typing import Any, Literal
 
 from smf_jax.config.checks import require, require_not_negative, require_positive
+from smf_jax.config.mesh import ComputeConfig, MeshConfig
 from smf_jax.config.model import MemoryConfig, ModelConfig
+from smf_jax.config.optim import OptimConfig
 
 USAGE_DOCUMENTS = 200  # batches a background is counted over; the paper has 1000
 Teach = Literal["questions", "statements", "both"]
 # Loss of a step; exact match on the facts taught, reworded, and known before.
 Metric = Literal["loss", "taught", "held_out", "known"]
-Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,66 +69,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank additions to linear layers (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int = 32
-    alpha: float = 64.0  # the addition is scaled by alpha / rank
-    targets: str = r".*(attention|feed_forward)/.*"  # pattern of linear layers' paths
-
-    def __post_init__(self):
-        require_positive("lora", self, "rank", "alpha")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """What trains, by which rule, on which rows."""
-
-    method: Literal["full", "lora", "smf", "memory"] = "full"
-    optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
-    learning_rate: float = 2e-3  # the highest of the schedule
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = 0  # rises linearly from 0 over these
-    final_fraction: float = 0.0  # of learning_rate, where cosine and linear end
-    weight_decay: float = 0.0  # not SGD's; never applied to vectors
-    momentum: float = 0.0  # SGD's
-    clip_norm: float | None = None  # of the gradient of what trains; None: no clipping
-    top_t: int = 500  # smf: slots written per step and table
-    select: Selector = "tfidf"  # smf: what ranks the slots
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-
-    def __post_init__(self):
-        require_positive("optim", self, "learning_rate", "top_t")
-        shares = ("final_fraction", "weight_decay", "momentum")
-        require_not_negative("optim", self, "warmup_steps", *shares)
-        require(
-            self.clip_norm is None or 0 < self.clip_norm < math.inf,
-            f"optim.clip_norm={self.clip_norm} must be above 0 and finite, or None",
-        )
-        require(
-            self.learning_rate < 1 or self.optimizer == "sgd",
-            f"optim.learning_rate={self.learning_rate} is a rate for SGD, but "
-            f"optim.optimizer is {self.optimizer}, by which every number moves by "
-            "about the rate in a step",
-        )
-        require(
-            self.momentum == 0 or self.optimizer == "sgd",
-            f"optim.momentum={self.momentum} is SGD's, but optim.optimizer is "
-            f"{self.optimizer}",
-        )
-        require(
-            self.optimizer != "muon" or self.method in ("full", "memory"),
-            f"optim.optimizer=muon turns whole matrices and cannot train the rows or "
-            f"factors of optim.method={self.method}",
-        )
-        require(
-            self.weight_decay == 0 or self.optimizer != "sgd",
-            f"optim.weight_decay={self.weight_decay} needs optim.optimizer=adamw or "
-            "muon, but it is sgd",
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveConfig:
     """When a run saves a checkpoint, and which of them it keeps."""
 
@@ -146,6 +86,13 @@ def _require_on_nan(on_nan: str) -> None:
     require(
         re.fullmatch(r"stop|skip=[0-9]{1,6}", on_nan) is not None,
         f"on_nan={on_nan} must be stop, or skip=K for at most K batches left out",
+    )
+
+
+def _require_parts(batch_size: int, parts: int, section: str = "") -> None:
+    require(
+        parts > 0 and batch_size % parts == 0,
+        f"{section}batch_size={batch_size} is no multiple of accumulate={parts}",
     )
 
 
@@ -170,18 +117,22 @@ class PretrainConfig:
 
     run_dir: str  # where the run is written
     steps: int = 1200
+    accumulate: int = 1  # parts a step's batch is computed in
     balance: float = 0.02  # weight of the loss that evens out which slots are read
     values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
     log_every: int = 10  # steps between two lines of metrics.jsonl
     on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the parameters and of the order of the data
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
     def __post_init__(self):
         require_positive("pretrain", self, "steps", "log_every", "values_rate")
+        _require_parts(self.data.batch_size, self.accumulate, "data.")
         require_not_negative("pretrain", self, "balance")
         _require_on_nan(self.on_nan)
         _require_best_by_loss(self.save, "pretraining")
@@ -200,6 +151,7 @@ class RetrofitConfig:
     base: str  # the run directory whose model gets them
     run_dir: str  # where this run is written
     steps: int = 600
+    accumulate: int = 1  # parts a step's batch is computed in
     balance: float = 0.02  # weight of the loss that evens out which slots are read
     values_rate: float = 3.0  # of the memory's values, times optim.learning_rate
     held_out: float = 0.05  # share of the packed rows that only measure; at most a half
@@ -209,14 +161,19 @@ class RetrofitConfig:
     on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the memory's parameters and of the order of the data
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     memory: MemoryConfig = dataclasses.field(
         default_factory=lambda: MemoryConfig(placement="add")
     )
     data: DataConfig  # what it heals on
-    optim: OptimConfig = OptimConfig(method="memory")
+    optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(method="memory")
+    )
 
     def __post_init__(self):
         require_positive("retrofit", self, "steps", "log_every", "values_rate")
+        _require_parts(self.data.batch_size, self.accumulate, "data.")
         require_not_negative("retrofit", self, "balance", "eval_every", "margin")
         _require_on_nan(self.on_nan)
         _require_warmed_up(self.optim, self.steps)
@@ -264,18 +221,17 @@ class FinetuneConfig:
     on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss
     seed: int = 0  # of the order of the facts
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
-    optim: OptimConfig = OptimConfig(  # the paper's
-        method="smf", optimizer="sgd", learning_rate=2.0
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+    optim: OptimConfig = dataclasses.field(  # the paper's
+        default_factory=lambda: OptimConfig(
+            method="smf", optimizer="sgd", learning_rate=2.0
+        )
     )
 
     def __post_init__(self):
-        positive = ("steps", "batch_size", "accumulate", "log_every")
-        require_positive("finetune", self, *positive)
-        require(
-            self.batch_size % self.accumulate == 0,
-            f"batch_size={self.batch_size} is no multiple of "
-            f"accumulate={self.accumulate}",
-        )
+        require_positive("finetune", self, "steps", "batch_size", "log_every")
+        _require_parts(self.batch_size, self.accumulate)
         require_not_negative("finetune", self, "eval_every")
         require(
             self.seq_len is None or self.seq_len > 0,

@@ -21,6 +21,7 @@ from smf_jax.data.tokenizer import (
     encode_prompt,
 )
 from smf_jax.model.generate import generate_greedily
+from smf_jax.sharding import ONE_DEVICE, Placement
 
 QUESTIONS_PER_BATCH = 256
 
@@ -79,6 +80,7 @@ def answer(
     tokenizer: Tokenizer,
     questions: Sequence[str],
     max_new_tokens: int,
+    placement: Placement = ONE_DEVICE,
 ) -> list[str]:
     """Returns the model's greedy answer to each question.
 
@@ -88,6 +90,7 @@ def answer(
       tokenizer: The model's own.
       questions: Prompts.
       max_new_tokens: Where an answer ends that does not end itself.
+      placement: Where the parameters are.
     """
     prompts = [encode_prompt(tokenizer, question) for question in questions]
     # One length and one batch size for all: one compilation.
@@ -103,7 +106,8 @@ def answer(
             [len(prompt) for prompt in batch] + [1] * (rows - len(batch))
         )
         is_prompt = np.arange(length) >= length - lengths[:, None]
-        ids = _generate(graph, params, tokens, is_prompt, max_new_tokens, tokenizer.end)
+        given = placement.share((tokens, is_prompt))
+        ids = _generate(graph, params, *given, max_new_tokens, tokenizer.end)
         answers += [decode(tokenizer, row) for row in np.asarray(ids)[: len(batch)]]
     return answers
 
@@ -111,4 +115,5 @@ def answer(
 @functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "end"))
 def _generate(graph, params, tokens, is_prompt, max_new_tokens, end):
     model = nnx.merge(graph, *params)
-    return generate_greedily(model, tokens, is_prompt, max_new_tokens, end)
+    ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, end)
+    return model.placement.constrain(ids)  # whole, as the host is to read them

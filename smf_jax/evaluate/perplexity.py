@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from smf_jax.data.batches import Batch
+from smf_jax.sharding import ONE_DEVICE, Placement
 
 
 def mean_loss(
@@ -17,6 +18,7 @@ def mean_loss(
     params: tuple[PyTree, ...],
     rows: Sequence[Batch],
     batch_size: int,
+    placement: Placement = ONE_DEVICE,
 ) -> float:
     """Returns the mean loss in nats over all weighted targets; exp of it is perplexity.
 
@@ -25,6 +27,7 @@ def mean_loss(
       params: Its parameters, in the parts that `graph` was split into.
       rows: Single rows, all of one length.
       batch_size: Rows computed at once.
+      placement: Where the parameters are.
     """
     loss = weight = 0.0
     for start in range(0, len(rows), batch_size):
@@ -33,7 +36,7 @@ def mean_loss(
         lacking = batch_size - len(part)  # filled up: one shape, one compilation
         fill = [(0, lacking), (0, 0)]
         batch = jax.tree.map(lambda leaf, fill=fill: np.pad(leaf, fill), batch)
-        loss += float(_summed_loss(graph, params, batch))
+        loss += float(_summed_loss(graph, params, placement.share(batch)))
         weight += float(batch.weights.sum())
     return loss / weight
 

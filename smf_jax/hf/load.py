@@ -12,13 +12,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from smf_jax import distributed
 from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smf_jax.hf import files
 from smf_jax.hf.config import read_config
 from smf_jax.hf.families import Family, is_turned, theirs
-from smf_jax.model.transformer import Transformer, abstract_model, assemble
+from smf_jax.model.build import abstract_model, assemble
+from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 
 # Of a model with memory layers, so that no program takes it for one without.
@@ -145,7 +145,7 @@ def _read(folder: Path, ours: dict[str, str]) -> dict[str, Array]:
             f"{folder}: {name} holds numbers that are not finite",
         )
         mine = ours.get(name, name)
-        loaded[mine] = distributed.place(array.T if is_turned(mine) else array)
+        loaded[mine] = jax.device_put(array.T if is_turned(mine) else array)
     return loaded
 
 

@@ -38,28 +38,54 @@ def _forward(values, slots, weights):
 
 def _backward(residuals, cotangent):
     values, slots, weights = residuals
+    gradient = table_gradient(cotangent, slots, weights, len(values))
+    return (
+        gradient.astype(values.dtype),
+        None,
+        weight_gradient(values, slots, cotangent).astype(weights.dtype),
+    )
 
-    def weight_gradient(slots, cotangent):
+
+weighted_rows.defvjp(_forward, _backward)
+
+
+def weight_gradient(
+    values: Float[Array, "num_slots value_dim"],
+    slots: Int[Array, "*batch reads"],
+    cotangent: Float[Array, "*batch value_dim"],
+) -> Float[Array, "*batch reads"]:
+    """Returns the float32 gradient that `weighted_rows` gives its weights."""
+
+    def of_block(slots, cotangent):
         rows = values.at[slots].get(mode="promise_in_bounds")
-        products = jnp.einsum(
+        return jnp.einsum(
             "tv,trv->tr", cotangent, rows, preferred_element_type=jnp.float32
         )
-        return products.astype(weights.dtype)
+
+    return _map_tokens(of_block, slots, cotangent)
+
+
+def table_gradient(
+    cotangent: Float[Array, "*batch value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
+    num_slots: int,
+) -> Float[Array, "num_slots value_dim"]:
+    """Returns the dense float32 gradient that `weighted_rows` gives its table.
+
+    A slot of num_slots or more stands for none.
+    """
 
     def add_rows(gradient, block):
         slots, weights, cotangent = block
         # float32 sums: many tokens may read one slot, and bfloat16 loses small terms
         rows = weights[..., None].astype(jnp.float32) * cotangent[:, None]
-        return gradient.at[slots].add(rows, mode="promise_in_bounds"), None
+        return gradient.at[slots].add(rows, mode="drop"), None
 
     blocks = [_blocks(leaf) for leaf in (slots, weights, cotangent)]
+    start = jnp.zeros((num_slots, cotangent.shape[-1]), jnp.float32)
     # The tokens that fill the last block have weight 0, so slot 0 gains nothing.
-    gradient, _ = jax.lax.scan(add_rows, jnp.zeros(values.shape, jnp.float32), blocks)
-    weights = _map_tokens(weight_gradient, slots, cotangent)
-    return gradient.astype(values.dtype), None, weights
-
-
-weighted_rows.defvjp(_forward, _backward)
+    return jax.lax.scan(add_rows, start, blocks)[0]
 
 
 def chosen_rows_gradient(

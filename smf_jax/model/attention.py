@@ -66,12 +66,28 @@ def rotate(
 class Attention(nnx.Module):
     """Attends from each token to those that the mask allows."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: DTypeLike = jnp.float32,
+        *,
+        rngs: nnx.Rngs,
+    ):
         def linear(inputs, outputs, bias):
             init = nnx.initializers.truncated_normal(inputs**-0.5)
             return nnx.Linear(
-                inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs
+                inputs,
+                outputs,
+                use_bias=bias,
+                kernel_init=init,
+                dtype=dtype,
+                rngs=rngs,
             )
+
+        def norm():
+            epsilon = config.norm_eps
+            return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
         width = config.head_width
         heads, kv_heads = config.num_heads * width, config.num_kv_heads * width
@@ -81,8 +97,7 @@ class Attention(nnx.Module):
         self.out = linear(heads, config.dim, False)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.query_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
-            self.key_norm = nnx.RMSNorm(width, epsilon=config.norm_eps, rngs=rngs)
+            self.query_norm, self.key_norm = norm(), norm()
         self.head_dim = width
         self.rope = (
             None

@@ -30,7 +30,8 @@ class LoRALinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Array:
         """Returns the layer's output with the addition."""
-        return self.base(x) + self.scale * (x @ self.down[...] @ self.up[...])
+        down, up = (factor[...].astype(x.dtype) for factor in (self.down, self.up))
+        return self.base(x) + self.scale * (x @ down @ up)
 
 
 def merge_lora(model: nnx.Module) -> None:

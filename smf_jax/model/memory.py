@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig
-from smf_jax.kernels.product_key import product_key_top_k
-from smf_jax.kernels.rows import weighted_rows
+from smf_jax.kernels import sharded
+from smf_jax.sharding import ONE_DEVICE, Placement
 
 
 class MemoryValues(nnx.Param):
@@ -42,14 +42,29 @@ class MemoryLayer(nnx.Module):
     it few keys are used.
     """
 
-    def __init__(self, config: MemoryConfig, dim: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: MemoryConfig,
+        dim: int,
+        placement: Placement = ONE_DEVICE,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        dtype = placement.compute.activations
+
         def linear(inputs, outputs):
             init = nnx.initializers.truncated_normal(inputs**-0.5)
             return nnx.Linear(
-                inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs
+                inputs,
+                outputs,
+                use_bias=False,
+                kernel_init=init,
+                dtype=dtype,
+                rngs=rngs,
             )
 
         self.config = config
+        self.placement = placement
         half = config.key_dim // 2
         self.query = linear(dim, config.num_heads * config.key_dim)
         bound = config.key_dim**-0.5
@@ -62,14 +77,16 @@ class MemoryLayer(nnx.Module):
             )
         )
         if config.query_norm:
-            self.query_norm = nnx.RMSNorm(half, rngs=rngs)
+            self.query_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
         if config.key_norm:
-            self.key_norm = nnx.RMSNorm(half, rngs=rngs)
+            self.key_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
         self.gate = linear(dim, config.value_dim)
         self.out = linear(config.value_dim, dim)
         if config.relevance_gate:
             zeros = nnx.initializers.zeros
-            self.relevance = nnx.Linear(dim, 1, kernel_init=zeros, rngs=rngs)
+            self.relevance = nnx.Linear(
+                dim, 1, kernel_init=zeros, dtype=dtype, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -90,14 +107,16 @@ class MemoryLayer(nnx.Module):
             query = self.query_norm(query)
         if self.config.key_norm:
             keys = self.key_norm(keys)
-        slots, scores = product_key_top_k(query, keys, self.config.top_k)
+        slots, scores = sharded.product_key_top_k(
+            self.placement, query.astype(jnp.float32), keys, self.config.top_k
+        )
         weights = jax.nn.softmax(scores, axis=-1)
         reads = Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
 
-        read = weighted_rows(values, *reads).astype(x.dtype)
+        read = sharded.weighted_rows(self.placement, values, *reads)
         if tap is not None:
             read = read + tap
-        out = self.out(read * jax.nn.silu(self.gate(x)))
+        out = self.out(read.astype(x.dtype) * jax.nn.silu(self.gate(x)))
         if self.config.relevance_gate:
             out = out * jax.nn.sigmoid(self.relevance(x))
         return out, reads
@@ -110,10 +129,24 @@ def zero_taps(
     return (jnp.zeros((batch, seq, config.value_dim)),) * len(config.layers)
 
 
-def imbalance(
-    config: MemoryConfig, reads: tuple[Reads, ...], is_token: Bool[Array, "batch seq"]
-) -> Float[Array, ""]:
-    """Returns how unevenly tokens read the tables, in nats; 0 is perfectly even.
+def weights_on_slots(
+    config: MemoryConfig,
+    reads: tuple[Reads, ...],
+    is_token: Bool[Array, "batch seq"],
+    placement: Placement = ONE_DEVICE,
+) -> Float[Array, "pools num_slots"]:
+    """Returns the sum of the weights with which tokens read each slot of each table."""
+    sums = [jnp.zeros(config.num_slots)] * config.num_pools
+    for layer, read in enumerate(reads):
+        weights = read.weights * is_token[..., None]
+        sums[pool_of(config, layer)] += sharded.sum_weights(
+            placement, read.slots, weights, config.num_slots
+        )
+    return jnp.stack(sums)
+
+
+def imbalance(weights: Float[Array, "pools num_slots"]) -> Float[Array, ""]:
+    """Returns how unevenly the tables are read, in nats; 0 is perfectly even.
 
         log(num_slots * sum_i p[i]**2),    p[i] = share of the weights on slot i
 
@@ -126,10 +159,5 @@ def imbalance(
     for experts. Theirs is the product of two shares without the logarithm, and one of
     them has no gradient; ours is the logarithm of one share, squared.
     """
-    shares = [jnp.zeros(config.num_slots)] * config.num_pools
-    for layer, read in enumerate(reads):
-        pool = pool_of(config, layer)
-        weights = read.weights * is_token[..., None]
-        shares[pool] = shares[pool].at[read.slots].add(weights, mode="drop")
-    collisions = [(share**2).sum() / share.sum() ** 2 for share in shares]
-    return jnp.log(config.num_slots * jnp.stack(collisions)).mean()
+    collisions = (weights**2).sum(axis=1) / weights.sum(axis=1) ** 2
+    return jnp.log(weights.shape[1] * collisions).mean()

@@ -1,26 +1,40 @@
 """A Llama-style decoder whose feed-forwards may be, or stand beside, memory layers."""
 
-import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from smf_jax.config import MemoryConfig, ModelConfig, require
+from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention, KVCache, empty_cache
 from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
-from smf_jax.names import leaf_name, named
+from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
 
 
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202), without biases."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        dtype: DTypeLike = jnp.float32,
+        *,
+        rngs: nnx.Rngs,
+    ):
         def linear(inputs, outputs):
             init = nnx.initializers.truncated_normal(inputs**-0.5)
             return nnx.Linear(
-                inputs, outputs, use_bias=False, kernel_init=init, rngs=rngs
+                inputs,
+                outputs,
+                use_bias=False,
+                kernel_init=init,
+                dtype=dtype,
+                rngs=rngs,
             )
 
         self.gate = linear(dim, hidden_dim)
@@ -35,23 +49,29 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Attention, then a feed-forward, a memory layer, or both side by side."""
 
-    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        placement: Placement = ONE_DEVICE,
+        *,
+        rngs: nnx.Rngs,
+    ):
         memory = config.memory
         has_memory = memory is not None and layer in memory.layers
         adds = has_memory and memory.placement == "add"
-        self.attention_norm = nnx.RMSNorm(
-            config.dim, epsilon=config.norm_eps, rngs=rngs
-        )
-        self.attention = Attention(config, layer, rngs=rngs)
-        self.feed_forward_norm = nnx.RMSNorm(
-            config.dim, epsilon=config.norm_eps, rngs=rngs
-        )
+        dim, dtype = config.dim, placement.compute.activations
+        self.attention_norm = _norm(config, dtype, rngs)
+        self.attention = Attention(config, layer, dtype, rngs=rngs)
+        self.feed_forward_norm = _norm(config, dtype, rngs)
         self.feed_forward = (
-            FeedForward(config.dim, config.hidden_dim, rngs=rngs)
+            FeedForward(dim, config.hidden_dim, dtype, rngs=rngs)
             if adds or not has_memory
             else None
         )
-        self.memory = MemoryLayer(memory, config.dim, rngs=rngs) if has_memory else None
+        self.memory = (
+            MemoryLayer(memory, dim, placement, rngs=rngs) if has_memory else None
+        )
         # Starts at 0: a memory that was just added changes nothing.
         self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
 
@@ -63,28 +83,46 @@ class Block(nnx.Module):
         out = 0 if self.feed_forward is None else self.feed_forward(hidden)
         if self.memory is not None:
             recalled, reads = self.memory(hidden, values, tap)
-            scale = 1 if self.memory_scale is None else self.memory_scale[...]
-            out = out + scale * recalled
+            if self.memory_scale is not None:
+                recalled = self.memory_scale[...].astype(x.dtype) * recalled
+            out = out + recalled
         return x + out, reads, cache
+
+
+def _norm(config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
 
 
 class Transformer(nnx.Module):
     """A causal language model; calling it gives logits and what its memories read."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        placement: Placement = ONE_DEVICE,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
+        self.placement = placement
         memory = config.memory
         init = nnx.initializers.normal(config.dim**-0.5)
         shape = (config.vocab_size, config.dim)
         self.embedding = nnx.Param(init(rngs.params(), shape))
         self.blocks = nnx.List(
-            [Block(config, layer, rngs=rngs) for layer in range(config.num_layers)]
+            [
+                Block(config, layer, placement, rngs=rngs)
+                for layer in range(config.num_layers)
+            ]
         )
-        self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs)
+        dtype = placement.compute.activations
+        self.norm = _norm(config, dtype, rngs)
         self.head = (
             None
             if config.tie_embeddings
-            else nnx.Linear(config.dim, config.vocab_size, use_bias=False, rngs=rngs)
+            else nnx.Linear(
+                config.dim, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs
+            )
         )
         pools = 0 if memory is None else memory.num_pools
         self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
@@ -136,7 +174,7 @@ class Transformer(nnx.Module):
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache for each layer."""
-        dtype = self.embedding.dtype  # that of the stream, so of keys and values
+        dtype = self.placement.compute.activations
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
@@ -144,57 +182,59 @@ class Transformer(nnx.Module):
         # negative one would: it counts from the end.
         ids = jnp.where(tokens < 0, self.config.vocab_size, tokens)
         x = self.embedding[...].at[ids].get(mode="fill", fill_value=jnp.nan)
+        x = x.astype(self.placement.compute.activations)
         reads, kept = [], []
-        for layer, block in enumerate(self.blocks):
+        for blocks in self._runs_of_blocks(caches is None):
+            x = self.placement.constrain(x, BATCH)
+            if len(blocks) > 1:
+                x = self._scan(blocks, x, positions, mask)
+                continue
+            (block,) = blocks
             values = tap = None
             if block.memory is not None:
                 values = self.values[pool_of(self.config.memory, len(reads))][...]
                 tap = None if taps is None else taps[len(reads)]
-            cache = None if caches is None else caches[layer]
-            x, read, cache = block(x, positions, mask, values, tap, cache)
+            cache = None if caches is None else caches[len(kept)]
+            x, read, cache = self._one(block)(x, positions, mask, values, tap, cache)
             kept.append(cache)
             if read is not None:
                 reads.append(read)
         return self.norm(x), tuple(reads), kept
 
+    def _runs_of_blocks(self, may_scan: bool) -> list[list[Block]]:
+        """Returns the blocks in order, together those that one scan is to go over."""
+        runs, last = [], None
+        for block in self.blocks:
+            graph = nnx.graphdef(block)
+            alike = may_scan and block.memory is None and graph == last
+            if alike and self.placement.compute.scan_layers:
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+            last = graph
+        return runs
+
+    def _one(self, block: Block) -> Callable:
+        if not self.placement.compute.remat:
+            return block
+        graph, params = nnx.split(block)
+        again = jax.checkpoint(lambda params, *given: nnx.merge(graph, params)(*given))
+        return functools.partial(again, params)
+
+    def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
+        graph = nnx.graphdef(blocks[0])
+        params = [nnx.as_pure(nnx.state(block)) for block in blocks]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+        def step(x, params):
+            block = self._one(nnx.merge(graph, params))
+            x, _, _ = block(x, positions, mask, None, None, None)
+            return self.placement.constrain(x, BATCH), None
+
+        return jax.lax.scan(step, x, stacked)[0]
+
     def _logits(self, x):
-        logits = x @ self.embedding[...].T if self.head is None else self.head(x)
-        return logits.astype(jnp.float32)
-
-
-def abstract_model(config: ModelConfig) -> Transformer:
-    """Returns a model that has shapes and types instead of arrays."""
-    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-
-
-def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
-    """Returns an abstract model with parameters, by name; others of them are left."""
-    graph, shapes = nnx.split(abstract)
-    return nnx.merge(
-        graph,
-        jax.tree.map_with_path(
-            lambda path, _: params[leaf_name(path)], nnx.as_pure(shapes)
-        ),
-    )
-
-
-def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:
-    """Returns a model with freshly made memory layers and the rest of another's.
-
-    Beside a feed-forward they change nothing until they are trained. The parameters
-    that the two share are the same arrays.
-
-    Raises:
-      ConfigError: It has memory layers already, or too few layers for these.
-    """
-    require(model.config.memory is None, "the model has memory layers already")
-    config = dataclasses.replace(model.config, memory=memory)
-    old = named(nnx.as_pure(nnx.state(model)))
-
-    @jax.jit  # so that nothing is made that is thrown away
-    def make() -> dict[str, Array]:
-        fresh = Transformer(config, rngs=nnx.Rngs(seed))
-        params = named(nnx.as_pure(nnx.state(fresh)))
-        return {name: leaf for name, leaf in params.items() if name not in old}
-
-    return assemble(abstract_model(config), old | make())
+        if self.head is not None:
+            return self.head(x).astype(jnp.float32)
+        table = self.embedding[...].astype(x.dtype)
+        return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)

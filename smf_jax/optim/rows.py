@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from smf_jax.kernels import sharded
+from smf_jax.sharding import ONE_DEVICE, Placement
+
 
 class RowUpdate(NamedTuple):
     """What an optimizer makes of the gradients of chosen rows."""
@@ -25,6 +28,7 @@ def update_rows(
     params: PyTree,
     slots: PyTree,
     allowed: Bool[Array, ""] | None = None,
+    placement: Placement = ONE_DEVICE,
     **extra_args: Any,
 ) -> RowUpdate:
     """Runs `inner` on chosen rows, and returns their updates and the whole new state.
@@ -42,15 +46,13 @@ def update_rows(
         stand for none.
       allowed: Whether anything may change at all. If it is given, nothing changes
         either where a row would get a number that is not finite.
+      placement: Where the tables are, and what of the state has their shape.
+      extra_args: For `inner`.
     """
-
-    def take(leaf, slots):
-        return leaf.at[slots].get(mode="fill", fill_value=0)
+    take = functools.partial(sharded.take_rows, placement)
 
     def put(new, leaf, slots):
-        return leaf.at[slots].set(
-            new.astype(leaf.dtype), mode="drop", unique_indices=True
-        )
+        return sharded.put_rows(placement, leaf, slots, new)
 
     inner = optax.with_extra_args_support(inner)
     is_row = optax.tree.map_params(
@@ -100,13 +102,14 @@ def _slots_if(allowed, slots, table):
     return jnp.where(allowed, slots, none)
 
 
-def write_rows(params: PyTree, updates: PyTree, slots: PyTree) -> PyTree:
+def write_rows(
+    params: PyTree, updates: PyTree, slots: PyTree, placement: Placement = ONE_DEVICE
+) -> PyTree:
     """Adds updates [top_t, ...] to the chosen rows; every other row keeps its bits."""
 
     def add(leaf, update, slots):
-        rows = leaf.at[slots].get(mode="fill", fill_value=0)
-        rows = (rows + update).astype(leaf.dtype)
-        return leaf.at[slots].set(rows, mode="drop", unique_indices=True)
+        rows = sharded.take_rows(placement, leaf, slots)
+        return sharded.put_rows(placement, leaf, slots, rows + update)
 
     return jax.tree.map(add, params, updates, slots)
 

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from smf_jax.config import ConfigError, require
 from smf_jax.whole import write_whole
+
+ROWS_AT_ONCE = 8192  # that go from devices to the host
 
 
 class Rows(NamedTuple):
@@ -33,13 +38,53 @@ class Patch(NamedTuple):
 Tables = Sequence[Float[np.ndarray, "num_slots value_dim"]]
 
 
-def diff(before: Tables, after: Tables, base_hash: str) -> Patch:
-    """Returns the rows of which any bit differs."""
+def diff(
+    before: Sequence[Float[Array | np.ndarray, "num_slots value_dim"]],
+    after: Sequence[Float[Array | np.ndarray, "num_slots value_dim"]],
+    base_hash: str,
+) -> Patch:
+    """Returns the rows of which any bit differs.
+
+    Tables may be spread over devices and processes, and those before lie in the memory
+    of hosts: only what differs is ever in one place.
+    """
     tables = []
     for old, new in zip(before, after, strict=True):
-        slots = np.flatnonzero((_bits(old) != _bits(new)).any(axis=1))
-        tables.append(Rows(slots.astype(np.int32), old[slots], new[slots]))
+        new = jnp.asarray(new)
+        old = jax.device_put(old, new.sharding)
+        slots = np.flatnonzero(_whole(_differ(old, new)))
+        rows = (_take(old, slots), _take(new, slots))
+        tables.append(Rows(slots.astype(np.int32), *rows))
     return Patch(tuple(tables), base_hash)
+
+
+@jax.jit
+def _differ(old, new):
+    bits = f"uint{8 * old.dtype.itemsize}"
+    old, new = (jax.lax.bitcast_convert_type(table, bits) for table in (old, new))
+    return (old != new).any(axis=1)
+
+
+def _take(table: Array, slots: np.ndarray) -> np.ndarray:
+    """Returns rows of a table on the host, some at a time and always as many."""
+    parts = [np.zeros((0, table.shape[1]), table.dtype)]
+    for start in range(0, len(slots), ROWS_AT_ONCE):
+        some = slots[start : start + ROWS_AT_ONCE]
+        padded = np.resize(some, ROWS_AT_ONCE)
+        parts.append(_whole(_rows(table, padded))[: len(some)])
+    return np.concatenate(parts)
+
+
+@jax.jit
+def _rows(table, slots):
+    return table.at[slots].get(mode="promise_in_bounds")
+
+
+def _whole(array: Array) -> np.ndarray:
+    if isinstance(array.sharding, NamedSharding):
+        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.device_put(array, whole)
+    return np.asarray(array)
 
 
 def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
+from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
 
 Score = Callable[[Array, Array, int | Array], Array]
 
@@ -19,10 +21,31 @@ def count_reads(
     slots: Int[Array, "*batch reads"],
     is_token: Bool[Array, "*batch"],
     num_slots: int,
+    placement: Placement = ONE_DEVICE,
 ) -> Int[Array, " num_slots"]:
-    """Returns how often each slot was read by tokens; padding counts nothing."""
+    """Returns how often each slot was read by tokens; padding counts nothing.
+
+    On a mesh tokens are [..., batch, seq], and counts are split as slots are.
+    """
     ones = jnp.broadcast_to(is_token[..., None], slots.shape).astype(jnp.int32)
-    return jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
+
+    def local(slots, ones):
+        counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
+        if placement.mesh is None:
+            return counts
+        counts = jax.lax.psum(counts, BATCH)
+        held = num_slots // placement.ways(*placement.row_axes)
+        return jax.lax.dynamic_slice_in_dim(counts, _first(placement, held), held)
+
+    tokens = PartitionSpec(*(None,) * (slots.ndim - 3), BATCH)
+    split = PartitionSpec(placement.row_axes or None)
+    return placement.on_shards(local, (tokens, tokens), split)(slots, ones)
+
+
+def _first(placement: Placement, held: int) -> int | Array:
+    """Returns the first slot of those that this device holds."""
+    axes = placement.row_axes
+    return jax.lax.axis_index(axes) * held if axes else 0
 
 
 def tfidf(
@@ -126,12 +149,33 @@ def scorer(name: Selector) -> Score:
             return kl
 
 
-def top_slots(scores: Float[Array, " num_slots"], top_t: int) -> Int[Array, " top_t"]:
+def top_slots(
+    scores: Float[Array, " num_slots"],
+    top_t: int,
+    placement: Placement = ONE_DEVICE,
+) -> Int[Array, " top_t"]:
     """Returns the slots of highest score, best first, ties to the lower slot.
 
     Where fewer than `top_t` score above 0, the rest are ids from num_slots on, all
-    different, which stand for no slot: row writes drop them.
+    different, which stand for no slot: row writes drop them. On a mesh scores are
+    split as slots are: each device ranks its own, and all rank the best of each.
     """
-    best, slots = jax.lax.top_k(scores, top_t)
+
+    def local(scores):
+        best, slots = jax.lax.top_k(scores, min(top_t, len(scores)))
+        axes = placement.row_axes
+        if placement.mesh is None or not axes:
+            return best, slots
+        slots = slots + _first(placement, len(scores))
+        # In the order of the devices, so of slots: ties still go to the lower one.
+        best, slots = (
+            jax.lax.all_gather(leaf, axes, tiled=True) for leaf in (best, slots)
+        )
+        best, places = jax.lax.top_k(best, top_t)
+        return best, slots[places]
+
+    everywhere = PartitionSpec()
+    split = PartitionSpec(placement.row_axes or None)
+    best, slots = placement.on_shards(local, (split,), (everywhere,) * 2)(scores)
     nothing = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
     return jnp.where(best > 0, slots, nothing)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
@@ -18,6 +17,7 @@ from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
+from smf_jax.sharding import Placement
 from smf_jax.slots import patch, usage
 from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
@@ -49,7 +49,12 @@ from smf_jax.train.start import (
     find_start,
 )
 from smf_jax.train.state import restore, split_for_training
-from smf_jax.train.step import Background, TrainState, make_step
+from smf_jax.train.step import (
+    Background,
+    TrainState,
+    background_shardings,
+    make_step,
+)
 
 
 class Finetuned(NamedTuple):
@@ -78,7 +83,7 @@ def finetune(
     """
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
-        base = load_base(config.base, console)
+        base = load_base(config, console)
         corpus = corpus_of(base)
         questions = load_questions(corpus, config.facts, config.teach, console)
         require(
@@ -103,11 +108,12 @@ def finetune(
 
 
 def _teach(config, run_dir, start, base, questions, texts, loaded, batches, console):
-    tables = [np.asarray(table[...]) for table in base.model.values]
+    placement = base.model.placement
+    tables = [placement.to_host(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)
-    ask = functools.partial(ask_all, graph, base.tokenizer, questions, texts)
+    ask = functools.partial(ask_all, graph, base.tokenizer, questions, texts, placement)
     max_skips, strange = skips(config.on_nan), nothing_strange()
     if start is None:
         points = [ask(0, (state.trainable, frozen))]
@@ -123,7 +129,7 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
         if step == config.steps:  # before the checkpoint that makes the run a whole
             histogram = None
             if loaded is not None:  # then the tables are all that trains
-                taught = [np.asarray(leaf) for leaf in jax.tree.leaves(state.trainable)]
+                taught = jax.tree.leaves(state.trainable)
                 change = patch.diff(tables, taught, base.model_hash)
                 histogram = _slot_histogram(loaded, change)
                 if distributed.is_main():
@@ -147,9 +153,11 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
             method,
             config.accumulate,
             max_skips=max_skips,
+            placement=placement,
         ),
+        placement=placement,
         frozen=frozen,
-        background=distributed.place(_background(loaded)),
+        background=loaded and _background(loaded, placement),
         batches=batches,
         records=[fact.id for fact in questions.new],
         vocab_size=base.model.config.vocab_size,
@@ -159,10 +167,9 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
     return Finetuned(run_dir, points, trainable)
 
 
-def _background(loaded: Usage | None) -> Background | None:
-    return loaded and Background(
-        jnp.asarray(loaded.document_frequency), jnp.asarray(loaded.num_documents)
-    )
+def _background(loaded: Usage, placement: Placement) -> Background:
+    counts = Background(loaded.document_frequency, np.int32(loaded.num_documents))
+    return placement.put(counts, background_shardings(placement))
 
 
 def _write_teaching(run_dir, points, trainable, histogram) -> None:

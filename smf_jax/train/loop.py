@@ -44,19 +44,21 @@ def train(
     frozen: PyTree,
     background: Background | None,
     batches: Iterator[Batch],
+    share: Callable[[Batch], Batch],
     steps: range,
     observe: Observe,
     stop: Callable[[int], bool],
 ) -> Trained:
     """Does `steps`, at least one and numbered from 1, or fewer if told to `stop`.
 
-    `observe` gets the metrics of each step and its batch, one step late.
+    `share` gives each device its rows of a batch. `observe` gets the metrics of each
+    step and its batch, one step late.
     """
     previous, stopped = None, False
     with distributed.naming_the_missing():
         for number in steps:
             batch = next(batches)
-            state, metrics = step(state, frozen, background, distributed.share(batch))
+            state, metrics = step(state, frozen, background, share(batch))
             if previous is not None:  # one step late: this one is under way by now
                 observe(*previous)
             previous = number, metrics, batch

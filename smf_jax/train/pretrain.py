@@ -1,7 +1,6 @@
 """Pretraining a model from scratch, and collecting what a background reads."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,9 @@ from smf_jax.data.corpus import (
     question_example,
 )
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from smf_jax.model.build import abstract_model, make_model
 from smf_jax.optim.methods import make_method
+from smf_jax.sharding import make_placement
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import nothing_strange, skips
@@ -36,7 +37,6 @@ from smf_jax.train.record import TOKENIZER, USAGE, Made, describe
 from smf_jax.train.run import (
     corpus_of,
     load_run,
-    make_model,
     model_config,
     tell_unhealed,
 )
@@ -64,6 +64,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
       TrainingError: Its numbers are not finite, or far off.
       SaveError: A checkpoint could not be written.
     """
+    placement = make_placement(config.mesh, config.compute, config.model.memory)
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
         corpus = load_corpus(config.data)
@@ -77,22 +78,22 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
         made = Made(pretrain=config)
         record = describe(made, tokenizer, corpus_hash=corpus.hash)
         enter_run_dir(run_dir, start, record, tokenizer, console)
-        _train(made, run_dir, start, tokenizer, packed, console)
+        _train(made, run_dir, start, placement, tokenizer, packed, console)
     return run_dir
 
 
-def _train(made, run_dir, start, tokenizer, packed, console) -> None:
+def _train(made, run_dir, start, placement, tokenizer, packed, console) -> None:
     config = made.pretrain
     batches = training_batches(config.data, packed, config.seed)
     method = make_method(config.optim, config.steps, config.values_rate)
     max_skips, strange = skips(config.on_nan), nothing_strange()
-    make = functools.partial(make_model, model_config(made, tokenizer), config.seed)
+    model = model_config(made, tokenizer)
     if start is None:
-        model = make()
-        graph, state, frozen = split_for_training(model, method)
+        graph, state, frozen = split_for_training(
+            make_model(model, config.seed, placement), method
+        )
     else:
-        model = nnx.eval_shape(make)
-        graph, state, frozen = abstract_split(model, method)
+        graph, state, frozen = abstract_split(abstract_model(model, placement), method)
         state, progress = restore(run_dir, start, state, max_skips)
         batches.set_state(progress["data"])
         strange = progress["strange"]
@@ -102,13 +103,20 @@ def _train(made, run_dir, start, tokenizer, packed, console) -> None:
         config=config,
         done=start or 0,
         step=make_step(
-            graph, config.model.memory, method, 1, config.balance, max_skips
+            graph,
+            model.memory,
+            method,
+            config.accumulate,
+            config.balance,
+            max_skips,
+            placement,
         ),
+        placement=placement,
         frozen=frozen,
         background=None,
         batches=batches,
         records=packed.records,
-        vocab_size=model.config.vocab_size,
+        vocab_size=model.vocab_size,
         strange=strange,
     )
     train_to_end(session, state, max_skips, 0, lambda step, state: ({}, {}), console)
@@ -178,7 +186,8 @@ def collect_usage(
     packed = pack(data, corpus, run.tokenizer)
     batches = training_batches(data, packed, run.made.seed + 1)
     graph, params = nnx.split(run.model)
-    count = make_read_counter(graph, memory)
+    placement = run.model.placement
+    count = make_read_counter(graph, memory, placement)
     documents = track(
         itertools.islice(batches, num_documents),
         "usage",
@@ -187,7 +196,7 @@ def collect_usage(
         disable=not console.is_terminal,
     )
     collected = usage.collect(
-        (count((params,), batch) > 0 for batch in documents),
+        (count((params,), placement.share(batch)) > 0 for batch in documents),
         (data.batch_size, data.seq_len),
         run.model_hash,
         corpus.hash,

@@ -22,6 +22,7 @@ from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.sharding import Placement
 from smf_jax.train.record import EVALUATION, write_json
 from smf_jax.train.run import Run, corpus_of, load_run, tell_unhealed
 
@@ -118,6 +119,7 @@ def ask_all(
     tokenizer: Tokenizer,
     questions: Questions,
     texts: list[Batch],
+    placement: Placement,
     step: int,
     params: tuple[PyTree, ...],
 ) -> Point:
@@ -125,7 +127,9 @@ def ask_all(
 
     Answers are by greedy generation.
     """
-    loss = mean_loss(graph, params, texts, TEXTS_AT_ONCE) if texts else None
+    loss = None
+    if texts:
+        loss = mean_loss(graph, params, texts, TEXTS_AT_ONCE, placement)
     groups = questions.groups()
     if not groups:
         return Point(step, {}, {}, loss)
@@ -137,6 +141,7 @@ def ask_all(
         tokenizer,
         [fact.question for fact in asked],
         longest_answer(tokenizer, asked),
+        placement,
     )
     answers, start = {}, 0
     for name, facts in groups.items():
@@ -171,8 +176,8 @@ def evaluate(
         questions = load_questions(corpus, facts, "questions", console)
     require(bool(questions.groups()), f"{run_dir} has nothing to ask: name --facts")
     graph, params = nnx.split(run.model)
-    texts = sample_texts(run, corpus)
-    point = ask_all(graph, run.tokenizer, questions, texts, run.step, (params,))
+    ask = (graph, run.tokenizer, questions, sample_texts(run, corpus))
+    point = ask_all(*ask, run.model.placement, run.step, (params,))
     name = Path(EVALUATION).stem
     if step is not None:
         name += f"-{step}"
@@ -198,4 +203,5 @@ def ask_one(run_dir: str, question: str, max_new_tokens: int) -> str:
     """Returns a run's greedy answer to one question."""
     run = load_run(run_dir)
     graph, params = nnx.split(run.model)
-    return answer(graph, (params,), run.tokenizer, [question], max_new_tokens)[0]
+    given = (run.tokenizer, [question], max_new_tokens, run.model.placement)
+    return answer(graph, (params,), *given)[0]

@@ -17,6 +17,7 @@ from smf_jax.config import (
     DataConfig,
     FinetuneConfig,
     ImportConfig,
+    ModelConfig,
     PretrainConfig,
     RetrofitConfig,
     config_hash,
@@ -62,6 +63,14 @@ class Made(NamedTuple):
     def data(self) -> DataConfig | None:
         """What the model was trained on before it was taught, and is asked."""
         return (self.retrofit or self.pretrain or self.imported).data
+
+    @property
+    def model(self) -> ModelConfig:
+        """What the model is made of, its vocabulary as it was asked for."""
+        config = (self.pretrain or self.imported).model
+        if self.retrofit is None:
+            return config
+        return dataclasses.replace(config, memory=self.retrofit.memory)
 
     @property
     def seed(self) -> int:

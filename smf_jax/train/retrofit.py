@@ -17,7 +17,7 @@ from smf_jax.config import RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out
 from smf_jax.data.corpus import describe_corpus, load_corpus
 from smf_jax.evaluate.perplexity import mean_loss
-from smf_jax.model.transformer import add_memory
+from smf_jax.model.build import add_memory
 from smf_jax.optim.methods import make_method
 from smf_jax.slots.health import CROWDED, health
 from smf_jax.train.guard import nothing_strange, skips
@@ -65,7 +65,7 @@ def retrofit(
     """
     with claim(config.run_dir) as run_dir:
         start = find_start(run_dir, resume, console)
-        base = load_base(config.base, console)
+        base = load_base(config, console)
         require_fitting(config.data.seq_len, base)
         corpus = load_corpus(config.data)
         about = describe_corpus(config.data, corpus)
@@ -85,7 +85,7 @@ def retrofit(
         before = None
         if start is None:
             graph, params = nnx.split(base.model)
-            loss = _loss(graph, (params,), config, data)
+            loss = _loss(graph, base.model.placement, (params,), config, data)
             before = _measure(base, graph, (params,), loss, data)
         model = add_memory(base.model, config.memory, config.seed)
         enter_run_dir(run_dir, start, record, base.tokenizer, console)
@@ -107,7 +107,8 @@ def _heal(
     graph, state, frozen = split_for_training(model, method)
     batches = training_batches(config.data, data.packed, config.seed)
     max_skips, strange, curve = skips(config.on_nan), nothing_strange(), []
-    count = make_read_counter(graph, config.memory)
+    placement = model.placement
+    count = make_read_counter(graph, config.memory, placement)
     if start is not None:
         state, progress = restore(run_dir, start, state, max_skips)
         batches.set_state(progress["data"])
@@ -118,8 +119,9 @@ def _heal(
     def look(step, state):
         params = (state.trainable, frozen)
         if is_due(step, config.steps, config.eval_every):
-            point = {"step": step, "loss": _loss(graph, params, config, data)}
-            point["slots"] = _health(count, params, config, data)
+            loss = _loss(graph, placement, params, config, data)
+            point = {"step": step, "loss": loss}
+            point["slots"] = _health(count, placement, params, config, data)
             curve.append(point)
             _tell(point, before, console)
         if step == config.steps:
@@ -134,7 +136,16 @@ def _heal(
         run_dir=run_dir,
         config=config,
         done=start or 0,
-        step=make_step(graph, config.memory, method, 1, config.balance, max_skips),
+        step=make_step(
+            graph,
+            config.memory,
+            method,
+            config.accumulate,
+            config.balance,
+            max_skips,
+            placement,
+        ),
+        placement=placement,
         frozen=frozen,
         background=None,
         batches=batches,
@@ -146,22 +157,25 @@ def _heal(
     return report
 
 
-def _loss(graph, params, config, data: Data) -> float:
-    return mean_loss(graph, params, data.held_out, config.data.batch_size)
+def _loss(graph, placement, params, config, data: Data) -> float:
+    size = config.data.batch_size
+    return mean_loss(graph, params, data.held_out, size, placement)
 
 
 def _measure(base: Run, graph, params, loss: float, data: Data) -> Measures:
     """Returns what the tax of a retrofit is told by, for one model."""
-    point = ask_all(graph, base.tokenizer, data.questions, [], 0, params)
+    placement = base.model.placement
+    point = ask_all(graph, base.tokenizer, data.questions, [], placement, 0, params)
     scores = {name: of._asdict() for name, of in point.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
 
 
-def _health(count, params, config, data: Data) -> list[dict[str, Any]]:
+def _health(count, placement, params, config, data: Data) -> list[dict[str, Any]]:
     """Returns how each table is read by some batches of training text."""
     batches = training_batches(config.data, data.packed, config.seed + 1)
     some = itertools.islice(batches, HEALTH_BATCHES)
-    counts = sum(np.asarray(count(params, batch), np.int64) for batch in some)
+    share = placement.share
+    counts = sum(np.asarray(count(params, share(batch)), np.int64) for batch in some)
     return [health(of_table)._asdict() for of_table in counts]
 
 

@@ -11,20 +11,24 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import (
+    ComputeConfig,
     ConfigError,
     DataConfig,
     FinetuneConfig,
     MemoryConfig,
+    MeshConfig,
     ModelConfig,
     RetrofitConfig,
     require,
 )
 from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
 from smf_jax.data.tokenizer import END, Tokenizer, load_tokenizer, tokenizer_hash
+from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.lora import add_lora
-from smf_jax.model.transformer import Transformer, abstract_model, assemble
+from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 from smf_jax.optim.methods import TRAINABLE
+from smf_jax.sharding import Placement, make_placement, with_places
 from smf_jax.train.record import (
     CONFIG,
     RETROFIT,
@@ -83,8 +87,13 @@ def is_finished(run_dir: str | Path) -> bool:
     return step is not None and step >= made_of(read_record(Path(run_dir))).steps
 
 
-def load_run(run_dir: str | Path, step: int | None = None) -> Run:
+def load_run(
+    run_dir: str | Path, step: int | None = None, placement: Placement | None = None
+) -> Run:
     """Reads a finished run, or what it was after an earlier step that is kept.
+
+    It is placed as it was in training where these devices can be arranged so, and
+    else as `placement_of` has it.
 
     Raises:
       ConfigError: There is none, or its parts do not belong together.
@@ -113,7 +122,8 @@ def load_run(run_dir: str | Path, step: int | None = None) -> Run:
         f"{run_dir / TOKENIZER} is not the tokenizer of this model, which has hash "
         f"{record['tokenizer_hash']}",
     )
-    model = _load_model(run_dir, step, record, made, tokenizer)
+    placement = placement or placement_of(made)
+    model = _load_model(run_dir, step, record, made, tokenizer, placement)
     model_hash = checkpoint.params_hash(all_params(model))
     corpus_hash = record["corpus_hash"]
     return Run(run_dir, made, model, tokenizer, step, corpus_hash, model_hash)
@@ -129,13 +139,19 @@ def require_fitting(seq_len: int, run: Run) -> None:
     )
 
 
-def load_base(run_dir: str | Path, console: Console) -> Run:
-    """Reads a finished run that is to be trained further.
+def load_base(config: FinetuneConfig | RetrofitConfig, console: Console) -> Run:
+    """Reads the finished run that is to be trained further, placed as for training.
 
     Raises:
-      ConfigError: There is none, or it was taught by lora.
+      ConfigError: There is none, it was taught by lora, or it cannot be placed so.
     """
-    run = load_run(run_dir)
+    run_dir = Path(config.base)
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    memory = made_of(read_record(run_dir)).model.memory
+    if isinstance(config, RetrofitConfig):
+        memory = config.memory
+    placement = make_placement(config.mesh, config.compute, memory)
+    run = load_run(run_dir, placement=placement)
     own = run.made.own
     require(
         not isinstance(own, FinetuneConfig) or own.optim.method != "lora",
@@ -162,14 +178,29 @@ def tell_unhealed(run: Run, console: Console) -> None:
         console.print(line, style="bold red")
 
 
-def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
+def placement_of(made: Made) -> Placement:
+    """Returns where a model that is only read is placed.
+
+    That is as it was when it trained, if these devices can be arranged so, or else
+    whole on each of them; its numbers are the same up to rounding.
+    """
+    own, memory = made.own, made.model.memory
+    if own is made.imported:
+        return make_placement(MeshConfig(), ComputeConfig(), memory)
+    try:
+        return make_placement(own.mesh, own.compute, memory)
+    except ConfigError:
+        return make_placement(MeshConfig(), own.compute, memory)
+
+
+def _load_model(run_dir, step, record, made: Made, tokenizer, placement) -> Transformer:
     own, method = made.own, "full"
     if isinstance(own, FinetuneConfig | RetrofitConfig):
         method = own.optim.method
     if method == "full":
-        model = abstract_model(model_config(made, tokenizer))
+        model = abstract_model(model_config(made, tokenizer), placement)
     else:  # a checkpoint holds what trained; the rest is the base's
-        base = load_run(find_base(run_dir, own.base))
+        base = load_run(find_base(run_dir, own.base), placement=placement)
         require(
             base.model_hash == record["base_hash"],
             f"{run_dir} taught model {record['base_hash']}, but {base.run_dir} is "
@@ -179,15 +210,17 @@ def _load_model(run_dir, step, record, made: Made, tokenizer) -> Transformer:
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
         elif own is made.retrofit:
-            fresh = abstract_model(model_config(made, tokenizer))
-            loaded = _load(run_dir, step, nnx.state(fresh, TRAINABLE[method]))
+            fresh = abstract_model(model_config(made, tokenizer), placement)
+            part = nnx.state(fresh, TRAINABLE[method])
+            loaded = _load(run_dir, step, part, placement)
             return assemble(fresh, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
-    return nnx.merge(graph, _load(run_dir, step, trained), rest)
+    return nnx.merge(graph, _load(run_dir, step, trained, placement), rest)
 
 
-def _load(run_dir: Path, step: int, trained: PyTree) -> PyTree:
+def _load(run_dir: Path, step: int, trained: PyTree, placement: Placement) -> PyTree:
     abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
+    abstract = with_places(abstract, placement.of_params(abstract))
     return checkpoint.load(run_dir, step, {"params": abstract})[0]["params"]
 
 
@@ -232,20 +265,12 @@ def model_config(made: Made, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
       ConfigError: The configured vocabulary cannot hold the tokenizer's.
     """
-    tokens, config = tokenizer.num_tokens, (made.pretrain or made.imported).model
+    tokens, config = tokenizer.num_tokens, made.model
     require(
         config.vocab_size == 0 or config.vocab_size >= tokens,
         f"model.vocab_size={config.vocab_size} is below the {tokens} tokens there are",
     )
-    config = dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
-    if made.retrofit is not None:
-        config = dataclasses.replace(config, memory=made.retrofit.memory)
-    return config
-
-
-def make_model(config: ModelConfig, seed: int) -> Transformer:
-    """Makes a freshly initialised model."""
-    return Transformer(config, rngs=nnx.Rngs(seed))
+    return dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
 
 
 def all_params(model: nnx.Module) -> PyTree:

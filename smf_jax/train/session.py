@@ -1,5 +1,6 @@
 """From the step that a run goes on from to its last one, saved on the way."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from jaxtyping import PyTree
 from rich.console import Console
 
 from smf_jax import checkpoint
-from smf_jax.config import FinetuneConfig, PretrainConfig
+from smf_jax.config import FinetuneConfig, PretrainConfig, RetrofitConfig
 from smf_jax.exits import Interrupted
+from smf_jax.sharding import Placement
 from smf_jax.train.guard import is_sound, make_guard, require_finite
 from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
@@ -25,9 +27,10 @@ class Session(NamedTuple):
 
     title: str
     run_dir: Path
-    config: PretrainConfig | FinetuneConfig
+    config: PretrainConfig | RetrofitConfig | FinetuneConfig
     done: int  # steps before this session
     step: Step
+    placement: Placement
     frozen: PyTree
     background: Background | None
     batches: grain.DatasetIterator  # at the batch after `done`
@@ -62,7 +65,8 @@ def train_to_end(
     """
     run_dir, config, done = session.run_dir, session.config, session.done
     path, last = run_dir / METRICS, config.steps
-    given = (session.frozen, session.background, session.batches)
+    share = functools.partial(session.placement.share, parts=config.accumulate)
+    given = (session.frozen, session.background, session.batches, share)
     with (
         stop_on_signal() as stop,
         checkpoint.saver(run_dir, config.save) as saver,

@@ -1,16 +1,18 @@
-"""What training changes: made anew, or as a checkpoint has it."""
+"""What training changes: made anew, or as a checkpoint has it, in its place."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from smf_jax import checkpoint, distributed
+from smf_jax import checkpoint
 from smf_jax.config import require
 from smf_jax.optim.methods import Method
-from smf_jax.train.step import TrainState
+from smf_jax.sharding import with_places
+from smf_jax.train.step import TrainState, state_shardings
 
 
 def split_for_training(
@@ -20,23 +22,33 @@ def split_for_training(
 
     What trains is copied, since a step donates it and the model may be needed again.
     """
-    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
-    trainable = jax.tree.map(jax.numpy.copy, nnx.as_pure(trainable))
-    state = TrainState(
-        trainable, jax.jit(method.tx.init)(trainable), jax.numpy.zeros((), "int32")
-    )
-    return graph, *distributed.place((state, nnx.as_pure(frozen)))
+    graph, state, frozen = abstract_split(model, method)
+    placement = model.placement
+    shardings = state_shardings(placement, method, state)
+    trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
+    trainable = placement.put(trainable, shardings.trainable)
+    trainable = jax.tree.map(jax.numpy.copy, trainable)
+    init = jax.jit(method.tx.init, out_shardings=shardings.opt_state)
+    skipped = placement.put(np.zeros((), np.int32))
+    frozen = placement.put(frozen, placement.of_params(frozen))
+    return graph, TrainState(trainable, init(trainable), skipped), frozen
 
 
 def abstract_split(
     model: nnx.Module, method: Method
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns what `split_for_training` does, for a model that has shapes alone."""
-    graph, trainable, frozen = nnx.split(model, method.trainable, ...)
-    trainable = nnx.as_pure(trainable)
+    """Returns what `split_for_training` does as shapes, each with its place."""
+    graph, *parts = nnx.split(model, method.trainable, ...)
+    trainable, frozen = jax.eval_shape(lambda: tuple(map(nnx.as_pure, parts)))
     opt_state = jax.eval_shape(method.tx.init, trainable)
     skipped = jax.ShapeDtypeStruct((), "int32")
-    return graph, TrainState(trainable, opt_state, skipped), nnx.as_pure(frozen)
+    state = TrainState(trainable, opt_state, skipped)
+    placement = model.placement
+    return (
+        graph,
+        with_places(state, state_shardings(placement, method, state)),
+        with_places(frozen, placement.of_params(frozen)),
+    )
 
 
 def restore(
@@ -44,13 +56,14 @@ def restore(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state of training after a step, and the progress saved with it.
 
-    Of `state`, the shapes and types are looked at.
+    Of `state`, the shapes, types and places are looked at.
 
     Raises:
       ConfigError: It is another state, or more steps were skipped than may be.
     """
-    abstract = jax.eval_shape(lambda tree: tree, as_saved(state))
-    loaded, record = checkpoint.load(run_dir, step, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state = with_places(jax.eval_shape(lambda: state), shardings)
+    loaded, record = checkpoint.load(run_dir, step, as_saved(state))
     rest = loaded["optimizer"]
     state = TrainState(loaded["params"], rest["state"], rest["skipped"])
     skipped = int(state.skipped)

@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.kernels.rows import chosen_rows_gradient
-from smf_jax.model.memory import Reads, imbalance, pool_of, zero_taps
+from smf_jax.kernels import sharded
+from smf_jax.model.memory import (
+    Reads,
+    imbalance,
+    pool_of,
+    weights_on_slots,
+    zero_taps,
+)
 from smf_jax.optim.methods import Method
 from smf_jax.optim.rows import all_finite, update_rows, write_rows
+from smf_jax.sharding import ONE_DEVICE, Placement
 from smf_jax.slots.select import count_reads, top_slots
 
 
@@ -45,6 +53,7 @@ def make_step(
     accumulate: int,
     balance: float = 0,
     max_skips: int = 0,
+    placement: Placement = ONE_DEVICE,
 ) -> Step:
     """Returns `step(state, frozen, background, batch) -> (state, metrics)`, compiled.
 
@@ -60,35 +69,76 @@ def make_step(
         once, by the reads of the whole batch.
       balance: Weight of the memory's `imbalance` beside the loss.
       max_skips: Steps that may go without an update.
+      placement: Where all of it is.
 
     Raises:
-      ValueError: `balance` is set for a method that chooses rows, or for a batch in
-        parts, over which imbalance is no sum.
+      ValueError: `balance` is set for a method that chooses rows.
     """
-    if balance and (method.score is not None or accumulate > 1):
-        raise ValueError(
-            f"balance={balance} needs a dense method and accumulate=1, "
-            f"got accumulate={accumulate}"
-        )
+    if balance and method.score is not None:
+        raise ValueError(f"balance={balance} needs a method that trains everything")
     dense = functools.partial(_update_all, balance=balance)
     update = dense if method.score is None else _update_chosen_rows
+    setting = Setting(graph, memory, method, placement)
 
     def step(state, frozen, background, batch):
         parts, going_on = _cut(batch, accumulate), state.skipped <= max_skips
-        moved, metrics = update(
-            graph, memory, method, state, frozen, background, parts, going_on
-        )
+        moved, metrics = update(setting, state, frozen, background, parts, going_on)
         skipped = state.skipped + (going_on & ~metrics["updated"])
         metrics |= {"skipped": skipped, "tokens": (batch.segments > 0).sum()}
-        return TrainState(*moved, skipped), metrics
+        state = TrainState(*moved, skipped)
+        if placement.mesh is not None:  # else the compiler chooses, and moves all of it
+            shardings = state_shardings(placement, method, state)
+            state = jax.lax.with_sharding_constraint(state, shardings)
+        return state, metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _cut(batch: Batch, parts: int) -> Batch:
-    return jax.tree.map(
-        lambda leaf: jnp.reshape(leaf, (parts, -1, *leaf.shape[1:])), batch
+class Setting(NamedTuple):
+    """What of a step is known before it is compiled."""
+
+    graph: nnx.GraphDef
+    memory: MemoryConfig | None
+    method: Method
+    placement: Placement
+
+
+def state_shardings(
+    placement: Placement, method: Method, state: TrainState
+) -> TrainState:
+    """Returns where each array of a state is, given arrays or their shapes.
+
+    What an optimizer keeps for a parameter is where the parameter is.
+    """
+    trainable = placement.of_params(state.trainable)
+
+    def is_left_out(leaf):  # of one of several rules, as Muon and Adam share parameters
+        return isinstance(leaf, optax.MaskedNode)
+
+    opt_state = optax.tree.map_params(
+        method.tx,
+        lambda leaf, sharding: leaf if is_left_out(leaf) else sharding,
+        state.opt_state,
+        trainable,
+        transform_non_params=lambda _: placement.everywhere,
+        is_leaf=is_left_out,
     )
+    return TrainState(trainable, opt_state, placement.everywhere)
+
+
+def background_shardings(placement: Placement) -> Background:
+    """Returns where each array of a background is."""
+    slots = PartitionSpec(None, placement.row_axes or None)
+    return Background(placement.sharding(slots), placement.everywhere)
+
+
+def _cut(batch: Batch, parts: int) -> Batch:
+    # Every so many rows a part, so that each device has as many rows of each.
+    def cut(leaf):
+        rows = jnp.reshape(leaf, (-1, parts, *leaf.shape[1:]))
+        return jnp.moveaxis(rows, 1, 0)
+
+    return jax.tree.map(cut, batch)
 
 
 def _loss(graph, trainable, frozen, taps, part: Batch, total: Array):
@@ -103,18 +153,33 @@ def _total_weight(batch: Batch) -> Float[Array, ""]:
     return jnp.maximum(batch.weights.sum(), 1)
 
 
-def _update_all(
-    graph, memory, method, state, frozen, background, batch, going_on, balance
-):
+def _update_all(setting, state, frozen, background, batch, going_on, balance):
     del background
-    total = _total_weight(batch)
+    graph, memory, method, placement = setting
+    total, several = _total_weight(batch), len(batch.tokens) > 1
+    balance = balance if memory is not None else 0
+
+    def weights_of(reads, part):
+        return weights_on_slots(memory, reads, part.segments > 0, placement)
+
+    def add_weights(sums, part):
+        _, reads = _loss(graph, state.trainable, frozen, None, part, total)
+        return sums + weights_of(reads, part), None
+
+    # Imbalance is no sum over parts, but its gradient is, once all reads are known.
+    slope = uneven = None
+    if balance and several:
+        none = jnp.zeros((memory.num_pools, memory.num_slots))
+        weights, _ = jax.lax.scan(add_weights, none, batch)
+        uneven, slope = jax.value_and_grad(imbalance)(weights)
 
     def objective(trainable, part):
         loss, reads = _loss(graph, trainable, frozen, None, part, total)
         metrics = {"loss": loss}
-        if balance and reads:
-            uneven = imbalance(memory, reads, part.segments > 0)
-            loss, metrics["imbalance"] = loss + balance * uneven, uneven
+        if balance:
+            weights = weights_of(reads, part)
+            term = (slope * weights).sum() if several else imbalance(weights)
+            loss, metrics["imbalance"] = loss + balance * term, term
         return loss, metrics
 
     def add_part(sums, part):
@@ -126,6 +191,8 @@ def _update_all(
     updates, opt_state = method.tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {name: of_parts.sum() for name, of_parts in metrics.items()}
+    if uneven is not None:
+        metrics["imbalance"] = uneven
     metrics["gradient_norm"] = optax.tree.norm(grads)
     # Not of what is written: that is known too late to be chosen while it is written,
     # and a pass of its own took pretraining from 0.93 to 0.88 of its speed.
@@ -138,9 +205,8 @@ def _update_all(
     return moved, metrics
 
 
-def _update_chosen_rows(
-    graph, memory, method, state, frozen, background, batch, going_on
-):
+def _update_chosen_rows(setting, state, frozen, background, batch, going_on):
+    graph, memory, method, placement = setting
     total = _total_weight(batch)
 
     def read_part(loss, part):
@@ -153,14 +219,14 @@ def _update_chosen_rows(
 
     # Every part is kept, not summed: which rows matter is known only after the last.
     loss, (reads, cotangents) = jax.lax.scan(read_part, jnp.zeros(()), batch)
-    counts = read_counts(reads, batch.segments > 0, memory)
+    counts = read_counts(reads, batch.segments > 0, memory, placement)
     scores = jax.vmap(method.score, (0, 0, None))(counts, *background)
-    chosen = [top_slots(pool, method.top_t) for pool in scores]
+    chosen = [top_slots(pool, method.top_t, placement) for pool in scores]
     row_grads = [jnp.zeros((method.top_t, memory.value_dim))] * memory.num_pools
     for layer, (read, cotangent) in enumerate(zip(reads, cotangents, strict=True)):
         pool = pool_of(memory, layer)
-        row_grads[pool] = row_grads[pool] + chosen_rows_gradient(
-            cotangent, *read, chosen[pool], memory.num_slots
+        row_grads[pool] = row_grads[pool] + sharded.chosen_rows_gradient(
+            placement, cotangent, *read, chosen[pool], memory.num_slots
         )
 
     gradient_norm = optax.tree.norm(row_grads)
@@ -173,9 +239,11 @@ def _update_chosen_rows(
         state.trainable,
         jax.tree.unflatten(structure, chosen),
         going_on & all_finite((loss, gradient_norm)),
+        placement=placement,
     )
     written = jax.tree.leaves(moved.slots)
-    tables = write_rows(tables, jax.tree.leaves(moved.updates), written)
+    updates = jax.tree.leaves(moved.updates)
+    tables = write_rows(tables, updates, written, placement)
     return (jax.tree.unflatten(structure, tables), moved.state), {
         "loss": loss,
         "gradient_norm": gradient_norm,
@@ -186,18 +254,21 @@ def _update_chosen_rows(
 
 
 def read_counts(
-    reads: tuple[Reads, ...], is_token: Bool[Array, "*batch seq"], memory: MemoryConfig
+    reads: tuple[Reads, ...],
+    is_token: Bool[Array, "*batch seq"],
+    memory: MemoryConfig,
+    placement: Placement = ONE_DEVICE,
 ) -> Int[Array, "pools num_slots"]:
     """Returns how often each slot of each table was read by tokens."""
     counts = [jnp.zeros(memory.num_slots, jnp.int32)] * memory.num_pools
     for layer, read in enumerate(reads):
         pool = pool_of(memory, layer)
-        counts[pool] += count_reads(read.slots, is_token, memory.num_slots)
+        counts[pool] += count_reads(read.slots, is_token, memory.num_slots, placement)
     return jnp.stack(counts)
 
 
 def make_read_counter(
-    graph: nnx.GraphDef, memory: MemoryConfig
+    graph: nnx.GraphDef, memory: MemoryConfig, placement: Placement = ONE_DEVICE
 ) -> Callable[[tuple[PyTree, ...], Batch], Int[Array, "pools num_slots"]]:
     """Returns a compiled `(params, batch) -> how often each slot was read`.
 
@@ -208,6 +279,7 @@ def make_read_counter(
     def count(params, batch):
         model = nnx.merge(graph, *params)
         _, reads = model(batch.tokens, batch.positions, batch.segments)
-        return read_counts(reads, batch.segments > 0, memory)
+        counts = read_counts(reads, batch.segments > 0, memory, placement)
+        return placement.constrain(counts)  # whole, as the host is to read them
 
     return count

@@ -21,8 +21,8 @@ import traceback
 
 import jax
 
-from smf_jax import cli
-from smf_jax.train import finetune, loop, pretrain, verify  # noqa: F401  before forking
+from smf_jax import cli, sharding
+from smf_jax.train import finetune, pretrain, verify  # noqa: F401  before forking
 
 
 def send(signals: list[list[int]], pause: float = 0) -> None:
@@ -31,19 +31,21 @@ def send(signals: list[list[int]], pause: float = 0) -> None:
     From the first of them on it takes `pause` seconds more for each batch.
     """
     given = 0
-    share = loop.distributed.share
+    share = sharding.Placement.share
 
-    def count(batch):
+    def count(placement, batch, parts=None):
         nonlocal given
+        if parts is None:  # not for a step
+            return share(placement, batch)
         given += 1
         for at, number in signals:
             if at == given:
                 os.kill(os.getpid(), number)
         if signals and given >= signals[0][0]:
             time.sleep(pause)
-        return share(batch)
+        return share(placement, batch, parts)
 
-    loop.distributed.share = count
+    sharding.Placement.share = count
 
 
 def run(task: dict, errors: str, counted: str) -> None:

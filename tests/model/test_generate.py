@@ -1,13 +1,14 @@
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import RopeScalingConfig
+from smf_jax.config import ComputeConfig, RopeScalingConfig
+from smf_jax.model.build import abstract_model
 from smf_jax.model.generate import generate_greedily
+from smf_jax.sharding import Placement
 from tests.tiny import VOCAB, call, jit, make_model, memory_config, model_config
 
 MODELS = {
@@ -100,9 +101,10 @@ def _decode(graph, params, *args):
 
 
 def test_a_bfloat16_model_decodes():
-    graph, params = nnx.split(make_model(model_config(), SEED))
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.as_pure(params))
-    model = nnx.merge(graph, half)
+    _, params = nnx.split(make_model(model_config(), SEED))
+    placement = Placement(compute=ComputeConfig(activations="bfloat16"))
+    graph, _ = nnx.split(abstract_model(model_config(), placement))
+    model = nnx.merge(graph, params)
 
     answers = generate(model, PROMPTS, NO_END)
 

@@ -12,6 +12,7 @@ from smf_jax.model.memory import (
     Reads,
     imbalance,
     init_values,
+    weights_on_slots,
     zero_taps,
 )
 from tests.reference import memory as reference
@@ -154,7 +155,7 @@ def reads_of(*slots):
 def unevenness(*reads, is_token=None, **changes):
     seq = reads[0].slots.shape[1]
     is_token = jnp.ones((1, seq), bool) if is_token is None else jnp.asarray([is_token])
-    return float(imbalance(memory_config(**changes), reads, is_token))
+    return float(imbalance(weights_on_slots(memory_config(**changes), reads, is_token)))
 
 
 def test_reads_of_every_slot_alike_are_perfectly_even():
@@ -195,7 +196,9 @@ def test_evening_out_takes_weight_from_the_slot_that_others_read():
 
     slope = jax.grad(
         lambda weights: imbalance(
-            memory_config(), (Reads(slots, weights),), jnp.ones((1, 3), bool)
+            weights_on_slots(
+                memory_config(), (Reads(slots, weights),), jnp.ones((1, 3), bool)
+            )
         )
     )(weights)
 

@@ -4,7 +4,8 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import ConfigError
-from smf_jax.model.transformer import Transformer, add_memory
+from smf_jax.model.build import add_memory
+from smf_jax.model.transformer import Transformer
 from tests.tiny import (
     NUM_SLOTS,
     VALUE_DIM,

@@ -283,13 +283,29 @@ def test_balance_makes_a_dense_step_read_more_evenly():
     assert uneven[1.0] < uneven[1e-6]
 
 
-@pytest.mark.parametrize(("optim", "parts"), [(SMF, 1), (FULL, 2)])
-def test_balance_is_refused_where_it_means_nothing(optim, parts):
-    method = make_method(optim, steps=10)
+def test_balance_is_refused_where_it_means_nothing():
+    method = make_method(SMF, steps=10)
     graph, _, _ = split_for_training(make_model(model_config()), method)
 
     with pytest.raises(ValueError, match=r"balance=1.0"):
-        make_step(graph, memory_config(), method, parts, balance=1.0)
+        make_step(graph, memory_config(), method, 1, balance=1.0)
+
+
+@pytest.mark.parametrize("share_values", [True, False])
+def test_balance_is_that_of_the_whole_batch_also_in_parts(share_values):
+    memory = memory_config(layers=(0, 1), share_values=share_values)
+    config, method = model_config(memory=memory), make_method(FULL, steps=10)
+    done = []
+    for parts in (1, 2):
+        graph, state, frozen = split_for_training(make_model(config), method)
+        step = jit(make_step(graph, memory, method, parts, balance=1.0))
+        done.append(step(state, frozen, None, make_batch()))
+
+    (whole, told), (in_parts, told_in_parts) = done
+    uneven = [float(metrics["imbalance"]) for metrics in (told, told_in_parts)]
+    assert uneven[1] == pytest.approx(uneven[0], rel=1e-5)
+    for want, got in zip(*map(jax.tree.leaves, (whole, in_parts)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 def test_the_table_of_a_model_has_a_rate_of_its_own():

@@ -1,0 +1,68 @@
+"""Models anew, as shapes alone, from parameters by name, or with a memory added."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from smf_jax.config import MemoryConfig, ModelConfig, require
+from smf_jax.model.transformer import Transformer
+from smf_jax.names import leaf_name, named
+from smf_jax.sharding import ONE_DEVICE, Placement
+
+
+def abstract_model(
+    config: ModelConfig, placement: Placement = ONE_DEVICE
+) -> Transformer:
+    """Returns a model that has shapes and types instead of arrays."""
+    return nnx.eval_shape(lambda: Transformer(config, placement, rngs=nnx.Rngs(0)))
+
+
+def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
+    """Returns an abstract model with parameters, by name; others of them are left."""
+    graph, shapes = nnx.split(abstract)
+    return nnx.merge(
+        graph,
+        jax.tree.map_with_path(
+            lambda path, _: params[leaf_name(path)], nnx.as_pure(shapes)
+        ),
+    )
+
+
+def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:
+    """Returns a model with freshly made memory layers and the rest of another's.
+
+    Beside a feed-forward they change nothing until they are trained. The parameters
+    that the two share are the same arrays.
+
+    Raises:
+      ConfigError: It has memory layers already, or too few layers for these.
+    """
+    require(model.config.memory is None, "the model has memory layers already")
+    config = dataclasses.replace(model.config, memory=memory)
+    old, placement = named(nnx.as_pure(nnx.state(model))), model.placement
+
+    def make() -> dict[str, Array]:
+        fresh = Transformer(config, placement, rngs=nnx.Rngs(seed))
+        params = named(nnx.as_pure(nnx.state(fresh)))
+        return {name: leaf for name, leaf in params.items() if name not in old}
+
+    # Compiled, so that nothing is made that is thrown away, and each part in its place.
+    shardings = placement.of_params(jax.eval_shape(make))
+    fresh = jax.jit(make, out_shardings=shardings)()
+    return assemble(abstract_model(config, placement), old | fresh)
+
+
+def make_model(
+    config: ModelConfig, seed: int, placement: Placement = ONE_DEVICE
+) -> Transformer:
+    """Makes a freshly initialised model, of which each device makes its part."""
+    graph, shapes = nnx.split(abstract_model(config, placement))
+
+    def make() -> PyTree:
+        model = Transformer(config, placement, rngs=nnx.Rngs(seed))
+        return nnx.as_pure(nnx.state(model))
+
+    shardings = placement.of_params(nnx.as_pure(shapes))
+    return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())

@@ -1,0 +1,234 @@
+"""Over which devices arrays are spread: one mesh of three axes, one table of rules.
+
+    data    groups of devices that each hold all parameters
+    fsdp    devices of a group that each hold a part of them, gathered where it is used
+    model   devices that each compute a part of a layer's width
+
+A batch is shared by `data` and `fsdp`. Dense layers are left to the compiler, which
+follows their parameters. What reads or writes a memory's table runs on each device's
+own part of it (`kernels/sharded.py`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from smf_jax.config import ComputeConfig, Layout, MemoryConfig, MeshConfig, require
+from smf_jax.names import leaf_name
+
+AXES = ("data", "fsdp", "model")
+BATCH = ("data", "fsdp")  # the axes that share a batch
+TABLE = "table"  # stands for the axes by which the layout splits a table
+
+# The first pattern that the name of a parameter matches says how it is split, one entry
+# a dimension. An axis that does not divide its dimension is left out.
+_WIDE, _NARROW = r"(query|key|value|gate|up)", r"(out|down)"  # into a layer, out of it
+RULES = (
+    (r"values/\d+", (TABLE, TABLE)),
+    (r"embedding", ("model", "fsdp")),
+    (r".*/memory/query(/base)?/kernel", ("fsdp", None)),
+    (r".*/memory/keys", (None, None, "fsdp", None)),
+    (rf".*/{_WIDE}(/base)?/kernel|head(/base)?/kernel", ("fsdp", "model")),
+    (rf".*/{_NARROW}(/base)?/kernel", ("model", "fsdp")),
+    (rf".*/{_WIDE}(/base)?/bias", ("model",)),
+    (rf".*/{_WIDE}/down", ("fsdp", None)),  # of a low-rank addition
+    (rf".*/{_WIDE}/up", (None, "model")),
+    (rf".*/{_NARROW}/down", ("model", None)),
+    (rf".*/{_NARROW}/up", (None, "fsdp")),
+    (r".*/relevance/(kernel|bias)|.*/memory_scale", ()),
+    (r"(.*/)?\w*norm/scale", ()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a model lives, and how it is computed there."""
+
+    mesh: Mesh | None = None  # None: one device
+    layout: Layout = "columns"
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """Axes over which the slots of a table are split."""
+        return {"columns": (), "slots": ("model",), "everywhere": AXES}[self.layout]
+
+    @property
+    def table(self) -> PartitionSpec:
+        """How a table [num_slots, value_dim] is split."""
+        columns = "model" if self.layout == "columns" else None
+        return PartitionSpec(self.row_axes or None, columns)
+
+    def ways(self, *axes: str) -> int:
+        """Returns over how many devices something split by some axes is spread."""
+        sizes = {} if self.mesh is None else self.mesh.shape
+        return int(np.prod([sizes.get(axis, 1) for axis in axes]))
+
+    def sharding(self, spec: PartitionSpec) -> jax.sharding.Sharding:
+        """Returns the sharding of an array that is split so."""
+        if self.mesh is None:
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return NamedSharding(self.mesh, spec)
+
+    @property
+    def everywhere(self) -> jax.sharding.Sharding:
+        """The sharding of what every device holds whole."""
+        return self.sharding(PartitionSpec())
+
+    def constrain(self, x: Array, *spec: Any) -> Array:
+        """Tells the compiler how an array is split."""
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.sharding(PartitionSpec(*spec)))
+
+    def on_shards(
+        self, function: Callable, in_specs: Any, out_specs: Any, check: bool = False
+    ) -> Callable:
+        """Returns `function`, run by each device on its parts.
+
+        `check` is for one whose gradient is taken.
+        """
+        if self.mesh is None:
+            return function
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=check,
+        )
+
+    def of_params(self, params: PyTree) -> PyTree:
+        """Returns the sharding of each parameter, given arrays or their shapes.
+
+        Raises:
+          ValueError: No rule is for a parameter.
+        """
+        return jax.tree.map_with_path(
+            lambda path, leaf: self.sharding(self._spec(leaf_name(path), leaf.shape)),
+            params,
+        )
+
+    def _spec(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+        split = next((of for rule, of in RULES if re.fullmatch(rule, name)), None)
+        if split is None:
+            raise ValueError(f"no rule says how {name} of shape {shape} is split")
+        if split == (TABLE, TABLE):
+            return self.table
+        return PartitionSpec(
+            *(
+                axis if axis and size % self.ways(axis) == 0 else None
+                for axis, size in zip(split, shape, strict=bool(split))
+            )
+        )
+
+    def put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
+        """Returns arrays, which each process has whole, placed: all of them everywhere
+        by default.
+        """
+        if shardings is None:
+            shardings = jax.tree.map(lambda _: self.everywhere, tree)
+
+        def place(leaf, sharding):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                return jax.device_put(leaf, sharding)  # spread over processes already
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                leaf.shape, sharding, lambda index: leaf[index]
+            )
+
+        if jax.process_count() == 1:
+            return jax.device_put(tree, shardings)
+        return jax.tree.map(place, tree, shardings)
+
+    def to_host(self, array: Array) -> Array:
+        """Returns an array with its parts in the memory of their hosts."""
+        return jax.device_put(array, array.sharding.with_memory_kind("pinned_host"))
+
+    def share(self, batch: PyTree, parts: int = 1) -> PyTree:
+        """Returns a batch, which every process has whole, with its rows shared.
+
+        Rows of zeros are added, which are padding, until each device has as many as
+        the others in each of `parts`.
+        """
+        if self.mesh is None:
+            return batch
+        lacking = -len(jax.tree.leaves(batch)[0]) % (self.ways(*BATCH) * parts)
+        rows = self.sharding(PartitionSpec(BATCH))
+
+        def fill(leaf):
+            return np.pad(leaf, [(0, lacking)] + [(0, 0)] * (leaf.ndim - 1))
+
+        batch = jax.tree.map(fill, batch)
+        return self.put(batch, jax.tree.map(lambda _: rows, batch))
+
+
+ONE_DEVICE = Placement()
+
+
+def with_places(abstract: PyTree, shardings: PyTree) -> PyTree:
+    """Returns shapes and types with the sharding of each."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        abstract,
+        shardings,
+    )
+
+
+def make_placement(
+    mesh: MeshConfig,
+    compute: ComputeConfig,
+    memory: MemoryConfig | None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Placement:
+    """Returns a placement on devices, by default on all that there are.
+
+    A single process may leave devices out; of several, none may.
+
+    Raises:
+      ConfigError: The devices are too few or too many, or a table cannot be split so.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    fixed = mesh.fsdp * mesh.model
+    data = mesh.data or max(len(devices) // fixed, 1)
+    shape, count = (data, mesh.fsdp, mesh.model), data * fixed
+    several = len({device.process_index for device in devices}) > 1
+    require(
+        count == len(devices) if several else count <= len(devices),
+        f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.model={mesh.model} is "
+        f"{count} devices, but {len(devices)} are here",
+    )
+    placement = Placement(None, mesh.values, compute)
+    if count == 1 and not several:
+        return placement
+    placement = dataclasses.replace(placement, mesh=_arrange(shape, devices[:count]))
+    if memory is not None:
+        _require_divisible(placement, memory)
+    return placement
+
+
+def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def _require_divisible(placement: Placement, memory: MemoryConfig) -> None:
+    model, rows = placement.ways("model"), placement.ways(*placement.row_axes)
+    require(
+        memory.value_dim % model == 0,
+        f"memory.value_dim={memory.value_dim} is no multiple of mesh.model={model}",
+    )
+    require(
+        memory.num_slots % rows == 0,
+        f"mesh.values={placement.layout} splits the {memory.num_slots} slots of a "
+        f"table (memory.num_keys={memory.num_keys}, squared) over {rows} devices, "
+        "which does not divide them",
+    )
