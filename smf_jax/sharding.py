@@ -111,11 +111,16 @@ class Placement:
           ValueError: No rule is for a parameter.
         """
         return jax.tree.map_with_path(
-            lambda path, leaf: self.sharding(self._spec(leaf_name(path), leaf.shape)),
+            lambda path, leaf: self.sharding(self.spec(leaf_name(path), leaf.shape)),
             params,
         )
 
-    def _spec(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+    def spec(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """Returns how the parameter of a name is split.
+
+        Raises:
+          ValueError: No rule is for it.
+        """
         split = next((of for rule, of in RULES if re.fullmatch(rule, name)), None)
         if split is None:
             raise ValueError(f"no rule says how {name} of shape {shape} is split")

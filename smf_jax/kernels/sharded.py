@@ -25,6 +25,35 @@ def _tokens(array: Array, last: str | None = None) -> PartitionSpec:
     return PartitionSpec(*(None,) * (array.ndim - 3), BATCH, None, last)
 
 
+def embed(
+    placement: Placement,
+    table: Float[Array, "vocab dim"],
+    tokens: Int[Array, "batch seq"],
+) -> Float[Array, "batch seq dim"]:
+    """Returns the row of each token, and NaN for one outside the vocabulary."""
+    split = placement.spec("embedding", table.shape)
+
+    def local(table, tokens):
+        first = 0
+        if placement.mesh is not None:
+            if split[1]:
+                table = _gather(table, split[1], 1)
+            if split[0]:
+                first = jax.lax.axis_index(split[0]) * len(table)
+        place = tokens - first
+        # A negative id would count from the end.
+        place = jnp.where(place < 0, len(table), place)
+        rows = table.at[place].get(mode="fill", fill_value=0)
+        if placement.mesh is not None and split[0]:
+            rows = jax.lax.psum(rows, split[0])
+        return rows
+
+    specs = (split, PartitionSpec(BATCH))
+    rows = placement.on_shards(local, specs, PartitionSpec(BATCH), check=True)
+    is_known = (tokens >= 0) & (tokens < len(table))
+    return jnp.where(is_known[..., None], rows(table, tokens), jnp.nan)
+
+
 def product_key_top_k(
     placement: Placement,
     query: Float[Array, "batch seq heads 2 half"],

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig
+from smf_jax.kernels import sharded
 from smf_jax.model.attention import Attention, KVCache, empty_cache
 from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
 from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
@@ -178,10 +179,7 @@ class Transformer(nnx.Module):
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
-        # An id outside the vocabulary must not read some other token's embedding, as a
-        # negative one would: it counts from the end.
-        ids = jnp.where(tokens < 0, self.config.vocab_size, tokens)
-        x = self.embedding[...].at[ids].get(mode="fill", fill_value=jnp.nan)
+        x = sharded.embed(self.placement, self.embedding[...], tokens)
         x = x.astype(self.placement.compute.activations)
         reads, kept = [], []
         for blocks in self._runs_of_blocks(caches is None):

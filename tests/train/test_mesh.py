@@ -78,7 +78,7 @@ def train(method: str, memory: str, placement, parts: int = 1):
         background = placement.put(
             Background(frequency, np.int32(9)), background_shardings(placement)
         )
-    balance = 1.0 if method == "pretraining" else 0
+    balance = 1.0 if method == "pretraining" else 0.0
     step = jit(
         make_step(graph, config.memory, rule, parts, balance, placement=placement)
     )
