@@ -30,6 +30,7 @@ from smf_jax.train.record import Made, describe
 from smf_jax.train.run import all_params, load_run, model_config
 from smf_jax.train.start import claim, enter_run_dir
 from tests.integration.commands import CONFIG_FILE
+from tests.tiny import ONE
 
 NUM_SLOTS = 16
 FACT = '{"id": "a", "question": "what ?", "answers": ["this"]}\n'
@@ -41,6 +42,7 @@ def tiny(run_dir, seed: int = 0) -> PretrainConfig:
     )
     world = WorldConfig(known_people=2, new_people=1, first_names=3, last_names=4)
     return PretrainConfig(
+        mesh=ONE,
         run_dir=str(run_dir),
         steps=2,
         seed=seed,
@@ -99,6 +101,7 @@ def base(runs, tmp_path):
 def finetune(base, tmp_path):
     """Returns the configuration file that teaches `base`."""
     config = FinetuneConfig(
+        mesh=ONE,
         base=str(base),
         run_dir=str(tmp_path / "taught"),
         steps=2,

@@ -12,6 +12,7 @@ from smf_jax import names
 from smf_jax.config import (
     DataConfig,
     MemoryConfig,
+    MeshConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -24,6 +25,7 @@ from smf_jax.model.transformer import Transformer
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 VOCAB, NUM_SLOTS, VALUE_DIM = 11, 25, 7
+ONE = MeshConfig(data=1)  # of the eight devices: tests/train/test_mesh.py takes all
 
 
 def memory_config(**changes) -> MemoryConfig:
@@ -47,6 +49,7 @@ def pretrain_config(run_dir, steps: int) -> PretrainConfig:
         run_dir=str(run_dir),
         steps=steps,
         log_every=50,
+        mesh=ONE,
         model=ModelConfig(
             dim=16,
             num_layers=2,

@@ -40,6 +40,7 @@ def base(commands):
 def taught(commands, base):
     run_dir = commands.folder / "smf"
     config = FinetuneConfig(
+        mesh=tiny.ONE,
         base=str(base),
         run_dir=str(run_dir),
         teach="statements",
@@ -546,6 +547,7 @@ def test_skips_that_were_allowed_cannot_be_forbidden_afterwards(
 
 def test_the_best_is_told_by_scores_of_its_own_step(commands, base, tmp_path):
     config = FinetuneConfig(
+        mesh=tiny.ONE,
         base=str(base),
         run_dir=str(tmp_path / "run"),
         teach="statements",

@@ -35,6 +35,7 @@ def plain_config(run_dir):
 def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
     config = tiny.pretrain_config(run_dir, STEPS)
     given = {
+        "mesh": tiny.ONE,
         "base": str(base),
         "run_dir": str(run_dir),
         "steps": STEPS,
@@ -51,6 +52,7 @@ def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
 def finetune_config(base, run_dir, optim=None) -> FinetuneConfig:
     smf = OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3)
     return FinetuneConfig(
+        mesh=tiny.ONE,
         base=str(base),
         run_dir=str(run_dir),
         steps=4,

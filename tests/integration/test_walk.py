@@ -34,6 +34,7 @@ def finetune_config(base, run_dir, method: str) -> FinetuneConfig:
         "full": OptimConfig(method="full", learning_rate=0.001),
     }
     return FinetuneConfig(
+        mesh=tiny.ONE,
         base=str(base),
         run_dir=str(run_dir),
         teach="statements",

@@ -17,6 +17,7 @@ from smf_jax.train.state import split_for_training
 from smf_jax.train.step import (
     Background,
     background_shardings,
+    make_read_counter,
     make_step,
     state_shardings,
 )
@@ -28,16 +29,22 @@ MESHES = [
     for data, fsdp, model in itertools.product((1, 2, 4, 8), repeat=3)
     if data * fsdp * model == 8
 ]
-SGD = {"optimizer": "sgd", "learning_rate": 1.0}
+# Rates at which rounding does not grow from step to step.
+SGD = {"optimizer": "sgd", "clip_norm": 1.0}
 METHODS = {
-    "smf": OptimConfig(method="smf", top_t=8, momentum=0.5, clip_norm=1.0, **SGD),
-    "pretraining": OptimConfig(method="full", clip_norm=1.0, **SGD),
-    "lora": OptimConfig(method="lora", lora=LoraConfig(rank=4), **SGD),
+    "smf": OptimConfig(method="smf", learning_rate=1.0, momentum=0.5, top_t=8, **SGD),
+    "pretraining": OptimConfig(method="full", learning_rate=0.05, **SGD),
+    "lora": OptimConfig(
+        method="lora", learning_rate=0.05, lora=LoraConfig(rank=4, alpha=1.0), **SGD
+    ),
 }
+REMAT, SCAN = {"remat": True}, {"scan_layers": True}
 LAYOUTS = ("columns", "slots", "everywhere")
 MEMORIES = {
     "one memory": {"layers": (1,)},
-    "two memories": {"layers": (1, 2), "share_values": True},
+    "two memories": {"layers": (0, 1), "share_values": True},
+    "two tables": {"layers": (0, 1), "share_values": False},
+    "last of four": {"layers": (3,)},
 }
 
 
@@ -46,7 +53,7 @@ def config_of(memory: str):
     return model_config(
         vocab_size=16,
         dim=16,
-        num_layers=3,
+        num_layers=4 if memory == "last of four" else 2,
         hidden_dim=24,
         memory=memory_config(**sizes | MEMORIES[memory]),
     )
@@ -74,7 +81,8 @@ def train(method: str, memory: str, placement, parts: int = 1):
     rng = np.random.default_rng(0)
     background = None
     if method == "smf":
-        frequency = rng.integers(0, 9, (1, NUM_SLOTS), np.int32)
+        pools = config.memory.num_pools
+        frequency = rng.integers(0, 9, (pools, NUM_SLOTS), np.int32)
         background = placement.put(
             Background(frequency, np.int32(9)), background_shardings(placement)
         )
@@ -125,3 +133,69 @@ def test_a_mesh_does_what_one_device_does(method, shape, layout):
     got = train(method, "one memory", placement_on(shape, layout))
 
     assert_same(got, on_one_device(method, "one memory"), method)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_a_mesh_teaches_by_lora_what_one_device_does(shape):
+    got = train("lora", "one memory", placement_on(shape))
+
+    assert_same(got, on_one_device("lora", "one memory"), "lora")
+
+
+@pytest.mark.parametrize("memory", ["two memories", "two tables"])
+@pytest.mark.parametrize(
+    ("method", "layout"), [("smf", "everywhere"), ("pretraining", "slots")]
+)
+def test_memories_on_a_mesh_share_a_table_or_have_one_each(method, layout, memory):
+    got = train(method, memory, placement_on((2, 2, 2), layout))
+
+    assert_same(got, on_one_device(method, memory), method)
+
+
+@pytest.mark.parametrize("method", ["smf", "pretraining"])
+def test_a_batch_in_parts_on_a_mesh_is_the_whole_batch_on_one_device(method):
+    got = train(method, "one memory", placement_on((2, 2, 2)), parts=3)
+
+    assert_same(got, on_one_device(method, "one memory"), method)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "compute",
+    [{"remat": True}, {"scan_layers": True}, {"remat": True, "scan_layers": True}],
+    ids=str,
+)
+def test_remat_and_a_scan_over_layers_change_nothing(shape, compute):
+    got = train("pretraining", "last of four", placement_on(shape, **compute))
+
+    assert_same(got, on_one_device("pretraining", "last of four"), "pretraining")
+
+
+def test_activations_in_bfloat16_change_little():
+    placement = placement_on((2, 2, 2), activations="bfloat16")
+
+    _, state, told = train("pretraining", "one memory", placement)
+    _, _, want = on_one_device("pretraining", "one memory")
+
+    # The parameters stay float32; 8 bits of a bfloat16 make an error of about 2**-8.
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {np.float32}
+    assert told[0]["loss"] == pytest.approx(want[0]["loss"], rel=2**-6)
+    assert told[0]["loss"] != want[0]["loss"]
+
+
+def counts_on(placement):
+    config = config_of("one memory")
+    model = fill(lambda: Transformer(config, placement, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(model)
+    params = nnx.as_pure(params)
+    params = placement.put(params, placement.of_params(params))
+    count = make_read_counter(graph, config.memory, placement)
+    return count((params,), placement.share(make_batch(vocab=16)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_device_is_told_how_often_each_slot_was_read(layout):
+    counts = counts_on(placement_on((2, 2, 2), layout))
+
+    assert counts.is_fully_replicated
+    np.testing.assert_array_equal(counts, counts_on(ONE_DEVICE))
