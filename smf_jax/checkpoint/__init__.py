@@ -1,7 +1,7 @@
 """Checkpoints: parameters, optimizer and progress of a run, whole or not at all.
 
     RUN/checkpoints/STEP/arrays/        by orbax
-    RUN/checkpoints/STEP/manifest.json  progress, and a SHA-256 of every file and array
+    RUN/checkpoints/STEP/manifest.json  progress, and checksums of all files and arrays
 
 A name with anything after the step (`40.saving`, `20.deleting`, `40.damaged`) is none.
 """

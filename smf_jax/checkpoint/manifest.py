@@ -26,7 +26,7 @@ class Manifest(NamedTuple):
     step: int
     progress: dict[str, Any]  # what a run needs beside arrays to go on, as JSON
     metrics: dict[str, float]  # by which the best checkpoint is told
-    arrays: dict[str, str]  # SHA-256 of each array's content, by its name
+    arrays: dict[str, str]  # type, shape and checksum of each array, by its name
     files: dict[str, str]  # SHA-256 of each file, by its path below the checkpoint
     run_files: dict[str, str]  # the same of those of RUN_FILES that were there
     outputs: dict[str, str]  # and of OUTPUTS

@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -33,14 +31,12 @@ class Saver(NamedTuple):
 
 
 @contextlib.contextmanager
-def saver(
-    run_dir: Path, config: SaveConfig, *, donated: bool = True
-) -> Iterator[Saver]:
+def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
     """Yields `save(step, arrays, progress, metrics)`; leaving waits for the last one.
 
-    The arrays may be donated as soon as `save` returns, unless `donated` is False:
-    then they are not copied. Their folder gets the name of its step by one rename,
-    after its manifest; then older checkpoints go, as `config` says.
+    The arrays may be donated as soon as `save` returns. Their folder gets the name of
+    its step by one rename, after its manifest; then older checkpoints go, as `config`
+    says.
 
     Raises:
       SaveError: A save failed. The next `check` or `save` raises it, or leaving.
@@ -54,17 +50,14 @@ def saver(
 
         def save(step, arrays, progress, metrics) -> None:
             settle(wait=True)
+            contents = digests(arrays)
             folder = manifest.folder_of(run_dir, step)
             with _said_clearly(run_dir, folder):
                 beside = folder.with_name(f"{step}.saving")
                 beside.mkdir(parents=True, exist_ok=True)
                 distributed.wait_for_all(f"save {step}")
                 writing = ocp.save_checkpointables_async(beside / "arrays", arrays)
-            copies, logged = None, 0
-            if distributed.is_main():
-                # On the CPU an array on the host may be the one on the device.
-                copies = jax.tree.map(np.array, arrays) if donated else arrays
-                logged = manifest.log_size(run_dir)
+            logged = manifest.log_size(run_dir)
 
             def finish() -> None:
                 with _said_clearly(run_dir, folder):
@@ -74,7 +67,7 @@ def saver(
                             step=step,
                             progress=progress,
                             metrics=metrics,
-                            arrays=digests(copies),
+                            arrays=contents,
                             files=manifest.file_digests(beside),
                             run_files=manifest.digests_of(run_dir, RUN_FILES),
                             outputs=manifest.digests_of(run_dir, OUTPUTS),

@@ -71,7 +71,7 @@ def import_run(
         )
         enter_run_dir(path, None, record, tokenizer, console)
         params = all_params(model)
-        with checkpoint.saver(path, SaveConfig(), donated=False) as saver:
+        with checkpoint.saver(path, SaveConfig()) as saver:
             saver.save(0, {"params": params}, {}, {})
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     console.print(

@@ -49,7 +49,7 @@ class Run(NamedTuple):
     tokenizer: Tokenizer
     step: int
     corpus_hash: str | None  # of what it was trained on, or taught and asked
-    model_hash: str  # SHA-256 of the content of all its parameters
+    model_hash: str  # SHA-256 of the names and digests of all its parameters
 
     @property
     def data(self) -> DataConfig:

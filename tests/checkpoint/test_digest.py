@@ -1,0 +1,203 @@
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from smf_jax import checkpoint
+from smf_jax.checkpoint.digest import SEEDS, mix, place, sums_by_device
+from tests.reference import digest as reference
+
+TYPES = ["float32", "bfloat16", "float16", "int32", "int16", "int8"]
+TYPES += ["uint32", "uint16", "uint8", "float64", "int64", "uint64"]
+SPECS = [P(), P("data"), P(None, "model"), P("data", "model"), P("model", "data")]
+SPECS += [P(("data", "model")), P(None, ("model", "data"))]
+
+
+def digest(array) -> str:
+    return checkpoint.digests({"it": array})["it"]
+
+
+def table(dtype="float32") -> np.ndarray:
+    """Returns 8 x 16 numbers, some of them negative."""
+    return np.arange(-20, 108).reshape(8, 16).astype(jnp.dtype(dtype))
+
+
+def grid(*shape):
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """Returns the bits of an array, to be changed in place."""
+    return array.reshape(-1).view(f"u{array.itemsize}")
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, "bool"])
+def test_it_is_the_sum_that_the_reference_takes_word_by_word(dtype):
+    array = table(dtype)
+
+    assert digest(array) == reference.digest(array)
+    if array.itemsize < 8:
+        assert digest(jnp.asarray(array)) == reference.digest(array)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 3, 5), (2, 1, 2, 1, 2)])
+def test_it_is_the_same_sum_for_any_number_of_axes(shape):
+    array = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+
+    assert digest(jnp.asarray(array)) == reference.digest(array)
+
+
+def test_an_array_of_64_bits_has_the_same_digest_on_the_host_and_on_a_device():
+    array = table("float64") / 3
+
+    with jax.enable_x64(True):
+        on_device = digest(jnp.asarray(array))
+
+    assert on_device == digest(array) == reference.digest(array)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_bit_of_every_element_counts(dtype):
+    array = np.array([[0, 1, 2], [3, 4, 100]]).astype(jnp.dtype(dtype))
+    seen = {digest(array)}
+
+    for element in range(array.size):
+        for bit in range(8 * array.itemsize):
+            changed = array.copy()
+            bits(changed)[element] ^= np.array(1 << bit, bits(array).dtype)
+            seen.add(digest(changed))
+
+    assert len(seen) == 1 + array.size * 8 * array.itemsize
+
+
+def test_every_sign_of_a_large_table_counts_in_each_of_the_four_sums():
+    array = np.ones(1024, np.float32)
+    want = digest(array)
+
+    for element in range(0, 1024, 8):
+        changed = array.copy()
+        changed[element] = -1
+        sums = [
+            re.findall("." * 8, text.split()[-1]) for text in (digest(changed), want)
+        ]
+        assert all(a != b for a, b in zip(*sums, strict=True))
+
+
+def test_a_zero_has_a_sign_and_a_nan_its_bits():
+    nans = np.array([0x7FC00000, 0x7FC00001, 0xFFC00000, 0x7F800001], np.uint32)
+    arrays = [np.array([x], np.float32) for x in (0.0, -0.0)]
+    arrays += list(nans.view(np.float32).reshape(4, 1))
+
+    assert len({digest(array) for array in arrays}) == 6
+
+
+def test_no_two_elements_rows_or_columns_may_change_places():
+    array = table()
+    seen = {digest(array)}
+
+    pairs = list(itertools.combinations(range(array.size), 2))[::16]
+    for i, j in pairs:
+        changed = array.copy()
+        changed.reshape(-1)[[i, j]] = changed.reshape(-1)[[j, i]]
+        seen.add(digest(changed))
+    lines = list(itertools.combinations(range(8), 2))
+    for i, j in lines:
+        rows, columns = array.copy(), array.copy()
+        rows[[i, j]] = rows[[j, i]]
+        columns[:, [i, j]] = columns[:, [j, i]]
+        seen |= {digest(rows), digest(columns)}
+
+    assert len(seen) == 1 + len(pairs) + 2 * len(lines)
+
+
+def test_the_type_and_the_shape_count_where_the_bits_are_the_same():
+    array = np.arange(6, dtype=np.int32)
+    same = [array, array.view(np.float32), array.view(np.uint32)]
+    same += [array.reshape(shape) for shape in [(2, 3), (3, 2), (1, 6), (6, 1)]]
+    same += [np.zeros(shape, np.int32) for shape in [(0,), (0, 1), (1, 0)]]
+
+    assert len({digest(array) for array in same}) == len(same)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8), (2, 2), (1, 1)])
+def test_it_depends_neither_on_devices_nor_on_how_an_array_is_split(shape, dtype):
+    array = table(dtype)
+
+    for spec in SPECS:
+        placed = jax.device_put(array, NamedSharding(grid(*shape), spec))
+        assert digest(placed) == reference.digest(array)
+
+
+def test_arrays_of_one_tree_may_be_placed_each_in_its_own_way():
+    rows = jax.device_put(table(), NamedSharding(grid(4, 2), P("data")))
+    columns = jax.device_put(table(), NamedSharding(grid(2, 4), P(None, "model")))
+    one = jax.device_put(table(), jax.devices()[3])
+
+    got = checkpoint.digests([rows, columns, one, jnp.asarray(table()), table(), 7])
+
+    assert {got[str(number)] for number in range(5)} == {reference.digest(table())}
+    assert got["5"] == reference.digest(7)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_devices_exchange_nothing_and_write_no_array(spec):
+    mesh = grid(4, 2)
+    array = jax.ShapeDtypeStruct(
+        (1024, 512), jnp.float32, sharding=NamedSharding(mesh, spec)
+    )
+
+    program = sums_by_device.lower(array, mesh, spec).compile()
+
+    exchanges = "all-|collective|reduce-scatter|send|recv"
+    assert not re.search(rf"\b({exchanges})[\w-]*\(", program.as_text())
+    assert program.memory_analysis().temp_size_in_bytes < 4096  # of 2 MB
+
+
+def test_places_differ_beyond_what_32_bits_can_number():
+    # 2**20 rows of 2**13: every 2**19 rows the flat index would begin anew.
+    rows, columns = np.meshgrid(
+        [0, 1, 2, 2**19, 2**19 + 1, 2**20 - 1], np.arange(2**13), indexing="ij"
+    )
+    index = [jnp.asarray(axis, jnp.uint32) for axis in (rows, columns)]
+
+    places = np.stack([np.asarray(place(index, seed)).reshape(-1) for seed in SEEDS])
+
+    assert len(np.unique(places, axis=1).T) == rows.size
+
+
+def test_mixing_is_one_to_one():
+    words = np.random.default_rng(0).integers(2**32, size=2**16, dtype=np.uint32)
+    words = np.unique(words)
+
+    mixed = np.asarray(mix(jnp.asarray(words)))
+
+    assert len(np.unique(mixed)) == len(words)
+    assert [reference.mix(int(word)) for word in words[:100]] == mixed[:100].tolist()
+
+
+def params():
+    return {"keys": jnp.array([[-0.0, 0.0, 1e-42]]), "scale": jnp.array([1.5, -2.0])}
+
+
+def test_the_hash_is_of_values_and_not_of_when_they_were_made():
+    assert checkpoint.params_hash(params()) == checkpoint.params_hash(params())
+
+
+def test_one_bit_a_name_a_type_or_a_shape_changes_the_hash():
+    changed = [params() for _ in range(5)]
+    changed[1]["keys"] = changed[1]["keys"].at[0, 0].set(0.0)  # was -0.0
+    changed[2]["kees"] = changed[2].pop("keys")
+    changed[3]["keys"] = changed[3]["keys"].view(jnp.int32)
+    changed[4]["keys"] = changed[4]["keys"].reshape(3, 1)
+
+    assert len({checkpoint.params_hash(tree) for tree in changed}) == 5
+
+
+def test_an_empty_tree_has_no_digests():
+    assert checkpoint.digests({}) == {}
