@@ -1,5 +1,10 @@
 import itertools
+import os
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from smf_jax import checkpoint
 from smf_jax.checkpoint.digest import SEEDS, mix, place, sums_by_device
+from tests.checkpoint import one_of_two
 from tests.reference import digest as reference
 
 TYPES = ["float32", "bfloat16", "float16", "int32", "int16", "int8"]
@@ -143,6 +149,32 @@ def test_arrays_of_one_tree_may_be_placed_each_in_its_own_way():
 
     assert {got[str(number)] for number in range(5)} == {reference.digest(table())}
     assert got["5"] == reference.digest(7)
+
+
+def test_two_processes_that_hold_parts_of_an_array_find_what_one_finds():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    together = {"SMF_COORDINATOR": f"127.0.0.1:{port}", "SMF_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoint.one_of_two"],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | together | {"SMF_PROCESS_ID": number},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    try:
+        printed = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    want = [reference.digest(one_of_two.table())] * (len(one_of_two.SPECS) + 1)
+    for output in printed:  # gloo prints lines of its own
+        assert [line for line in output.splitlines() if "float32" in line] == want
 
 
 @pytest.mark.parametrize("spec", SPECS)

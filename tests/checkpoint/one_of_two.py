@@ -1,0 +1,30 @@
+"""Prints, as one of two processes, the digests of a table that both hold parts of."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from smf_jax import checkpoint, distributed
+
+SPECS = [P("data", "model"), P("model", "data"), P("data"), P("model"), P()]
+
+
+def table() -> np.ndarray:
+    """Returns the whole table."""
+    return np.arange(48, dtype=np.float32).reshape(8, 6)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    distributed.initialize()
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    spread = [
+        jax.make_array_from_callback(
+            (8, 6), NamedSharding(mesh, spec), lambda part: table()[part]
+        )
+        for spec in SPECS
+    ]
+    # The last one each process has for itself, whole.
+    print(*checkpoint.digests([*spread, jax.numpy.asarray(table())]).values(), sep="\n")
