@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster, as one JobSet.
+#
+#   gke.sh create    makes a node pool: one slice
+#   gke.sh setup     builds an image of the committed state, and pushes it
+#   gke.sh run VERB ...   starts one command of smf on every host of the slice
+#   gke.sh logs      follows the first host, then tells how the JobSet stands
+#   gke.sh fetch     copies a run to this machine
+#   gke.sh delete    removes the JobSet and the node pool
+#
+# Costs: chips x price for each hour of the node pool, used or not; the cluster besides.
+# Leaves behind: after delete the cluster, the image, and the share.
+# Again: create, setup and delete say that it is done; run does not start twice; fetch
+#   goes on. A JobSet that was preempted starts again by itself, and the run goes on.
+#
+#   TPU_NAME                    of the node pool and the JobSet
+#   PROJECT CLUSTER LOCATION    which cluster; it has JobSet 0.6 or later
+#   IMAGE                       without a tag, which is the commit       (setup run fetch)
+#   SMF_SHARE                   NFS folder for runs and data             (run fetch)
+#   MACHINE_TYPE TPU_TOPOLOGY   e.g. ct5lp-hightpu-4t and 4x4            (create run)
+#   TPU_ACCELERATOR             e.g. tpu-v5-lite-podslice                (run)
+#   ZONE TPU_SPOT PRICE_PER_CHIP_HOUR                                    (create)
+#   RUN FETCH_TO                e.g. runs/world; the folder here         (fetch)
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+usage="gke.sh [--dry-run] [--again] create | setup | run VERB ... | logs | fetch | delete"
+again=no
+while [[ ${1:-} == -* ]]; do
+  case $1 in
+    --dry-run) DRY_RUN=yes ;;
+    --again) again=yes ;;
+    *) refuse "unknown argument '$1': $usage" ;;
+  esac
+  shift
+done
+action=${1:-}
+[[ $action =~ ^(create|setup|run|logs|fetch|delete)$ ]] || refuse "unknown action '$action': $usage"
+shift
+[[ $action == run || $# == 0 ]] || refuse "unknown argument '$1': $usage"
+[[ $action != run || $# != 0 ]] || refuse "run needs a command, e.g. gke.sh run pretrain configs/world.py"
+
+: "${TPU_NAME:?set TPU_NAME, e.g. smf-v5e-16}"
+: "${PROJECT:?set PROJECT, e.g. my-project}"
+: "${CLUSTER:?set CLUSTER, e.g. smf}"
+: "${LOCATION:?set LOCATION, the region or zone of the cluster, e.g. us-west4}"
+case $action in
+  setup | run | fetch)
+    : "${IMAGE:?set IMAGE, e.g. us-docker.pkg.dev/my-project/smf/smf_jax}"
+    image=$IMAGE:$(git -C "$(dirname "$0")" rev-parse HEAD)
+    ;;
+esac
+case $action in
+  run | fetch)
+    : "${SMF_SHARE:?set SMF_SHARE, an NFS folder, e.g. 10.0.0.2:/smf}"
+    [[ $SMF_SHARE =~ ^[A-Za-z0-9._-]+:/[A-Za-z0-9._/-]*$ ]] ||
+      refuse "SMF_SHARE=$SMF_SHARE must be HOST:/FOLDER, e.g. 10.0.0.2:/smf"
+    ;;
+esac
+case $action in
+  create | run)
+    : "${MACHINE_TYPE:?set MACHINE_TYPE, e.g. ct5lp-hightpu-4t}"
+    : "${TPU_TOPOLOGY:?set TPU_TOPOLOGY, e.g. 4x4}"
+    [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || refuse "MACHINE_TYPE=$MACHINE_TYPE must end in its chips, e.g. ct5lp-hightpu-4t"
+    chips_per_host=${BASH_REMATCH[1]}
+    [[ $TPU_TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ ]] || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY must be chips by chips, e.g. 4x4"
+    chips=$((${TPU_TOPOLOGY//x/*}))
+    ((chips % chips_per_host == 0)) || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY is no whole number of hosts of $chips_per_host chips (MACHINE_TYPE=$MACHINE_TYPE)"
+    hosts=$((chips / chips_per_host))
+    ;;
+esac
+cluster=(--project "$PROJECT" --location "$LOCATION" --cluster "$CLUSTER")
+# The name that `gcloud container clusters get-credentials` gives: never another cluster.
+kubectl=(kubectl --context "gke_${PROJECT}_${LOCATION}_$CLUSTER")
+
+pool_state() {
+  run gcloud container node-pools list "${cluster[@]}" --filter "name=$TPU_NAME" --format "value(status)"
+}
+
+# Prints a manifest with @NAMES@ replaced by variables of this script.
+render() {
+  local text name
+  text=$(<"$(dirname "$0")/$1")
+  shift
+  for name in "$@"; do
+    text=${text//@${name^^}@/"${!name}"}
+  done
+  printf '%s\n' "$text"
+}
+
+# Gives a manifest to kubectl; prints both first.
+apply() {
+  printf '%s\n' "$1" >&2
+  run "${kubectl[@]}" apply -f - <<<"$1"
+}
+
+jobset() {
+  run "${kubectl[@]}" get jobset "$TPU_NAME" --ignore-not-found --output "jsonpath=$1"
+}
+
+create() {
+  : "${ZONE:?set ZONE, e.g. us-west4-a}" "${TPU_SPOT:=no}"
+  [[ $TPU_SPOT == yes || $TPU_SPOT == no ]] || refuse "TPU_SPOT=$TPU_SPOT must be yes or no"
+  say_cost "$chips"
+  local state options=()
+  state=$(pool_state)
+  if [[ $state == RUNNING ]]; then
+    say "$TPU_NAME is there already"
+    return
+  fi
+  [[ ! $state ]] || { say "$TPU_NAME is $state; wait, or gke.sh delete" && exit 1; }
+  ((hosts == 1)) || options+=(--tpu-topology "$TPU_TOPOLOGY")
+  [[ $TPU_SPOT == no ]] || options+=(--spot)
+  run gcloud container node-pools create "$TPU_NAME" "${cluster[@]}" \
+    --node-locations "$ZONE" --machine-type "$MACHINE_TYPE" --num-nodes "$hosts" "${options[@]}"
+}
+
+setup() {
+  cd "$(dirname "$0")/.."
+  [[ ! $(git status --porcelain) ]] || say "what is not committed is not sent"
+  show git archive HEAD "|" docker build --file tpu_scripts/Dockerfile --tag "$image" -
+  [[ $DRY_RUN == yes ]] || git archive HEAD | docker build --file tpu_scripts/Dockerfile --tag "$image" -
+  run docker push "$image"
+}
+
+start() {
+  : "${TPU_ACCELERATOR:?set TPU_ACCELERATOR, e.g. tpu-v5-lite-podslice}"
+  local arguments state before word
+  for word in "$@"; do # as JSON, which is YAML
+    word=${word//\\/\\\\}
+    arguments+="${arguments:+, }\"${word//\"/\\\"}\""
+  done
+  # shellcheck disable=SC2034  # render uses them, by name
+  local command="[\"python\", \"-m\", \"smf_jax\", $arguments]" \
+    name=$TPU_NAME server=${SMF_SHARE%%:*} folder=${SMF_SHARE#*:} \
+    accelerator=$TPU_ACCELERATOR topology=$TPU_TOPOLOGY manifest
+  manifest=$(render jobset.yaml name image command hosts chips_per_host accelerator topology server folder)
+  before=$(jobset '{.spec.replicatedJobs[0].template.spec.template.spec.containers[0].command}')
+  state=$(jobset '{.status.conditions[?(@.status=="True")].type}')
+  if [[ $before && ! $state =~ Completed|Failed ]]; then
+    [[ ${before//, /,} == "${command//, /,}" ]] || refuse "another command is running: $before; wait for it, or gke.sh delete"
+    say "it runs already"
+  elif [[ ${before//, /,} == "${command//, /,}" && $state == *Completed* && $again == no ]]; then
+    say "it has ended well; --again starts it anew"
+  else
+    [[ ! $before ]] || run "${kubectl[@]}" delete jobset "$TPU_NAME" # has ended: $state
+    apply "$manifest"
+  fi
+  say "next: gke.sh logs"
+}
+
+logs() {
+  local pods="jobset.sigs.k8s.io/jobset-name=$TPU_NAME"
+  run "${kubectl[@]}" logs --follow --tail 200 --selector "$pods,batch.kubernetes.io/job-completion-index=0"
+  run "${kubectl[@]}" get jobset "$TPU_NAME"
+  run "${kubectl[@]}" get pods --selector "$pods" --output \
+    "custom-columns=POD:.metadata.name,STATE:.status.phase,CODE:.status.containerStatuses[0].state.terminated.exitCode"
+}
+
+fetch() {
+  : "${RUN:?set RUN, e.g. runs/world}" "${FETCH_TO:=fetched}"
+  [[ $RUN =~ ^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$ ]] || refuse "RUN=$RUN must be below smf_jax, e.g. runs/world"
+  # shellcheck disable=SC2034  # render uses them, by name
+  local name=$TPU_NAME-reader server=${SMF_SHARE%%:*} folder=${SMF_SHARE#*:}
+  apply "$(render reader.yaml name image server folder)"
+  run "${kubectl[@]}" wait --for condition=Ready --timeout 10m "pod/$name"
+  copy_run /smf_jax "$RUN" "$FETCH_TO" "${kubectl[@]}" exec "$name" -- bash -c
+  run "${kubectl[@]}" delete pod "$name"
+}
+
+delete() {
+  run "${kubectl[@]}" delete jobset "$TPU_NAME" --ignore-not-found
+  local state
+  state=$(pool_state)
+  if [[ $DRY_RUN == no && ! $state ]]; then
+    say "there is no node pool $TPU_NAME"
+    return
+  fi
+  run gcloud container node-pools delete "$TPU_NAME" "${cluster[@]}" --quiet
+}
+
+case $action in
+  run) start "$@" ;;
+  *) "$action" ;;
+esac
