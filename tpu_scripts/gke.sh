@@ -76,13 +76,12 @@ pool_state() {
   run gcloud container node-pools list "${cluster[@]}" --filter "name=$TPU_NAME" --format "value(status)"
 }
 
-# Prints a manifest with @NAMES@ replaced by variables of this script.
+# Prints manifest $1 with @NAME@ replaced by what NAME=... of the other arguments says.
 render() {
-  local text name
+  local text pair
   text=$(<"$(dirname "$0")/$1")
-  shift
-  for name in "$@"; do
-    text=${text//@${name^^}@/"${!name}"}
+  for pair in "${@:2}"; do
+    text=${text//@${pair%%=*}@/"${pair#*=}"}
   done
   printf '%s\n' "$text"
 }
@@ -117,8 +116,10 @@ create() {
 setup() {
   cd "$(dirname "$0")/.."
   [[ ! $(git status --porcelain) ]] || say "what is not committed is not sent"
-  show git archive HEAD "|" docker build --file tpu_scripts/Dockerfile --tag "$image" -
-  [[ $DRY_RUN == yes ]] || git archive HEAD | docker build --file tpu_scripts/Dockerfile --tag "$image" -
+  local build=(docker build --file tpu_scripts/Dockerfile --tag "$image" -)
+  show git archive HEAD
+  show "${build[@]}" # reads the archive
+  [[ $DRY_RUN == yes ]] || git archive HEAD | "${build[@]}"
   run docker push "$image"
 }
 
@@ -129,20 +130,19 @@ start() {
     word=${word//\\/\\\\}
     arguments+="${arguments:+, }\"${word//\"/\\\"}\""
   done
-  # shellcheck disable=SC2034  # render uses them, by name
-  local command="[\"python\", \"-m\", \"smf_jax\", $arguments]" \
-    name=$TPU_NAME server=${SMF_SHARE%%:*} folder=${SMF_SHARE#*:} \
-    accelerator=$TPU_ACCELERATOR topology=$TPU_TOPOLOGY manifest
-  manifest=$(render jobset.yaml name image command hosts chips_per_host accelerator topology server folder)
+  local command="[\"python\", \"-m\", \"smf_jax\", $arguments]" manifest
+  manifest=$(render jobset.yaml "NAME=$TPU_NAME" "IMAGE=$image" "HOSTS=$hosts" \
+    "CHIPS_PER_HOST=$chips_per_host" "ACCELERATOR=$TPU_ACCELERATOR" "TOPOLOGY=$TPU_TOPOLOGY" \
+    "SERVER=${SMF_SHARE%%:*}" "FOLDER=${SMF_SHARE#*:}" "COMMAND=$command")
   before=$(jobset '{.spec.replicatedJobs[0].template.spec.template.spec.containers[0].command}')
-  state=$(jobset '{.status.conditions[?(@.status=="True")].type}')
-  if [[ $before && ! $state =~ Completed|Failed ]]; then
+  state=" $(jobset '{.status.conditions[?(@.status=="True")].type}') "
+  if [[ $before && ! $state =~ " Completed "|" Failed " ]]; then
     [[ ${before//, /,} == "${command//, /,}" ]] || refuse "another command is running: $before; wait for it, or gke.sh delete"
     say "it runs already"
-  elif [[ ${before//, /,} == "${command//, /,}" && $state == *Completed* && $again == no ]]; then
+  elif [[ ${before//, /,} == "${command//, /,}" && $state == *" Completed "* && $again == no ]]; then
     say "it has ended well; --again starts it anew"
   else
-    [[ ! $before ]] || run "${kubectl[@]}" delete jobset "$TPU_NAME" # has ended: $state
+    [[ ! $before ]] || run "${kubectl[@]}" delete jobset "$TPU_NAME" # it has ended
     apply "$manifest"
   fi
   say "next: gke.sh logs"
@@ -159,9 +159,9 @@ logs() {
 fetch() {
   : "${RUN:?set RUN, e.g. runs/world}" "${FETCH_TO:=fetched}"
   [[ $RUN =~ ^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$ ]] || refuse "RUN=$RUN must be below smf_jax, e.g. runs/world"
-  # shellcheck disable=SC2034  # render uses them, by name
-  local name=$TPU_NAME-reader server=${SMF_SHARE%%:*} folder=${SMF_SHARE#*:}
-  apply "$(render reader.yaml name image server folder)"
+  local name=$TPU_NAME-reader
+  apply "$(render reader.yaml "NAME=$name" "IMAGE=$image" \
+    "SERVER=${SMF_SHARE%%:*}" "FOLDER=${SMF_SHARE#*:}")"
   run "${kubectl[@]}" wait --for condition=Ready --timeout 10m "pod/$name"
   copy_run /smf_jax "$RUN" "$FETCH_TO" "${kubectl[@]}" exec "$name" -- bash -c
   run "${kubectl[@]}" delete pod "$name"
