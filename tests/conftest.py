@@ -1,8 +1,13 @@
 """The hard setting is the normal one: eight devices, no ranks matched in silence."""
 
+import os
+
 import hypothesis
 import jax
 
+# For the processes that tests start, too: jax would look for the devices of every
+# compiler that is installed, and print what it does not find.
+os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
