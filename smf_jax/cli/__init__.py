@@ -25,13 +25,14 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
   evaluate   ask a run all its questions               smf evaluate runs/smf_world
   ask        ask a run one question                    smf ask RUN "who ... ?"
   export-hf  write a model for Hugging Face            smf export-hf RUN DIRECTORY
+  plan       does it fit a TPU or GPU that is not here smf plan CONFIG --topology v5e-8
   verify     check every file and number of a run      smf verify runs/world
   selftest   kill a small run, resume, compare bits    smf selftest --kill
   doctor     check versions and devices                smf doctor
 
 `smf VERB --help` tells the options of a verb. --debug shows where an error arose.
-Exit codes: 0 done; 1 a run or a file is not sound; 2 a mistake in what was asked; 75
-told to stop, and saved; 130 stopped at once; 69 another process is missing.
+Exit codes: 0 done; 1 a run or a file is not sound, or does not fit; 2 a mistake in what
+was asked; 75 told to stop, and saved; 130 stopped at once; 69 a process is missing.
 """
 
 

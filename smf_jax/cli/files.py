@@ -26,7 +26,17 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
         if "--help" in arguments:
             _parse(kind, verb, tyro.MISSING, ["--help"])
         raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
-    path = Path(arguments[0])
+    default = read_config(Path(arguments[0]), (kind,), verb)
+    return _parse(kind, verb, default, arguments[1:])
+
+
+def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
+    """Returns the configuration of a Python file.
+
+    Raises:
+      ConfigError: The file is missing, does not run, or defines no `config()` of one of
+        these kinds.
+    """
     require(path.is_file(), f"{path}: no such configuration file")
     try:
         namespace = runpy.run_path(str(path))
@@ -37,11 +47,11 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
     require(
-        isinstance(default, kind),
+        isinstance(default, tuple(kinds)),
         f"{path} is a {type(default).__name__}, but `smf {verb}` takes a "
-        f"{kind.__name__}",
+        f"{' or '.join(kind.__name__ for kind in kinds)}",
     )
-    return _parse(kind, verb, default, arguments[1:])
+    return default
 
 
 def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:

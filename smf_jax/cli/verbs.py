@@ -9,6 +9,7 @@ from rich.console import Console
 
 from smf_jax.cli.files import load_config
 from smf_jax.cli.models import export_hf, import_hf, retrofit
+from smf_jax.cli.plan import plan
 from smf_jax.config import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
@@ -211,7 +212,7 @@ VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
         *(demo, pretrain, import_hf, retrofit, usage, finetune, evaluate, ask),
-        export_hf,
+        *(export_hf, plan),
         *(verify, selftest, doctor),
     )
 }

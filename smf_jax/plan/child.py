@@ -28,7 +28,7 @@ class Program(NamedTuple):
     step: jax.stages.Wrapped  # jax.jit of it
     arguments: tuple[PyTree, ...]  # their shapes and shardings
     groups: dict[str, PyTree]  # the same arrays by what they are
-    mesh: jax.sharding.Mesh
+    mesh: dict[str, int]  # devices along each of its axes, in its order
 
 
 # Makes the program of a request for devices that are not here.
@@ -54,7 +54,10 @@ def describe(topology: Topology) -> topologies.TopologyDescription:
 
 def _compile(topology: Topology, request: dict, make: Maker) -> dict[str, Any]:
     program = make(request, describe(topology).devices)
-    answer = {"groups": {name: shard_bytes(of) for name, of in program.groups.items()}}
+    answer = {
+        "mesh": request["mesh"] | program.mesh,
+        "groups": {name: shard_bytes(of) for name, of in program.groups.items()},
+    }
     traced = program.step.trace(*program.arguments)
     # Named, since it would else be lowered for the devices that are here.
     lowered = traced.lower(lowering_platforms=(topology.platform,))
@@ -66,10 +69,14 @@ def _compile(topology: Topology, request: dict, make: Maker) -> dict[str, Any]:
         if told is None:
             why = f"the compiler refused the step: {str(error).splitlines()[0][:300]}"
             return answer | {"fits": None, "why": why}
-        largest = [each._asdict() for each in told.largest]
-        return answer | {"fits": False, "needs": told.needs, "largest": largest}
+        return answer | {
+            "fits": False,
+            "needs": told.needs,
+            "seconds": time.perf_counter() - start,
+            "largest": [each._asdict() for each in told.largest],
+        }
     seconds = time.perf_counter() - start
-    measured = measure(compiled, program.mesh.shape)
+    measured = measure(compiled, program.mesh)
     return answer | {
         # A compiler for GPU does not look whether there is room for it.
         "fits": measured.peak <= topology.memory,

@@ -47,7 +47,7 @@ def read_too_large(message: str) -> TooLarge | None:
         needs = int(single[1])
     entries = re.split(r"\n\s+\d+\. (?=Size: )", message)[1:]
     largest = sorted(map(_allocation, entries), key=lambda each: -each.size)
-    return TooLarge(needs, largest[:5])
+    return TooLarge(needs, largest)
 
 
 def _allocation(entry: str) -> Allocation:

@@ -40,7 +40,7 @@ def make(request, devices) -> Program:
         return jax.lax.with_sharding_constraint(x @ weights, out)
 
     groups = {"weights": weights, "batch": x}
-    return Program(step, (weights, x), groups, mesh)
+    return Program(step, (weights, x), groups, dict(mesh.shape))
 
 
 if __name__ == "__main__":
