@@ -33,7 +33,7 @@ def plan(arguments: Sequence[str], console: Console) -> int:
         made, texts, timeout, lambda line: told.print(line, highlight=False)
     )
     compared = None if mesh == "compare" else config.mesh
-    outcomes = search.try_all(names, compared, search.memory_of(made), ask)
+    outcomes = search.try_all(names, compared, made.model.memory, ask)
     if as_json:
         plain = {name: [each._asdict() for each in of] for name, of in outcomes.items()}
         print(json.dumps(plain, indent=2))

@@ -10,26 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jaxtyping import PyTree
 
 from smf_jax.config import ConfigError
 from smf_jax.plan.measure import measure, shard_bytes
 from smf_jax.plan.outcome import read_too_large
 from smf_jax.plan.topology import Topology, find
-
-
-class Program(NamedTuple):
-    """A step that is to be compiled."""
-
-    step: jax.stages.Wrapped  # jax.jit of it
-    arguments: tuple[PyTree, ...]  # their shapes and shardings
-    groups: dict[str, PyTree]  # the same arrays by what they are
-    mesh: dict[str, int]  # devices along each of its axes, in its order
-
+from smf_jax.train.program import Program, step_program
+from smf_jax.train.record import made_of
 
 # Makes the program of a request for devices that are not here.
 Maker = Callable[[dict[str, Any], Sequence[jax.Device]], Program]
@@ -88,3 +79,14 @@ def _compile(topology: Topology, request: dict, make: Maker) -> dict[str, Any]:
             "sent": measured.sent,
         },
     }
+
+
+def make_step_program(
+    request: dict[str, Any], devices: Sequence[jax.Device]
+) -> Program:
+    """Returns the step of the run that a request describes."""
+    return step_program(made_of(request["made"]), devices, request["texts"])
+
+
+if __name__ == "__main__":
+    serve(make_step_program)

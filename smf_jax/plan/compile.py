@@ -20,7 +20,9 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: the topology says what is meant
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # beside a program that uses a TPU here
 }
-NO_TUNING = "--xla_gpu_autotune_level=0"  # there is nothing to try kernels on
+# There is no GPU to try kernels on. Untried, XLA finds no Triton kernel for products of
+# few numbers, and refuses the program; those of cuBLAS are chosen when it runs.
+NO_TRIALS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 
 
 def compile_apart(
@@ -39,7 +41,7 @@ def compile_apart(
     """
     require_compiler(topology)
     asked = Outcome(topology.name, request["mesh"], None, has=topology.memory)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {NO_TUNING}".strip()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {NO_TRIALS}".strip()
     environment = os.environ | ENVIRONMENT | {"XLA_FLAGS": flags}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"

@@ -42,13 +42,6 @@ def asker(
     return ask
 
 
-def memory_of(made: Made) -> MemoryConfig | None:
-    """Returns the memory layers of a run's model."""
-    if made.retrofit is not None:
-        return made.retrofit.memory
-    return (made.pretrain or made.imported).model.memory
-
-
 def try_all(
     names: tuple[str, ...],
     mesh: MeshConfig | None,

@@ -9,7 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from smf_jax.config import ConfigError
-from smf_jax.plan.child import Program, serve
+from smf_jax.plan.child import serve
+from smf_jax.train.program import Program
 
 
 def make(request, devices) -> Program:

@@ -1,12 +1,17 @@
 """Steps are compiled in a process of their own, for devices that are not here."""
 
 import functools
+import json
 
 import pytest
 
+from smf_jax import cli
+from smf_jax.config import FinetuneConfig, OptimConfig
 from smf_jax.plan.compile import compile_apart
 from smf_jax.plan.topology import find
+from tests.integration.commands import CONFIG_FILE
 from tests.plan.compilers import require_compilers
+from tests.tiny import pretrain_config
 
 require_compilers()
 
@@ -71,3 +76,50 @@ def test_a_compiler_that_crashes_is_told():
 
     assert outcome.fits is None
     assert outcome.why.startswith("the compiling process ended with code 7")
+
+
+# --- the command, on the real step of a run ---
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """Returns the configuration file of a run whose base is not made yet."""
+    base = pretrain_config(tmp_path / "base", steps=9)
+    teach = FinetuneConfig(
+        base=str(tmp_path / "base.py"),
+        run_dir=str(tmp_path / "taught"),
+        steps=9,
+        batch_size=4,
+        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=1.0, top_t=5),
+    )
+    for name, config in (("base", base), ("taught", teach)):
+        (tmp_path / f"{name}.py").write_text(CONFIG_FILE.format(config=config))
+    return str(tmp_path / "taught.py")
+
+
+@pytest.mark.parametrize("name", ["v5e-8", "h100x8"])
+def test_the_step_of_a_run_is_planned(taught, capsys, name):
+    code = cli.main(["plan", taught, "--topology", name, "--mesh.model", "2", "--json"])
+
+    assert code == 0
+    (outcome,) = json.loads(capsys.readouterr().out)[name]
+    assert outcome["mesh"] == {"data": 4, "fsdp": 1, "model": 2, "values": "columns"}
+    assert outcome["groups"]["memory values"] == 64 * 12 // 2 * 4  # split by columns
+    # Rows that are to be written are summed over `data`; the table goes nowhere.
+    arrays = [
+        array for of in outcome["measured"]["collectives"] for array in of["arrays"]
+    ]
+    assert any("[5,6]" in array or "[31]" in array for array in arrays)
+    assert not any("[64," in array for array in arrays)
+
+
+def test_a_run_that_does_not_fit_ends_with_code_1_and_what_to_change(taught, capsys):
+    base = taught.replace("taught.py", "base.py")
+    large = ["--data.batch-size", "200000"]  # of logits alone 73 GiB
+
+    code = cli.main(["plan", base, "--topology", "h100x1", *large])
+
+    assert code == 1
+    out = capsys.readouterr().out
+    assert "h100x1 does not fit: needs" in out
+    assert "--topology h100x2" in out
