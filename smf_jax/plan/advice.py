@@ -36,7 +36,7 @@ def what_to_change(
 
 def _smaller_activations(config: Config) -> Iterator[str]:
     if not config.compute.remat:
-        yield "--compute.remat True: compute blocks again instead of keeping them"
+        yield "--compute.remat: compute blocks again instead of keeping them"
     if config.compute.activations == "float32":
         yield "--compute.activations bfloat16: half the bytes of activations"
     batch, flag = _batch(config)
