@@ -90,5 +90,10 @@ def test_what_is_told_can_be_typed(config):
     flags = [line.split(":")[0].split() for line in lines if "--topology" not in line]
     assert len(flags) > 4
     for arguments in flags:
-        changed = tyro.cli(type(config), default=config, args=arguments)
+        changed = tyro.cli(
+            type(config),
+            default=config,
+            args=arguments,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
         assert changed != config
