@@ -18,12 +18,12 @@ from jax.experimental import topologies
 from smf_jax.config import ConfigError
 from smf_jax.plan.measure import measure, shard_bytes
 from smf_jax.plan.outcome import read_too_large
+from smf_jax.plan.step import Planned, planned_step
 from smf_jax.plan.topology import Topology, find
-from smf_jax.train.program import Program, step_program
 from smf_jax.train.record import made_of
 
 # Makes the program of a request for devices that are not here.
-Maker = Callable[[dict[str, Any], Sequence[jax.Device]], Program]
+Maker = Callable[[dict[str, Any], Sequence[jax.Device]], Planned]
 
 
 def serve(make: Maker) -> None:
@@ -81,12 +81,10 @@ def _compile(topology: Topology, request: dict, make: Maker) -> dict[str, Any]:
     }
 
 
-def make_step_program(
-    request: dict[str, Any], devices: Sequence[jax.Device]
-) -> Program:
+def of_run(request: dict[str, Any], devices: Sequence[jax.Device]) -> Planned:
     """Returns the step of the run that a request describes."""
-    return step_program(made_of(request["made"]), devices, request["texts"])
+    return planned_step(made_of(request["made"]), devices, request["texts"])
 
 
 if __name__ == "__main__":
-    serve(make_step_program)
+    serve(of_run)

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from smf_jax.config import ConfigError
 from smf_jax.plan.child import serve
-from smf_jax.train.program import Program
+from smf_jax.plan.step import Planned
 
 
-def make(request, devices) -> Program:
+def make(request, devices) -> Planned:
     """Returns `width` tokens through a square layer, split over its output."""
     match request["step"]:
         case "endless":
@@ -41,7 +41,7 @@ def make(request, devices) -> Program:
         return jax.lax.with_sharding_constraint(x @ weights, out)
 
     groups = {"weights": weights, "batch": x}
-    return Program(step, (weights, x), groups, dict(mesh.shape))
+    return Planned(step, (weights, x), groups, dict(mesh.shape))
 
 
 if __name__ == "__main__":
