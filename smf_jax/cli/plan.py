@@ -27,6 +27,10 @@ def plan(arguments: Sequence[str], console: Console) -> int:
     require(texts is None or texts > 0, f"--texts {texts} must be above 0")
     made = _made(config)
     from smf_jax.plan import search, show
+    from smf_jax.plan.topology import find, is_family, ladder, require_compiler
+
+    for name in names:  # a mistake in the last is found before the first is compiled
+        require_compiler(ladder(name)[0] if is_family(name) else find(name))
 
     told = Console(stderr=True, soft_wrap=True) if as_json else console
     ask = search.asker(
