@@ -179,8 +179,8 @@ class Transformer(nnx.Module):
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
-        x = sharded.embed(self.placement, self.embedding[...], tokens)
-        x = x.astype(self.placement.compute.activations)
+        table = self.embedding[...].astype(self.placement.compute.activations)
+        x = sharded.embed(self.placement, table, tokens)
         reads, kept = [], []
         for blocks in self._runs_of_blocks(caches is None):
             x = self.placement.constrain(x, BATCH)
