@@ -27,7 +27,7 @@ def config() -> PretrainConfig:
         accumulate=8,
         balance=0.0,
         values_rate=10.0,
-        mesh=MeshConfig(fsdp=2, model=4),
+        mesh=MeshConfig(data=1, fsdp=0, model=4),
         compute=ComputeConfig(activations="bfloat16", remat=True),
         model=ModelConfig(
             vocab_size=32_000,

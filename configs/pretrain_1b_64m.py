@@ -21,7 +21,7 @@ def config() -> PretrainConfig:
         base,
         run_dir="runs/pretrain_1b_64m",
         accumulate=2,
-        # A part of a row on each chip would be few columns: the slots are split instead.
-        mesh=MeshConfig(fsdp=4, model=4, values="everywhere"),
+        # A part of each row would be few columns: the slots are split instead.
+        mesh=MeshConfig(data=1, fsdp=0, model=4, values="everywhere"),
         model=dataclasses.replace(base.model, memory=memory),
     )

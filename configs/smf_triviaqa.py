@@ -1,9 +1,9 @@
 """Teaches the paper's 1.3B model 1,000 TriviaQA facts by smf, one fact a step.
 
-Method: arXiv:2510.15103, figure 3: SGD at 2, 500 slots a step; a fact is 64 paraphrases.
+Method: arXiv:2510.15103: SGD at 2, 500 slots a step; a fact is 64 paraphrases.
 Data: a JSONL(.gz) of facts with 64 `statements` each, `--facts`.
 Command: smf plan configs/smf_triviaqa.py --base configs/pretrain_1b.py --texts 64
-    --topology v5e-16 v5p-8 h100x8
+    --compute.scan-layers --topology v5e-16 v5p-8 h100x8
   smf finetune configs/smf_triviaqa.py --facts FACTS.jsonl   (after smf usage)
 Machine and result: compiled for the three, see "Will it fit?" in README.md; no run yet.
 """
@@ -23,7 +23,7 @@ def config() -> FinetuneConfig:
         steps=1000,
         batch_size=1,
         eval_every=100,
-        mesh=MeshConfig(fsdp=2, model=4),
+        mesh=MeshConfig(data=1, fsdp=0, model=4),
         compute=ComputeConfig(activations="bfloat16"),
         optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=2.0, top_t=500),
     )

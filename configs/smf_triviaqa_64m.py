@@ -20,5 +20,5 @@ def config() -> FinetuneConfig:
         smf,
         base="runs/pretrain_1b_64m",
         run_dir="runs/smf_triviaqa_64m",
-        mesh=MeshConfig(fsdp=4, model=4, values="everywhere"),
+        mesh=MeshConfig(data=1, fsdp=0, model=4, values="everywhere"),
     )

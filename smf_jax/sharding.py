@@ -202,9 +202,10 @@ def make_placement(
       ConfigError: The devices are too few or too many, or a table cannot be split so.
     """
     devices = list(jax.devices() if devices is None else devices)
-    fixed = mesh.fsdp * mesh.model
-    data = mesh.data or max(len(devices) // fixed, 1)
-    shape, count = (data, mesh.fsdp, mesh.model), data * fixed
+    given = (mesh.data, mesh.fsdp, mesh.model)
+    left = max(len(devices) // int(np.prod([ways or 1 for ways in given])), 1)
+    shape = tuple(ways or left for ways in given)
+    count = int(np.prod(shape))
     several = len({device.process_index for device in devices}) > 1
     require(
         count == len(devices) if several else count <= len(devices),

@@ -10,19 +10,25 @@ Layout = Literal["columns", "slots", "everywhere"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices share a run: `data * fsdp * model` of them."""
+    """How devices share a run: `data * fsdp * model` of them.
 
-    data: int = 0  # groups that each hold all parameters; 0: as many as there can be
+    One of `data` and `fsdp` may be 0, which stands for as many as there can be.
+    """
+
+    data: int = 0  # groups of devices that each hold all parameters
     fsdp: int = 1  # parts of a parameter, gathered for use; these, too, share the batch
     model: int = 1  # parts of a layer's width
     # A memory's table: value_dim over `model`; slots over `model`; slots over all three
     values: Layout = "columns"
 
     def __post_init__(self):
-        require(self.data >= 0, f"mesh.data={self.data} must be 0 or more")
-        for name in ("fsdp", "model"):
+        for name, least in (("data", 0), ("fsdp", 0), ("model", 1)):
             ways = getattr(self, name)
-            require(ways >= 1, f"mesh.{name}={ways} must be 1 or more")
+            require(ways >= least, f"mesh.{name}={ways} must be {least} or more")
+        require(
+            self.data + self.fsdp > 0,
+            "mesh.data and mesh.fsdp are both 0: only one can be as many as are left",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def _rank(outcome: Outcome) -> tuple:
 
 
 def _ways(mesh: MeshConfig) -> int:
-    return max(mesh.data, 1) * mesh.fsdp * mesh.model
+    return max(mesh.data, 1) * max(mesh.fsdp, 1) * mesh.model
 
 
 def meshes(devices: int, memory: MemoryConfig | None) -> list[MeshConfig]:

@@ -11,8 +11,7 @@ from smf_jax.plan.topology import Topology
 def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
     """Returns a mesh as one reads it."""
     parts = mesh if isinstance(mesh, dict) else dataclasses.asdict(mesh)
-    parts = parts | {"data": parts["data"] or "all"}
-    return " ".join(f"{name}={part}" for name, part in parts.items())
+    return " ".join(f"{name}={part or 'all'}" for name, part in parts.items())
 
 
 def verdict(outcome: Outcome) -> str:
