@@ -1,146 +1,115 @@
 """Several processes as one program: who they are, what each is given, who is missing.
 
-The environment says who is who, the same command runs on every host:
+Who is who is said by the first of these that says anything; all get the same command.
 
-    SMF_COORDINATOR=HOST:PORT   an address of the first process that all can reach
-    SMF_NUM_PROCESSES=2
-    SMF_PROCESS_ID=0            from 0
-    SMF_PEER_TIMEOUT=30         seconds of silence after which a process is missed
+  flags of any verb       --coordinator HOST:PORT --num-processes N --process-id I
+  the environment         SMF_COORDINATOR, SMF_NUM_PROCESSES, SMF_PROCESS_ID
+  a step of SLURM         SLURM_STEP_ID, and more than one task
+  a TPU pod, as GKE does  TPU_WORKER_HOSTNAMES (more than one), TPU_WORKER_ID
 
-Without SMF_COORDINATOR a run is one process.
+HOST is that of process 0, numbers are from 0; else a run is one process. Whole seconds:
+
+  SMF_START_TIMEOUT=120   all must have come so long after the first
+  SMF_PEER_TIMEOUT=30     a process that is silent for so long is missed
+  SMF_STEP_TIMEOUT=600    all end when none has come any further for so long
+
+The last must be above the longest work that gives no sign: compiling a step, making a
+tokenizer, reading or writing one checkpoint. Steps, batches of questions and texts,
+and tensors that are read give signs.
 """
 
-import atexit
 import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from smf_jax.config import ConfigError, require
 from smf_jax.exits import PEER_LOST
+from smf_jax.hosts import roll
+from smf_jax.hosts.ends import end, explain_abort
+from smf_jax.hosts.signs import mark, working
+from smf_jax.hosts.watch import watch
+from smf_jax.hosts.who import Who, number_of, who
 
-START_TIMEOUT = 120  # seconds in which all processes must have come
-_ALIVE = "smf_jax/alive/"
-_explainers: list[subprocess.Popen] = []  # one, of each process but the first
+__all__ = [
+    "everywhere",
+    "initialize",
+    "is_main",
+    "leave",
+    "mark",
+    "naming_the_missing",
+    "place",
+    "preempted",
+    "require_same",
+    "share",
+    "wait_for_all",
+    "working",
+]
 
 
-def initialize() -> None:
-    """Joins the processes that the environment names, if it names any.
+def initialize(said: Mapping[str, str]) -> None:
+    """Joins the processes that flags or the environment name, if they name any.
+
+    Ends this process with code 69, and a line that names them, if some do not come.
+
+    Args:
+      said: The flags, without those that are not given.
 
     Raises:
-      ConfigError: A variable is missing or is no number.
+      ConfigError: What is named is not whole, or does not fit together.
     """
-    address = os.environ.get("SMF_COORDINATOR")
-    if address is None or jax.distributed.is_initialized():
+    me = who(said, os.environ)
+    if me is None or jax.distributed.is_initialized():
         return
-    count, number = _number("SMF_NUM_PROCESSES"), _number("SMF_PROCESS_ID")
-    require(
-        0 <= number < count,
-        f"SMF_PROCESS_ID={number} must be below SMF_NUM_PROCESSES={count}",
-    )
-    require(
-        address.rpartition(":")[2].isdecimal(),
-        f"SMF_COORDINATOR={address} must be HOST:PORT",
-    )
-    timeout = _number("SMF_PEER_TIMEOUT", 30)
-    require(timeout > 2, f"SMF_PEER_TIMEOUT={timeout} must be above 2 seconds")
-    if number > 0:
-        _explain_abort(number, count, address)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    late = threading.Timer(START_TIMEOUT, _give_up, (number, count, address))
+    start = number_of("SMF_START_TIMEOUT", os.environ, 120)
+    silence, standstill = _silence(), number_of("SMF_STEP_TIMEOUT", os.environ, 600)
+    for name, value in (("PEER", silence), ("STEP", standstill)):
+        require(value > 2, f"SMF_{name}_TIMEOUT={value} must be above 2 seconds")
+    try:
+        roll.call(me, start)
+    except roll.Missing as error:
+        sys.stderr.write(f"smf: {error}; this process stops\n")
+        end(PEER_LOST)
+    if me.number > 0:
+        explain_abort(me)
+    late = threading.Timer(start, _give_up, (me, start))
     late.daemon = True
     late.start()
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        address, count, number, initialization_timeout=START_TIMEOUT + 60
+        me.address,
+        me.count,
+        me.number,
+        # Else jax asks SLURM which one device this process is to have.
+        cluster_detection_method="deactivate",
+        initialization_timeout=start + 60,
+        heartbeat_timeout_seconds=2 * silence + 60,  # the watch is to be first
     )
     late.cancel()
-    watch = threading.Thread(target=_watch, args=(number, count, timeout), daemon=True)
-    watch.start()
+    mark("all have come")
+    watch(me, silence, standstill)
 
 
-def _give_up(number: int, count: int, address: str) -> None:
+def _silence() -> int:
+    return number_of("SMF_PEER_TIMEOUT", os.environ, 30)
+
+
+def _give_up(me: Who, seconds: int) -> None:
     sys.stderr.write(
-        f"smf: process {number} has waited {START_TIMEOUT} s for all {count} processes "
-        f"to come to {address}: at least one has not\n"
+        f"smf: all {me.count} processes had come, but process {me.number} could not "
+        f"join them at {me.address} within {seconds} s: one has died since\n"
     )
-    _end(PEER_LOST)
-
-
-def _number(name: str, default: int | None = None) -> int:
-    value = os.environ.get(name, default)
-    require(value is not None, f"SMF_COORDINATOR is set, but {name} is not")
-    try:
-        return int(value)
-    except ValueError as error:
-        raise ConfigError(f"{name}={value} is no whole number") from error
-
-
-# Run beside a process that jax aborts when process 0 dies, with a trace that does not
-# name it. It outlives that process, and says what has happened unless told "done".
-_EXPLAINER = """
-import socket, sys
-number, count, host, port = sys.argv[1:]
-if sys.stdin.read() != "done":
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        sys.stderr.write(
-            f"smf: process {number} of {count} stopped, as process 0 at {host}:{port} "
-            "is dead or cut off. The last checkpoint stands: start all of them again "
-            "to go on from it\\n"
-        )
-"""
-
-
-def _explain_abort(number: int, count: int, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    command = [sys.executable, "-ISc", _EXPLAINER, str(number), str(count), host, port]
-    # In a session of its own: Ctrl-C is not meant for it.
-    explainer = subprocess.Popen(
-        command, stdin=subprocess.PIPE, text=True, start_new_session=True
-    )
-    _explainers.append(explainer)
-    atexit.register(_tell_done)
-
-
-def _tell_done() -> None:
-    while _explainers:
-        _explainers.pop().communicate("done")
-
-
-def _watch(number: int, count: int, timeout: int) -> None:
-    """Tells the others that this process lives, and ends it when one falls silent."""
-    client = jax_distributed.global_state.client
-    heard = {other: ("", time.monotonic()) for other in range(count)}
-    for beat in range(sys.maxsize):
-        client.key_value_set(f"{_ALIVE}{number}", str(beat), allow_overwrite=True)
-        now = time.monotonic()
-        for key, value in client.key_value_dir_get(_ALIVE):
-            other = int(key.rpartition("/")[2])
-            if heard[other][0] != value:
-                heard[other] = value, now
-        silent = [other for other, (_, since) in heard.items() if now - since > timeout]
-        if silent:
-            names = ", ".join(f"process {other}" for other in silent)
-            sys.stderr.write(
-                f"smf: {names} of {count} not heard of for {timeout} s, dead or cut "
-                "off; this process stops, too. The last checkpoint stands: start all "
-                "of them again to go on from it\n"
-            )
-            _end(PEER_LOST)  # the main thread may wait for the dead for ever
-        time.sleep(1)
+    end(PEER_LOST)
 
 
 @contextlib.contextmanager
@@ -155,7 +124,7 @@ def naming_the_missing() -> Iterator[None]:
         raise
     except (ValueError, RuntimeError):
         if jax.process_count() > 1:
-            time.sleep(_number("SMF_PEER_TIMEOUT", 30) + 5)
+            time.sleep(_silence() + 5)
         raise
 
 
@@ -169,14 +138,7 @@ def leave(code: int) -> None:
             traceback.print_exc()
         if is_main():
             time.sleep(2)  # its end ends the others: they may have something to say
-        _end(code)
-
-
-def _end(code: int) -> None:
-    _tell_done()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        end(code)
 
 
 def is_main() -> bool:
@@ -187,6 +149,7 @@ def is_main() -> bool:
 def wait_for_all(name: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
+        mark(name)
         with naming_the_missing():
             multihost_utils.sync_global_devices(name)
 
@@ -205,6 +168,7 @@ def require_same(what: str, content: Any) -> None:
     """
     if jax.process_count() == 1:
         return
+    mark(f"{what} compared")
     text = json.dumps(content, sort_keys=True)
     mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     with naming_the_missing():

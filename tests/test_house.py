@@ -8,8 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
     ("config", "exits", "whole", "names"),
-    ("sharding", "distributed"),
-    ("kernels",),
+    ("sharding", "hosts"),
+    ("kernels", "distributed"),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),
     ("train",),

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.console import Console
 from smf_jax.cli.verbs import VERBS
 from smf_jax.config import ConfigError
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
+from smf_jax.hosts.who import take_flags
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
@@ -31,8 +32,10 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
   doctor     check versions and devices                smf doctor
 
 `smf VERB --help` tells the options of a verb. --debug shows where an error arose.
+--coordinator HOST:PORT --num-processes N --process-id I, with any verb: one of several.
 Exit codes: 0 done; 1 a run or a file is not sound, or does not fit; 2 a mistake in what
-was asked; 75 told to stop, and saved; 130 stopped at once; 69 a process is missing.
+was asked; 75 told to stop, and saved; 130 stopped at once; 69 a process is missing or
+stuck.
 """
 
 
@@ -41,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        said, arguments = take_flags(arguments)
+    except ConfigError as error:
+        print(f"smf: {error}", file=sys.stderr)
+        return 2
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        return _finish(verb, rest, debug)
+        return _finish(verb, rest, said, debug)
     except (KeyboardInterrupt, Interrupted) as error:  # while it was being loaded
         return _say_stopped(verb, error)
     finally:
@@ -80,7 +88,9 @@ def _say_stopped(verb: str, error: BaseException) -> int:
     return AT_ONCE
 
 
-def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
+def _finish(
+    verb: str, arguments: Sequence[str], said: Mapping[str, str], debug: bool
+) -> int:
     from smf_jax import distributed
     from smf_jax.checkpoint import SaveError
     from smf_jax.hf import ExportError
@@ -91,7 +101,7 @@ def _finish(verb: str, arguments: Sequence[str], debug: bool) -> int:
     code = 1
     try:
         if not {"-h", "--help"} & {*arguments}:
-            distributed.initialize()
+            distributed.initialize(said)
         console = Console(soft_wrap=True, quiet=not distributed.is_main())
         console.on_broken_pipe = functools.partial(_fall_silent, console)
         code = VERBS[verb](arguments, console) or 0

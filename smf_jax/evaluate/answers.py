@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from smf_jax import distributed
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import (
     PAD,
@@ -98,6 +99,7 @@ def answer(
     rows = min(QUESTIONS_PER_BATCH, len(prompts))
     answers = []
     for start in range(0, len(prompts), rows):
+        distributed.working(f"question {start}")
         batch = prompts[start : start + rows]
         tokens = np.full((rows, length), PAD, np.int32)
         for row, prompt in zip(tokens, batch, strict=False):

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
+from smf_jax import distributed
 from smf_jax.data.batches import Batch
 from smf_jax.sharding import ONE_DEVICE, Placement
 
@@ -31,6 +32,7 @@ def mean_loss(
     """
     loss = weight = 0.0
     for start in range(0, len(rows), batch_size):
+        distributed.working(f"text {start}")
         part = rows[start : start + batch_size]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *part)
         lacking = batch_size - len(part)  # filled up: one shape, one compilation

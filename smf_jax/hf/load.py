@@ -137,6 +137,7 @@ def _read(folder: Path, ours: dict[str, str]) -> dict[str, Array]:
     """Returns every parameter, placed, by our names; a head that is tied by its own."""
     loaded = {}
     for name, array in files.tensors(folder):
+        distributed.working(f"read {name}")
         if _DERIVED.fullmatch(name):
             continue
         array = array.astype(np.float32)

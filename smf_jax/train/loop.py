@@ -57,6 +57,7 @@ def train(
     previous, stopped = None, False
     with distributed.naming_the_missing():
         for number in steps:
+            distributed.mark(f"step {number}")
             batch = next(batches)
             state, metrics = step(state, frozen, background, share(batch))
             if previous is not None:  # one step late: this one is under way by now

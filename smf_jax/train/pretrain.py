@@ -195,8 +195,13 @@ def collect_usage(
         console=console,
         disable=not console.is_terminal,
     )
+
+    def slots_read(batch):
+        distributed.working("another document")
+        return count((params,), placement.share(batch)) > 0
+
     collected = usage.collect(
-        (count((params,), placement.share(batch)) > 0 for batch in documents),
+        map(slots_read, documents),
         (data.batch_size, data.seq_len),
         run.model_hash,
         corpus.hash,
