@@ -4,8 +4,11 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from tests import tiny
 from tests.integration.commands import CONFIG_FILE
 
 ROOT = Path(__file__).parents[2]
+MISSED = 8  # seconds of silence after which one of several processes is missed
 STEPS, EVERY, ASKED = 9, 3, 4  # saved at 3, 6, 9; asked at 4, 8, 9: both, and neither
 METHODS = {
     "smf": OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
@@ -165,6 +169,79 @@ def jobs(runner):
         jobs[name] = Job("finetune", config, run_dir)
         must_end_well(runner(*jobs[name].command(run_dir)))
     return jobs
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory):
+    """Returns a function that runs a command in several processes.
+
+    It returns for each how it ended, after how many seconds since one was hurt, or
+    else since the first ended, and its output. One that is stopped does not end.
+    """
+    folder = tmp_path_factory.mktemp("together")
+
+    def run(argv, count=2, signals=None, more=None, absent=(), **environment):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        signals, started, ended = signals or {}, {}, {}
+        for number in {*range(count)} - {*absent}:
+            variables = {
+                "SMF_COORDINATOR": f"127.0.0.1:{port}",
+                "SMF_NUM_PROCESSES": str(count),
+                "SMF_PROCESS_ID": str(number),
+                "SMF_PEER_TIMEOUT": str(MISSED),
+            } | environment
+            command = [sys.executable, "-m", "tests.faults.one_of_many"]
+            command += [str(folder / "cache"), json.dumps(signals.get(number, []))]
+            command += [*map(str, argv), *(more or {}).get(number, [])]
+            with (folder / f"output-{number}").open("w") as output:
+                started[number] = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=os.environ | variables,
+                    stdout=output,
+                    stderr=output,
+                )
+        stopped = {n for n, of in signals.items() if of[0][1] == signal.SIGSTOP}
+        awaited = started.keys() - stopped
+        try:
+            deadline = time.monotonic() + 120
+            while awaited - ended.keys() and time.monotonic() < deadline:
+                for number, process in started.items():
+                    if process.poll() is not None:
+                        ended.setdefault(number, time.monotonic())
+                time.sleep(0.05)
+        finally:
+            for process in started.values():
+                process.kill()
+                process.wait()
+        assert awaited == ended.keys(), "a process hangs"
+        time.sleep(0.5)  # what is said of a process is said after its end
+        outputs = {n: (folder / f"output-{n}").read_text() for n in started}
+        lines = "".join(outputs.values()).splitlines()
+        hurt = [float(line.split()[-1]) for line in lines if "hurt at " in line]
+        since = min(hurt or ended.values())
+        return {
+            number: (
+                process.returncode,
+                ended.get(number, since) - since,
+                outputs[number],
+            )
+            for number, process in started.items()
+        }
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """Returns a function from a run directory to the command that trains there."""
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    config = tiny.pretrain_config("unused", 30)
+    object.__setattr__(config.data, "batch_size", 4)  # which two and four can share
+    object.__setattr__(config, "save", SaveConfig(every=10))
+    path.write_text(CONFIG_FILE.format(config=config))
+    return lambda run_dir: ["pretrain", path, "--run-dir", run_dir]
 
 
 def must_end_well(ended: Ended) -> Ended:

@@ -1,88 +1,15 @@
 """Several processes as one program: one dies, the others say so, all go on together."""
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from smf_jax import checkpoint
-from smf_jax.config import SaveConfig
-from tests import tiny
-from tests.faults.conftest import ROOT, outcome
-from tests.integration.commands import CONFIG_FILE
+from tests.faults.conftest import MISSED, outcome
 
 PEER_LOST, ABORTED = 69, -signal.SIGABRT
-TIMEOUT = 8  # seconds of silence after which a process is missed
-STATED = TIMEOUT + 10  # within which the others end; the rest is for a busy machine
-STEPS, EVERY = 30, 10
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """Returns a function that runs a command in several processes."""
-    folder = tmp_path_factory.mktemp("together")
-
-    def run(argv, count=2, signals=None, more=None):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        started, seconds = [], {}
-        for number in range(count):
-            environment = os.environ | {
-                "SMF_COORDINATOR": f"127.0.0.1:{port}",
-                "SMF_NUM_PROCESSES": str(count),
-                "SMF_PROCESS_ID": str(number),
-                "SMF_PEER_TIMEOUT": str(TIMEOUT),
-            }
-            faults = json.dumps((signals or {}).get(number, []))
-            command = [sys.executable, "-m", "tests.faults.one_of_many"]
-            command += [str(folder / "cache"), faults, *map(str, argv)]
-            command += (more or {}).get(number, [])
-            with (folder / f"output-{number}").open("w") as output:
-                started.append(
-                    subprocess.Popen(
-                        command, cwd=ROOT, env=environment, stdout=output, stderr=output
-                    )
-                )
-        try:
-            deadline = time.monotonic() + 120
-            while len(seconds) < count and time.monotonic() < deadline:
-                for number, process in enumerate(started):
-                    if process.poll() is not None:
-                        seconds.setdefault(number, time.monotonic())
-                time.sleep(0.05)
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
-        assert len(seconds) == count, "a process hangs"
-        time.sleep(0.5)  # what is said of a process is said after its end
-        first = min(seconds.values())
-        return {
-            number: (
-                process.returncode,
-                seconds[number] - first,
-                (folder / f"output-{number}").read_text(),
-            )
-            for number, process in enumerate(started)
-        }
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Returns a function from a run directory to the command that trains there."""
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    config = tiny.pretrain_config("unused", STEPS)
-    object.__setattr__(config.data, "batch_size", 4)  # which two and four can share
-    object.__setattr__(config, "save", SaveConfig(every=EVERY))
-    path.write_text(CONFIG_FILE.format(config=config))
-    return lambda run_dir: ["pretrain", path, "--run-dir", run_dir]
+STATED = MISSED + 10  # within which the others end; the rest is for a busy machine
+STEPS = 30
 
 
 @pytest.fixture(scope="module")

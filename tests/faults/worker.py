@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 
 import jax
 
@@ -25,7 +26,11 @@ from smf_jax import cli, sharding
 from smf_jax.train import finetune, pretrain, verify  # noqa: F401  before forking
 
 
-def send(signals: list[list[int]], pause: float = 0) -> None:
+def signal_itself(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def send(signals: list[list], pause: float = 0, hurt: Callable = signal_itself) -> None:
     """Arranges that this process gets signals when it is given its n-th batches.
 
     From the first of them on it takes `pause` seconds more for each batch.
@@ -40,7 +45,7 @@ def send(signals: list[list[int]], pause: float = 0) -> None:
         given += 1
         for at, number in signals:
             if at == given:
-                os.kill(os.getpid(), number)
+                hurt(number)
         if signals and given >= signals[0][0]:
             time.sleep(pause)
         return share(placement, batch, parts)
