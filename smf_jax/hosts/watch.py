@@ -12,7 +12,6 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -74,8 +73,9 @@ def _exchange(who: Who, seen: Seen, mine: queue.SimpleQueue[Word]) -> None:
             client.key_value_set(key, content, allow_overwrite=True)
             _take(client.key_value_dir_get(ROOM), seen)
         with contextlib.suppress(queue.Empty, jax.errors.JaxRuntimeError):
-            word = json.dumps(mine.get(timeout=BEAT))
-            client.key_value_set(f"{ROOM}word/{who.number}", word)
+            word = mine.get(timeout=BEAT)
+            client.key_value_set(f"{ROOM}word/{who.number}", json.dumps(word))
+            seen.words[who.number] = word
 
 
 def _take(store: list[tuple[str, str]], seen: Seen) -> None:
@@ -97,7 +97,7 @@ def _look(who, seen: Seen, mine, silence: int, standstill: int) -> None:
         # Where native code holds the interpreter no thread of Python runs, and the
         # others miss this process. This timer needs no Python: it shows the stacks,
         # and ends what would stay for ever.
-        faulthandler.dump_traceback_later(silence + LAST_WORDS, exit=True)
+        faulthandler.dump_traceback_later(silence + 2 * BEAT, exit=True)
         seen.signs[who.number] = signs.last()
         word = next(iter(list(seen.words.values())), None)
         word = word or _silent(who, seen, silence) or _stuck(seen, standstill)
@@ -111,19 +111,22 @@ def _look(who, seen: Seen, mine, silence: int, standstill: int) -> None:
     sys.stderr.write(f"smf: {word.why}; this process stops, too. {AGAIN}")
     sys.stderr.flush()
     mine.put(word)
-    # Process 0 ends last: its end ends the others, before they have said why.
-    waited = range(who.count) if who.number == 0 else [who.number]
-    _wait(lambda: all(number in seen.words for number in waited))
+    if time.monotonic() - _answered(who, seen) <= silence:
+        _take_leave(who, seen)
     end(PEER_LOST)  # the main thread may wait for ever
 
 
+def _answered(who: Who, seen: Seen) -> float:
+    """Returns when process 0 last gave this process its own beat back."""
+    return seen.beats[who.number][1]
+
+
 def _silent(who: Who, seen: Seen, silence: int) -> Word | None:
-    beats = dict(seen.beats)
-    last = beats[who.number][1]  # when process 0 answered last
+    last = _answered(who, seen)
+    beats = seen.beats.items()
+    silent = [other for other, (_, heard) in beats if last - heard > silence]
     if time.monotonic() - last > silence:
         silent = [0]
-    else:
-        silent = [other for other, (_, at) in beats.items() if last - at > silence]
     if not silent:
         return None
     names = ", ".join(f"process {other}" for other in silent)
@@ -143,7 +146,11 @@ def _stuck(seen: Seen, standstill: int) -> Word | None:
     )
 
 
-def _wait(done: Callable[[], bool]) -> None:
+def _take_leave(who: Who, seen: Seen) -> None:
+    # Process 0 ends last: its end ends the others, before they have said why.
+    waited = range(who.count) if who.number == 0 else [who.number]
     deadline = time.monotonic() + LAST_WORDS
-    while not done() and time.monotonic() < deadline:
+    while not seen.words.keys() >= {*waited} and time.monotonic() < deadline:
         time.sleep(BEAT / 20)
+    if who.number == 0:
+        time.sleep(BEAT)

@@ -180,7 +180,16 @@ def together(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("together")
 
-    def run(argv, count=2, signals=None, more=None, absent=(), **environment):
+    def run(
+        argv,
+        count=2,
+        signals=None,
+        more=None,
+        *,
+        program="one_of_many",
+        absent=(),
+        **environment,
+    ):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         signals, started, ended = signals or {}, {}, {}
@@ -191,7 +200,7 @@ def together(tmp_path_factory):
                 "SMF_PROCESS_ID": str(number),
                 "SMF_PEER_TIMEOUT": str(MISSED),
             } | environment
-            command = [sys.executable, "-m", "tests.faults.one_of_many"]
+            command = [sys.executable, "-m", f"tests.faults.{program}"]
             command += [str(folder / "cache"), json.dumps(signals.get(number, []))]
             command += [*map(str, argv), *(more or {}).get(number, [])]
             with (folder / f"output-{number}").open("w") as output:

@@ -18,19 +18,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 
 import jax
 
 from smf_jax import cli, sharding
 from smf_jax.train import finetune, pretrain, verify  # noqa: F401  before forking
+from tests.faults.hurt import hurt
 
 
-def signal_itself(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def send(signals: list[list], pause: float = 0, hurt: Callable = signal_itself) -> None:
+def send(signals: list[list], pause: float = 0) -> None:
     """Arranges that this process gets signals when it is given its n-th batches.
 
     From the first of them on it takes `pause` seconds more for each batch.
