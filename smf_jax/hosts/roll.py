@@ -33,7 +33,7 @@ class _Guest(NamedTuple):
     left: float  # seconds that it will wait
 
 
-def call(who: Who, seconds: float) -> None:
+def call(who: Who, seconds: int) -> None:
     """Returns when all processes have come, each within `seconds` of its own start.
 
     Raises:
@@ -92,7 +92,7 @@ def _answer(who: Who, deadline: float) -> dict[str, str] | None:
     return None
 
 
-def _hold(server: socket.socket, who: Who, deadline: float, seconds: float) -> None:
+def _hold(server: socket.socket, who: Who, deadline: float, seconds: int) -> None:
     """Collects all processes, and gives them the word."""
     guests: dict[socket.socket, _Guest] = {}
     wrong = ""
@@ -148,12 +148,9 @@ def _contradiction(guest: _Guest, who: Who, guests: dict) -> str:
     return ""
 
 
-def _say(missing: list[int], who: Who, seconds: float) -> str:
+def _say(missing: list[int], who: Who, seconds: int) -> str:
     if not missing:
         return ""
     names = ", ".join(f"process {number}" for number in missing)
     verb = "have" if len(missing) > 1 else "has"
-    return (
-        f"{names} of {who.count} {verb} not come to {who.address} within "
-        f"{seconds:.0f} s"
-    )
+    return f"{names} of {who.count} {verb} not come to {who.address} within {seconds} s"

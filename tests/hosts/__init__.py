@@ -1,0 +1,1 @@
+"""Tests of `smf_jax.hosts`."""
