@@ -35,10 +35,9 @@ from jax.experimental import multihost_utils
 
 from smf_jax.config import ConfigError, require
 from smf_jax.exits import PEER_LOST
-from smf_jax.hosts import roll
+from smf_jax.hosts import roll, watch
 from smf_jax.hosts.ends import end, explain_abort
 from smf_jax.hosts.signs import mark, working
-from smf_jax.hosts.watch import watch
 from smf_jax.hosts.who import Who, number_of, who
 
 __all__ = [
@@ -97,7 +96,7 @@ def initialize(said: Mapping[str, str]) -> None:
     )
     late.cancel()
     mark("all have come")
-    watch(me, silence, standstill)
+    watch.start(me, silence, standstill)
 
 
 def _silence() -> int:
@@ -136,8 +135,7 @@ def leave(code: int) -> None:
     if code and jax.distributed.is_initialized():
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
-        if is_main():
-            time.sleep(2)  # its end ends the others: they may have something to say
+        watch.leave(jax.process_index(), range(jax.process_count()))
         end(code)
 
 

@@ -4,14 +4,15 @@ One thread exchanges signs of life through process 0, and hangs when that is cut
 Another looks at what has come; it touches no network, and can end the process.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import itertools
 import json
-import queue
 import sys
 import threading
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from smf_jax.hosts.signs import Sign
 from smf_jax.hosts.who import Who
 
 ROOM = "smf_jax/"  # in the store that process 0 keeps
+SIGNS, WORDS = f"{ROOM}sign/", f"{ROOM}word/"  # by number
 BEAT = 1  # seconds between two exchanges
 LAST_WORDS = 5  # seconds that others are given, at most, to end before process 0 does
 AGAIN = "The last checkpoint stands: start all of them again to go on from it\n"
@@ -32,8 +34,11 @@ AGAIN = "The last checkpoint stands: start all of them again to go on from it\n"
 class Word(NamedTuple):
     """Why a process ends."""
 
-    why: str
+    why: str  # empty: for reasons of its own
     stuck: bool  # and not that another is silent
+
+
+SILENTLY = Word("", False)
 
 
 class Seen(NamedTuple):
@@ -44,11 +49,11 @@ class Seen(NamedTuple):
     words: dict[int, Word]  # of those that end
 
 
-def watch(who: Who, silence: int, standstill: int) -> None:
-    """Ends this process, with a line that names who is to blame, when a run is lost.
+def start(who: Who, silence: int, standstill: int) -> None:
+    """Watches: a process of a run that is lost ends, with a line that says who did it.
 
-    That is when another process is not heard of for `silence` seconds, or when no
-    process has made a sign for `standstill` seconds; and when another one ends so.
+    A run is lost when a process is not heard of for `silence` seconds, or when none
+    has made a sign for `standstill` seconds.
     """
     now = time.monotonic()
     seen = Seen(
@@ -56,34 +61,72 @@ def watch(who: Who, silence: int, standstill: int) -> None:
         dict.fromkeys(range(who.count), Sign(0, "start", "", now)),
         {},
     )
-    mine: queue.SimpleQueue[Word] = queue.SimpleQueue()
-    looks = (who, seen, mine, silence, standstill)
-    threading.Thread(target=_exchange, args=(who, seen, mine), daemon=True).start()
-    threading.Thread(target=_look, args=looks, daemon=True).start()
+    over = threading.Event()
+    threads = [
+        threading.Thread(target=_exchange, args=(who, seen, over), daemon=True),
+        threading.Thread(
+            target=_look, args=(who, seen, silence, standstill, over), daemon=True
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    atexit.register(_finish, over, threads)
 
 
-def _exchange(who: Who, seen: Seen, mine: queue.SimpleQueue[Word]) -> None:
+def _finish(over: threading.Event, threads: list[threading.Thread]) -> None:
+    # Here this process waits for the others to finish, so that it still watches them.
+    jax.distributed.shutdown()
+    over.set()
+    for thread in threads:  # a thread that is in jax when Python ends aborts it
+        thread.join(LAST_WORDS)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def leave(number: int, others: Collection[int], word: Word = SILENTLY) -> None:
+    """Tells process 0 that this one ends; process 0 waits for `others` to say so.
+
+    Its own end ends them, and they may have something to write. Either is done after
+    some seconds at the latest.
+    """
+    client = jax_distributed.global_state.client
+    if number > 0:
+        said = (f"{WORDS}{number}", json.dumps(word))
+        telling = threading.Thread(target=_put, args=(client, *said), daemon=True)
+        telling.start()
+        telling.join(LAST_WORDS)
+        return
+    deadline = time.monotonic() + LAST_WORDS
+    while time.monotonic() < deadline:
+        store = client.key_value_dir_get(WORDS)
+        if {int(key.removeprefix(WORDS)) for key, _ in store} >= {*others} - {0}:
+            break
+        time.sleep(BEAT / 20)
+    time.sleep(BEAT)  # in which they end
+
+
+def _put(client, key: str, value: str) -> None:
+    # If it fails nobody hears of it, and that is noticed.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.key_value_set(key, value, allow_overwrite=True)
+
+
+def _exchange(who: Who, seen: Seen, over: threading.Event) -> None:
     client = jax_distributed.global_state.client
     for beat in itertools.count():
-        # If it fails there is no beat, and that is noticed.
+        *sign, since = signs.last()
+        content = json.dumps([beat, *sign, time.monotonic() - since])
+        _put(client, f"{SIGNS}{who.number}", content)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            *sign, since = signs.last()
-            content = json.dumps([beat, *sign, time.monotonic() - since])
-            key = f"{ROOM}sign/{who.number}"
-            client.key_value_set(key, content, allow_overwrite=True)
             _take(client.key_value_dir_get(ROOM), seen)
-        with contextlib.suppress(queue.Empty, jax.errors.JaxRuntimeError):
-            word = mine.get(timeout=BEAT)
-            client.key_value_set(f"{ROOM}word/{who.number}", json.dumps(word))
-            seen.words[who.number] = word
+        if over.wait(BEAT):
+            return
 
 
 def _take(store: list[tuple[str, str]], seen: Seen) -> None:
     now = time.monotonic()
     for key, value in store:
-        kind, number = key.removeprefix(ROOM).split("/")
-        number, content = int(number), json.loads(value)
-        if kind == "word":
+        number, content = int(key.rpartition("/")[2]), json.loads(value)
+        if key.startswith(WORDS):
             seen.words[number] = Word(*content)
             continue
         beat, *sign, age = content  # clocks differ, ages do not
@@ -92,27 +135,29 @@ def _take(store: list[tuple[str, str]], seen: Seen) -> None:
             seen.signs[number] = Sign(*sign, now - age)
 
 
-def _look(who, seen: Seen, mine, silence: int, standstill: int) -> None:
-    while True:
+def _look(who: Who, seen: Seen, silence: int, standstill: int, over) -> None:
+    word = None
+    while word is None:
+        if over.wait(BEAT / 2):
+            return
         # Where native code holds the interpreter no thread of Python runs, and the
         # others miss this process. This timer needs no Python: it shows the stacks,
-        # and ends what would stay for ever.
-        faulthandler.dump_traceback_later(silence + 2 * BEAT, exit=True)
+        # and ends what would stay for ever, before process 0 ends it without them.
+        faulthandler.dump_traceback_later(silence, exit=True)
         seen.signs[who.number] = signs.last()
-        word = next(iter(list(seen.words.values())), None)
+        words = [word for word in list(seen.words.values()) if word.why]
+        word = words[0] if words else None
         word = word or _silent(who, seen, silence) or _stuck(seen, standstill)
-        if word is not None:
-            break
-        time.sleep(BEAT / 2)
     faulthandler.cancel_dump_traceback_later()
     if word.stuck:
         sys.stderr.flush()
         faulthandler.dump_traceback()
     sys.stderr.write(f"smf: {word.why}; this process stops, too. {AGAIN}")
     sys.stderr.flush()
-    mine.put(word)
-    if time.monotonic() - _answered(who, seen) <= silence:
-        _take_leave(who, seen)
+    now, beats = time.monotonic(), seen.beats.items()
+    alive = {other for other, (_, heard) in beats if now - heard <= silence}
+    if who.number in alive:  # so that process 0 answers
+        leave(who.number, alive, word)
     end(PEER_LOST)  # the main thread may wait for ever
 
 
@@ -144,13 +189,3 @@ def _stuck(seen: Seen, standstill: int) -> Word | None:
         f"{signs.furthest_behind(seen.signs)}; where this one is stands above",
         True,
     )
-
-
-def _take_leave(who: Who, seen: Seen) -> None:
-    # Process 0 ends last: its end ends the others, before they have said why.
-    waited = range(who.count) if who.number == 0 else [who.number]
-    deadline = time.monotonic() + LAST_WORDS
-    while not seen.words.keys() >= {*waited} and time.monotonic() < deadline:
-        time.sleep(BEAT / 20)
-    if who.number == 0:
-        time.sleep(BEAT)
