@@ -17,7 +17,7 @@ from typing import NamedTuple
 from smf_jax.config import ConfigError
 from smf_jax.hosts.who import Who
 
-GRACE = 3  # seconds that the word may take
+GRACE = 2  # seconds that the word may take, and that all have to hear of a mistake
 LINE = 1000  # bytes, at most
 
 
@@ -99,7 +99,7 @@ def _hold(server: socket.socket, who: Who, deadline: float, seconds: int) -> Non
     with contextlib.ExitStack() as connections:
         with server, selectors.DefaultSelector() as selector:
             selector.register(server, selectors.EVENT_READ)
-            while len(guests) < who.count and not wrong:
+            while wrong or len(guests) < who.count:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
@@ -110,7 +110,8 @@ def _hold(server: socket.socket, who: Who, deadline: float, seconds: int) -> Non
                     elif guest := _read(key.fileobj):
                         wrong = wrong or _contradiction(guest, who, guests)
                         guests[guest.connection] = guest
-                        deadline = min(deadline, time.monotonic() + guest.left)
+                        left = GRACE if wrong else guest.left
+                        deadline = min(deadline, time.monotonic() + left)
                     else:
                         guests.pop(key.fileobj, None)
                         selector.unregister(key.fileobj)

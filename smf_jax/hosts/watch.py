@@ -136,10 +136,7 @@ def _take(store: list[tuple[str, str]], seen: Seen) -> None:
 
 
 def _look(who: Who, seen: Seen, silence: int, standstill: int, over) -> None:
-    word = None
-    while word is None:
-        if over.wait(BEAT / 2):
-            return
+    while True:
         # Where native code holds the interpreter no thread of Python runs, and the
         # others miss this process. This timer needs no Python: it shows the stacks,
         # and ends what would stay for ever, before process 0 ends it without them.
@@ -148,6 +145,10 @@ def _look(who: Who, seen: Seen, silence: int, standstill: int, over) -> None:
         words = [word for word in list(seen.words.values()) if word.why]
         word = words[0] if words else None
         word = word or _silent(who, seen, silence) or _stuck(seen, standstill)
+        if word is not None:
+            break
+        if over.wait(BEAT / 2):
+            return
     faulthandler.cancel_dump_traceback_later()
     if word.stuck:
         sys.stderr.flush()
