@@ -41,16 +41,13 @@ from smf_jax.hosts.signs import mark, working
 from smf_jax.hosts.who import Who, number_of, who
 
 __all__ = [
-    "everywhere",
     "initialize",
     "is_main",
     "leave",
     "mark",
     "naming_the_missing",
-    "place",
     "preempted",
     "require_same",
-    "share",
     "wait_for_all",
     "working",
 ]

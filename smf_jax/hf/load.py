@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from smf_jax import distributed
 from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smf_jax.hf import files
