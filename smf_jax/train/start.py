@@ -31,11 +31,13 @@ from smf_jax.train.run import is_finished
 
 LOCK = ".lock"
 OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start leaves
-# What may be another when a run goes on: none of it changes what is computed.
+# What may be another when a run goes on: none of it changes what is computed, but for
+# the last bits, as the order of sums does.
 # What data, base and usage hold is compared by their hashes, not by where they lie.
 FREE = (
     r"((pretrain|imported|retrofit|finetune)\.)?"
-    r"(base|source|revision|run_dir|on_nan|save\..*|facts|data\.facts|data\.background)"
+    r"(base|source|revision|run_dir|on_nan|save\..*|facts|data\.facts|data\.background"
+    r"|mesh\..*|accumulate|compute\.remat|compute\.scan_layers)"
 )
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from smf_jax.config import (
     FinetuneConfig,
+    MeshConfig,
     OptimConfig,
     PretrainConfig,
     RetrofitConfig,
@@ -249,6 +250,7 @@ def command(tmp_path_factory):
     config = tiny.pretrain_config("unused", 30)
     object.__setattr__(config.data, "batch_size", 4)  # which two and four can share
     object.__setattr__(config, "save", SaveConfig(every=10))
+    object.__setattr__(config, "mesh", MeshConfig())
     path.write_text(CONFIG_FILE.format(config=config))
     return lambda run_dir: ["pretrain", path, "--run-dir", run_dir]
 

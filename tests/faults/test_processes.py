@@ -1,5 +1,6 @@
 """Several processes as one program: one dies, the others say so, all go on together."""
 
+import json
 import signal
 
 import pytest
@@ -76,14 +77,51 @@ def test_another_number_of_processes_reads_the_same_parameters(
     assert line == f"params sha256 {checkpoint.hash_of(params)}"
 
 
-def test_rows_that_cannot_be_shared_are_refused_by_every_process(
-    together, command, tmp_path
-):
-    argv = [*command(tmp_path / "run"), "--data.batch-size", "3"]
+CURVE = ["--steps", "20", "--log-every", "1", "--data.batch-size", "5"]
+SHARED = {
+    "parts of each layer": (2, ["--mesh.model", "2", "--mesh.values", "slots"]),
+    "slots of each": (4, ["--mesh.fsdp", "2", "--mesh.values", "everywhere"]),
+}
 
-    for code, _, output in together(argv).values():
-        assert code == 2
-        assert "a batch of 3 rows cannot be shared by 2 processes" in output
+
+def train_together(together, argv, count, **more) -> None:
+    for code, _, output in together(argv, count, **more).values():
+        assert code == 0, output
+
+
+def losses(run_dir) -> list[float]:
+    rows = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def alone(together, command, tmp_path_factory):
+    """Returns a run of one process, which others are to repeat."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    train_together(together, [*command(run_dir), *CURVE], 1)
+    return run_dir
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_several_processes_train_as_one_does(together, command, alone, tmp_path, name):
+    count, mesh = SHARED[name]
+    run_dir = tmp_path / "run"
+
+    # Five rows, of which some get one more than others.
+    train_together(together, [*command(run_dir), *CURVE, *mesh], count)
+
+    assert len(losses(run_dir)) == 20
+    assert losses(run_dir) == pytest.approx(losses(alone), abs=1e-5)
+
+
+def test_what_two_have_begun_four_end(together, command, alone, tmp_path):
+    argv = [*command(tmp_path / "run"), *CURVE]
+    begun = together([*argv, "--mesh.fsdp", "2"], signals={1: [[12, signal.SIGTERM]]})
+    assert [code for code, _, _ in begun.values()] == [75, 75]
+
+    train_together(together, [*argv, "--mesh.fsdp", "4"], 4)
+
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=1e-5)
 
 
 def test_one_with_other_settings_is_refused_by_all_before_any_work(
