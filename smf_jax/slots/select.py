@@ -33,19 +33,19 @@ def count_reads(
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
         if placement.mesh is None:
             return counts
-        counts = jax.lax.psum(counts, BATCH)
-        held = num_slots // placement.ways(*placement.row_axes)
-        return jax.lax.dynamic_slice_in_dim(counts, _first(placement, held), held)
+        if BATCH[0] not in placement.row_axes:
+            counts = jax.lax.psum(counts, BATCH)
+        else:
+            counts = jax.lax.psum_scatter(counts, BATCH, tiled=True)
+        if "model" not in placement.row_axes:
+            return counts
+        held = len(counts) // placement.ways("model")
+        first = jax.lax.axis_index("model") * held
+        return jax.lax.dynamic_slice_in_dim(counts, first, held)
 
     tokens = PartitionSpec(*(None,) * (slots.ndim - 3), BATCH)
     split = PartitionSpec(placement.row_axes or None)
     return placement.on_shards(local, (tokens, tokens), split)(slots, ones)
-
-
-def _first(placement: Placement, held: int) -> int | Array:
-    """Returns the first slot of those that this device holds."""
-    axes = placement.row_axes
-    return jax.lax.axis_index(axes) * held if axes else 0
 
 
 def tfidf(
@@ -166,7 +166,7 @@ def top_slots(
         axes = placement.row_axes
         if placement.mesh is None or not axes:
             return best, slots
-        slots = slots + _first(placement, len(scores))
+        slots = slots + jax.lax.axis_index(axes) * len(scores)
         # In the order of the devices, so of slots: ties still go to the lower one.
         best, slots = (
             jax.lax.all_gather(leaf, axes, tiled=True) for leaf in (best, slots)

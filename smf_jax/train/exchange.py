@@ -11,6 +11,7 @@ from smf_jax import checkpoint, hf
 from smf_jax.config import DataConfig, ImportConfig, SaveConfig, require
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import Tokenizer
+from smf_jax.sharding import ONE_DEVICE
 from smf_jax.slots import patch
 from smf_jax.train.record import Made, describe, made_of, read_record
 from smf_jax.train.run import Run, all_params, find_base, load_run, tell_unhealed
@@ -107,7 +108,7 @@ def export_run(
       ExportError: What was written is not the model.
     """
     require(jax.process_count() == 1, "a model is exported by one process")
-    run = load_run(run_dir)
+    run = load_run(run_dir, placement=ONE_DEVICE)
     tell_unhealed(run, console)
     if patch_file is not None:
         change = patch.load(Path(patch_file))

@@ -18,7 +18,7 @@ def table() -> np.ndarray:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    distributed.initialize()
+    distributed.initialize({})
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     spread = [
         jax.make_array_from_callback(
