@@ -136,11 +136,13 @@ def _take(store: list[tuple[str, str]], seen: Seen) -> None:
 
 
 def _look(who: Who, seen: Seen, silence: int, standstill: int, over) -> None:
+    # Process 0 ends after the others, which it would abort.
+    patience = silence + (2 * BEAT if who.number == 0 else 0)
     while True:
         # Where native code holds the interpreter no thread of Python runs, and the
         # others miss this process. This timer needs no Python: it shows the stacks,
-        # and ends what would stay for ever, before process 0 ends it without them.
-        faulthandler.dump_traceback_later(silence, exit=True)
+        # and ends what would stay for ever.
+        faulthandler.dump_traceback_later(patience, exit=True)
         seen.signs[who.number] = signs.last()
         words = [word for word in list(seen.words.values()) if word.why]
         word = words[0] if words else None
