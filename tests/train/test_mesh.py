@@ -126,9 +126,12 @@ def assert_same(got, want, method):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [*(("smf", layout) for layout in LAYOUTS)]
+    + [("pretraining", layout) for layout in ("columns", "slots")],
+)
 @pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("method", ["smf", "pretraining"])
 def test_a_mesh_does_what_one_device_does(method, shape, layout):
     got = train(method, "one memory", placement_on(shape, layout))
 
@@ -140,6 +143,12 @@ def test_a_mesh_teaches_by_lora_what_one_device_does(shape):
     got = train("lora", "one memory", placement_on(shape))
 
     assert_same(got, on_one_device("lora", "one memory"), "lora")
+
+
+def test_slots_that_are_split_over_all_devices_are_pretrained_as_on_one():
+    got = train("pretraining", "one memory", placement_on((2, 2, 2), "everywhere"))
+
+    assert_same(got, on_one_device("pretraining", "one memory"), "pretraining")
 
 
 @pytest.mark.parametrize("memory", ["two memories", "two tables"])
