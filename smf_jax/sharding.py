@@ -152,10 +152,6 @@ class Placement:
             return jax.device_put(tree, shardings)
         return jax.tree.map(place, tree, shardings)
 
-    def to_host(self, array: Array) -> Array:
-        """Returns an array with its parts in the memory of their hosts."""
-        return jax.device_put(array, array.sharding.with_memory_kind("pinned_host"))
-
     def share(self, batch: PyTree, parts: int = 1) -> PyTree:
         """Returns a batch, which every process has whole, with its rows shared.
 
@@ -175,6 +171,18 @@ class Placement:
 
 
 ONE_DEVICE = Placement()
+
+
+def kept_on_hosts(array: Array) -> Callable[[], Array]:
+    """Copies an array's parts to their hosts; what is returned puts them back."""
+    shape, sharding = array.shape, array.sharding
+    parts = [(part.device, np.array(part.data)) for part in array.addressable_shards]
+
+    def back() -> Array:
+        placed = [jax.device_put(part, device) for device, part in parts]
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    return back
 
 
 def with_places(abstract: PyTree, shardings: PyTree) -> PyTree:

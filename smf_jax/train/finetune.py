@@ -17,7 +17,7 @@ from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.sharding import Placement
+from smf_jax.sharding import Placement, kept_on_hosts
 from smf_jax.slots import patch, usage
 from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
@@ -109,7 +109,7 @@ def finetune(
 
 def _teach(config, run_dir, start, base, questions, texts, loaded, batches, console):
     placement = base.model.placement
-    tables = [placement.to_host(table[...]) for table in base.model.values]
+    tables = [kept_on_hosts(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
     graph, state, frozen = split_for_training(base.model, method)
     trainable = _count_trainable(method, state)
@@ -130,7 +130,8 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
             histogram = None
             if loaded is not None:  # then the tables are all that trains
                 taught = jax.tree.leaves(state.trainable)
-                change = patch.diff(tables, taught, base.model_hash)
+                before = [back() for back in tables]
+                change = patch.diff(before, taught, base.model_hash)
                 histogram = _slot_histogram(loaded, change)
                 if distributed.is_main():
                     patch.save(run_dir / PATCH, change)
