@@ -57,6 +57,8 @@ class Placement:
     @property
     def row_axes(self) -> tuple[str, ...]:
         """Axes over which the slots of a table are split."""
+        if self.mesh is None:
+            return ()
         return {"columns": (), "slots": ("model",), "everywhere": AXES}[self.layout]
 
     @property

@@ -3,10 +3,14 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 
 from smf_jax import checkpoint
+from smf_jax.config import FinetuneConfig, MeshConfig, OptimConfig
+from smf_jax.slots import patch
 from tests.faults.conftest import MISSED, outcome
+from tests.integration.commands import CONFIG_FILE
 
 PEER_LOST, ABORTED = 69, -signal.SIGABRT
 STATED = MISSED + 10  # within which the others end; the rest is for a busy machine
@@ -136,3 +140,30 @@ def test_one_with_other_settings_is_refused_by_all_before_any_work(
             output
         )
     assert not (run_dir / "config.json").exists()
+
+
+def test_two_processes_teach_what_one_does(together, reference, tmp_path):
+    config = FinetuneConfig(
+        base=str(reference),
+        run_dir="unused",
+        teach="statements",
+        steps=4,
+        batch_size=3,
+        eval_every=0,
+        log_every=1,
+        mesh=MeshConfig(fsdp=0, data=1, values="everywhere"),
+        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=4),
+    )
+    path = tmp_path / "smf.py"
+    path.write_text(CONFIG_FILE.format(config=config))
+    train_together(together, ["usage", reference, "--documents", "4"], 2)
+
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for count, run_dir in enumerate(runs, 1):
+        argv = ["finetune", path, "--run-dir", run_dir]
+        train_together(together, argv, count)
+
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), abs=1e-5)
+    one, two = (patch.load(run / "patch.safetensors").tables[0] for run in runs)
+    assert two.slots.tolist() == one.slots.tolist()
+    np.testing.assert_allclose(two.after, one.after, rtol=0, atol=1e-5)
