@@ -9,6 +9,7 @@ import jax
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 SLOW_SCATTER = ("0.10.2", "0.11.0")  # openxla/xla#46225
+WRONG_SCATTER = (0, 11, 2)  # and later, as far as is known, in a scan
 
 
 def examine() -> Iterator[str]:
@@ -31,6 +32,11 @@ def _problems() -> Iterator[str]:
             f"CHANGE jaxlib {version('jaxlib')} adds float32 rows on GPU hundreds of "
             "times too slowly: install jax 0.10.1, or 0.11.1 and later"
         )
+    if jax.default_backend() == "tpu" and _release("jax") >= WRONG_SCATTER:
+        yield (
+            f"CHANGE jax {version('jax')} may add up wrong gradients on TPU "
+            "(openxla/xla#49143): install a jax below 0.11.2"
+        )
     if version("jax") != version("jaxlib"):
         yield (
             f"CHANGE jax {version('jax')} with jaxlib {version('jaxlib')}: "
@@ -41,6 +47,10 @@ def _problems() -> Iterator[str]:
             "CHANGE this host has an NVIDIA GPU that jax does not see: install "
             "smf-jax[cuda]"
         )
+
+
+def _release(library: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(library).split(".")[:3])
 
 
 def _has_nvidia_driver() -> bool:

@@ -10,6 +10,7 @@ own part of it (`kernels/sharded.py`).
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,11 +38,12 @@ RULES = (
     (rf".*/{_WIDE}(/base)?/kernel|head(/base)?/kernel", ("fsdp", "model")),
     (rf".*/{_NARROW}(/base)?/kernel", ("model", "fsdp")),
     (rf".*/{_WIDE}(/base)?/bias", ("model",)),
-    (rf".*/{_WIDE}/down", ("fsdp", None)),  # of a low-rank addition
-    (rf".*/{_WIDE}/up", (None, "model")),
+    # Of low-rank additions
+    (rf".*/{_WIDE}/down|head/down", ("fsdp", None)),
+    (rf".*/{_WIDE}/up|head/up", (None, "model")),
     (rf".*/{_NARROW}/down", ("model", None)),
     (rf".*/{_NARROW}/up", (None, "fsdp")),
-    (r".*/relevance/(kernel|bias)|.*/memory_scale", ()),
+    (r".*/relevance(/base)?/(kernel|bias|down|up)|.*/memory_scale", ()),
     (r"(.*/)?\w*norm/scale", ()),
 )
 
@@ -53,6 +55,17 @@ class Placement:
     mesh: Mesh | None = None  # None: one device
     layout: Layout = "columns"
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+
+    def __str__(self) -> str:
+        """Returns in words over which devices it is spread."""
+        if self.mesh is None:
+            used, words = 1, "one device"
+        else:
+            used = self.mesh.size
+            words = " ".join(f"{axis}={ways}" for axis, ways in self.mesh.shape.items())
+            words += f" values={self.layout}"
+        left = jax.device_count() - used
+        return words + (f"; {left} of {used + left} devices left out" if left else "")
 
     @property
     def row_axes(self) -> tuple[str, ...]:
@@ -154,15 +167,21 @@ class Placement:
             return jax.device_put(tree, shardings)
         return jax.tree.map(place, tree, shardings)
 
+    def lacking(self, rows: int, parts: int) -> int:
+        """Returns the rows of padding that a batch needs.
+
+        With them each device has as many rows as the others in each of `parts`.
+        """
+        return -rows % (self.ways(*BATCH) * parts)
+
     def share(self, batch: PyTree, parts: int = 1) -> PyTree:
         """Returns a batch, which every process has whole, with its rows shared.
 
-        Rows of zeros are added, which are padding, until each device has as many as
-        the others in each of `parts`.
+        Rows of zeros are added, as many as are lacking.
         """
         if self.mesh is None:
             return batch
-        lacking = -len(jax.tree.leaves(batch)[0]) % (self.ways(*BATCH) * parts)
+        lacking = self.lacking(len(jax.tree.leaves(batch)[0]), parts)
         rows = self.sharding(PartitionSpec(BATCH))
 
         def fill(leaf):
@@ -176,12 +195,20 @@ ONE_DEVICE = Placement()
 
 
 def kept_on_hosts(array: Array) -> Callable[[], Array]:
-    """Copies an array's parts to their hosts; what is returned puts them back."""
+    """Copies an array's parts to their hosts; what is returned puts them back.
+
+    Of what several devices hold alike a host keeps one copy.
+    """
     shape, sharding = array.shape, array.sharding
-    parts = [(part.device, np.array(part.data)) for part in array.addressable_shards]
+    parts, places = {}, []
+    for part in array.addressable_shards:
+        index = str(part.index)
+        places.append((part.device, index))
+        if index not in parts:
+            parts[index] = np.array(part.data)
 
     def back() -> Array:
-        placed = [jax.device_put(part, device) for device, part in parts]
+        placed = [jax.device_put(parts[index], device) for device, index in places]
         return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
     return back
@@ -212,39 +239,57 @@ def make_placement(
       ConfigError: The devices are too few or too many, or a table cannot be split so.
     """
     devices = list(jax.devices() if devices is None else devices)
-    given = (mesh.data, mesh.fsdp, mesh.model)
-    left = max(len(devices) // int(np.prod([ways or 1 for ways in given])), 1)
-    shape = tuple(ways or left for ways in given)
-    count = int(np.prod(shape))
     several = len({device.process_index for device in devices}) > 1
-    require(
-        count == len(devices) if several else count <= len(devices),
-        f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.model={mesh.model} is "
-        f"{count} devices, but {len(devices)} are here",
-    )
+    shape = mesh_shape(mesh, memory, len(devices), several)
+    count = int(np.prod(shape))
     placement = Placement(None, mesh.values, compute)
     if count == 1 and not several:
         return placement
-    placement = dataclasses.replace(placement, mesh=_arrange(shape, devices[:count]))
-    if memory is not None:
-        _require_divisible(placement, memory)
-    return placement
+    return dataclasses.replace(placement, mesh=_arrange(shape, devices[:count]))
+
+
+def mesh_shape(
+    mesh: MeshConfig, memory: MemoryConfig | None, devices: int, several: bool
+) -> tuple[int, int, int]:
+    """Returns how many devices a mesh has along each of `AXES`.
+
+    Args:
+      mesh: As it is asked for.
+      memory: The model's memory layers.
+      devices: How many there are.
+      several: Whether they are of several processes, so that none may be left out.
+
+    Raises:
+      ConfigError: The devices are too few or too many, or a table cannot be split so.
+    """
+    given = (mesh.data, mesh.fsdp, mesh.model)
+    left = max(devices // math.prod(ways or 1 for ways in given), 1)
+    shape = tuple(ways or left for ways in given)
+    count = math.prod(shape)
+    wrong = count != devices if several else count > devices
+    all_of = ", and of several processes none may be left out" if several else ""
+    require(
+        not wrong,
+        f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.model={mesh.model} is "
+        f"{count} devices, but there are {devices}{all_of}",
+    )
+    if memory is None or count == 1:
+        return shape
+    require(
+        memory.value_dim % mesh.model == 0,
+        f"memory.value_dim={memory.value_dim} is no multiple of "
+        f"mesh.model={mesh.model}",
+    )
+    rows = {"columns": 1, "slots": mesh.model, "everywhere": count}[mesh.values]
+    require(
+        memory.num_slots % rows == 0,
+        f"mesh.values={mesh.values} splits the {memory.num_slots} slots of a "
+        f"table (memory.num_keys={memory.num_keys}, squared) over {rows} devices, "
+        "which does not divide them",
+    )
+    return shape
 
 
 def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
-
-
-def _require_divisible(placement: Placement, memory: MemoryConfig) -> None:
-    model, rows = placement.ways("model"), placement.ways(*placement.row_axes)
-    require(
-        memory.value_dim % model == 0,
-        f"memory.value_dim={memory.value_dim} is no multiple of mesh.model={model}",
-    )
-    require(
-        memory.num_slots % rows == 0,
-        f"mesh.values={placement.layout} splits the {memory.num_slots} slots of a "
-        f"table (memory.num_keys={memory.num_keys}, squared) over {rows} devices, "
-        "which does not divide them",
-    )

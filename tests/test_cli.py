@@ -181,6 +181,16 @@ def test_the_help_of_a_verb_shows_an_example(capsys, verb):
     assert f"Example: smf {verb}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "retrofit", "finetune", "plan"])
+def test_without_a_file_no_setting_is_called_required(capsys, verb):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+
+    out = capsys.readouterr().out
+    assert "--optim" not in out
+    assert "configs/NAME.py --help tells every setting" in " ".join(out.split())
+
+
 def test_doctor_names_the_versions_and_what_to_change(capsys):
     assert cli.main(["doctor"]) == 0
 

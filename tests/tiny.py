@@ -65,7 +65,9 @@ def pretrain_config(run_dir, steps: int) -> PretrainConfig:
 
 def make_model(config: ModelConfig, seed: int = 0) -> Transformer:
     """Returns a model of which every parameter is random, also norms and biases."""
-    return nnx.merge(*_parts(config, seed))
+    graph, params = _parts(config, seed)
+    # Its own arrays: a step takes them.
+    return nnx.merge(graph, jax.tree.map(jnp.copy, params))
 
 
 @functools.cache

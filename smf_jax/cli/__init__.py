@@ -102,6 +102,7 @@ def _finish(
     try:
         if not {"-h", "--help"} & {*arguments}:
             distributed.initialize(said)
+            _require_same_command(verb, arguments)
         console = Console(soft_wrap=True, quiet=not distributed.is_main())
         console.on_broken_pipe = functools.partial(_fall_silent, console)
         code = VERBS[verb](arguments, console) or 0
@@ -118,6 +119,17 @@ def _finish(
     finally:
         distributed.leave(code)
     return code
+
+
+def _require_same_command(verb: str, arguments: Sequence[str]) -> None:
+    import jax
+
+    from smf_jax import distributed
+    from smf_jax.train.record import code_version
+
+    if jax.process_count() > 1:
+        command = {"verb": verb, "arguments": list(arguments), **code_version()}
+        distributed.require_same("command or code", command)
 
 
 def _fall_silent(console: Console | None = None) -> None:

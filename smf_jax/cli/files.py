@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from smf_jax.config import ConfigError, require
+from smf_jax.config import ConfigError, MeshConfig, require
 
+EVERY = "smf {verb} configs/NAME.py --help tells every setting, as it is there."
 # What the Python of a configuration file may run into.
 MISTAKES = (
     *(SyntaxError, ImportError, NameError, TypeError, AttributeError),
@@ -24,7 +25,7 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
     """
     if not arguments or arguments[0].startswith("-"):
         if "--help" in arguments:
-            _parse(kind, verb, tyro.MISSING, ["--help"])
+            _parse(kind, verb, None, ["--help"])
         raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
     default = read_config(Path(arguments[0]), (kind,), verb)
     return _parse(kind, verb, default, arguments[1:])
@@ -54,9 +55,29 @@ def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
     return default
 
 
+def mesh_of(arguments: Sequence[str]) -> MeshConfig:
+    """Returns the devices that the run which is named first is for, if it is a run."""
+    from smf_jax.train.record import CONFIG, made_of, read_record
+
+    run_dir = Path(arguments[0]) if arguments else Path()
+    if not (run_dir / CONFIG).is_file():
+        return MeshConfig()
+    return made_of(read_record(run_dir)).mesh
+
+
+def shown(kind: type, default: Any) -> Any:
+    """Returns a configuration's type as tyro takes it, left out without a file of it.
+
+    What a setting would be without a file is in nobody's mind.
+    """
+    if default is None:
+        return tyro.conf.Suppress[Any]
+    return Annotated[kind, tyro.conf.arg(name="")]
+
+
 def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:
     def options(
-        config: Annotated[kind, tyro.conf.arg(name="")] = default,
+        config: shown(kind, default) = default,
         resume: Literal["auto", "never", "must"] = "auto",
         allow_fallback: bool = False,
     ):
@@ -74,7 +95,8 @@ def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any
         options,
         args=list(arguments),
         prog=f"smf {verb} CONFIG",
-        description=f"{kind.__doc__}\n\nExample: smf {verb} configs/NAME.py",
+        description=f"{kind.__doc__}\n\n{EVERY.format(verb=verb)}\n\n"
+        f"Example: smf {verb} configs/NAME.py",
         config=(tyro.conf.AvoidSubcommands,),
     )
     from smf_jax.train.start import Resume

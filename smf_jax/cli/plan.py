@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import read_config
+from smf_jax.cli.files import read_config, shown
 from smf_jax.config import (
     ConfigError,
     FinetuneConfig,
@@ -33,6 +33,9 @@ def plan(arguments: Sequence[str], console: Console) -> int:
         require_compiler(ladder(name)[0] if is_family(name) else find(name))
 
     told = Console(stderr=True, soft_wrap=True) if as_json else console
+    if made.model.vocab_size == 0:
+        line = f"vocabulary: {made.data.vocab_size} tokens, the most that there may be"
+        told.print(line, highlight=False)
     ask = search.asker(
         made, texts, timeout, lambda line: told.print(line, highlight=False)
     )
@@ -50,15 +53,14 @@ def plan(arguments: Sequence[str], console: Console) -> int:
 def _parse(arguments: Sequence[str]) -> tuple:
     if arguments and not arguments[0].startswith("-"):
         default = read_config(Path(arguments[0]), KINDS, "plan")
-        kind = type(default)
     elif "--help" in arguments:
-        kind, default = FinetuneConfig, tyro.MISSING
+        default = None
     else:
         raise ConfigError("name a configuration file: smf plan configs/NAME.py")
 
     def options(
         topology: tuple[str, ...],
-        config: Annotated[kind, tyro.conf.arg(name="")] = default,
+        config: shown(type(default), default) = default,
         mesh: Literal["config", "compare"] = "config",
         texts: int | None = None,
         timeout: int = 600,
@@ -72,6 +74,8 @@ def _parse(arguments: Sequence[str]) -> tuple:
         TPU slices go by Google's names (v5e-16, v5p-128, v4-8, v6e-256, tpu7x-8) or by
         their shape (v5e:4x4), GPUs by number and hosts (h100x8, a100x8x2). A family
         alone (v5e, h100) is tried from its smallest size until one fits.
+
+        smf plan configs/NAME.py --help tells every setting, as it is there.
 
         Example: smf plan configs/world.py --topology v5e-8 h100x8
 
@@ -89,7 +93,7 @@ def _parse(arguments: Sequence[str]) -> tuple:
 
     return tyro.cli(
         options,
-        args=list(arguments[1:] if default is not tyro.MISSING else arguments),
+        args=list(arguments[1:] if default is not None else arguments),
         prog="smf plan CONFIG",
         config=(tyro.conf.AvoidSubcommands,),
     )

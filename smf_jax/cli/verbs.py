@@ -7,12 +7,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import load_config
+from smf_jax.cli.files import load_config, mesh_of
 from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.plan import plan
 from smf_jax.config import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
+    MeshConfig,
     PretrainConfig,
     require,
 )
@@ -38,12 +39,14 @@ def pretrain(arguments: Sequence[str], console: Console) -> None:
 
 def usage(arguments: Sequence[str], console: Console) -> None:
     """Collects the document frequency of a run's slots."""
+    own = mesh_of(arguments)
 
     def options(
         run: tyro.conf.Positional[str],
         /,
         documents: int = USAGE_DOCUMENTS,
         batch_size: int | None = None,
+        mesh: MeshConfig = own,
     ):
         """Count in how many background documents each slot of RUN is read.
 
@@ -54,14 +57,16 @@ def usage(arguments: Sequence[str], console: Console) -> None:
           documents: Batches of pretraining text to read.
           batch_size: Rows of a document; by default as many as in pretraining.
         """
-        return run, documents, batch_size
+        return run, documents, batch_size, None if mesh == own else mesh
 
-    run, documents, size = tyro.cli(options, args=list(arguments), prog="smf usage")
+    run, documents, size, mesh = tyro.cli(
+        options, args=list(arguments), prog="smf usage"
+    )
     require(documents > 0, f"--documents {documents} must be above 0")
     require(size is None or size > 0, f"--batch-size {size} must be above 0")
     from smf_jax.train.pretrain import collect_usage
 
-    collect_usage(run, documents, console, size)
+    collect_usage(run, documents, console, size, mesh)
 
 
 def finetune(arguments: Sequence[str], console: Console) -> None:
@@ -85,12 +90,14 @@ def finetune(arguments: Sequence[str], console: Console) -> None:
 
 def evaluate(arguments: Sequence[str], console: Console) -> None:
     """Asks a run what it was taught and what it should have kept."""
+    own = mesh_of(arguments)
 
     def options(
         run: tyro.conf.Positional[str],
         /,
         facts: str | None = None,
         step: int | None = None,
+        mesh: MeshConfig = own,
     ):
         """Ask RUN its new facts, taught or not, and those of its pretraining.
 
@@ -101,22 +108,26 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
           facts: JSONL(.gz) of facts to ask as new ones; by default the run's own.
           step: Which kept checkpoint to ask; by default that of the last step.
         """
-        return run, facts, step
+        return run, facts, step, None if mesh == own else mesh
 
-    run, facts, step = tyro.cli(options, args=list(arguments), prog="smf evaluate")
+    run, facts, step, mesh = tyro.cli(
+        options, args=list(arguments), prog="smf evaluate"
+    )
     from smf_jax.train.questions import evaluate
 
-    _print_point(evaluate(run, facts, console, step), console)
+    _print_point(evaluate(run, facts, console, step, mesh), console)
 
 
 def ask(arguments: Sequence[str], console: Console) -> None:
     """Prints a run's greedy answer to a question."""
+    own = mesh_of(arguments)
 
     def options(
         run: tyro.conf.Positional[str],
         question: tyro.conf.Positional[str],
         /,
         max_new_tokens: int = 16,
+        mesh: MeshConfig = own,
     ):
         """Ask the model of RUN a question.
 
@@ -127,14 +138,17 @@ def ask(arguments: Sequence[str], console: Console) -> None:
           question: The question, in the words that the model knows.
           max_new_tokens: Where an answer ends that does not end itself.
         """
-        return run, question, max_new_tokens
+        return run, question, max_new_tokens, None if mesh == own else mesh
 
-    run, question, tokens = tyro.cli(options, args=list(arguments), prog="smf ask")
+    run, question, tokens, mesh = tyro.cli(
+        options, args=list(arguments), prog="smf ask"
+    )
     require(question.strip() != "", "the question is blank")
     require(tokens > 0, f"--max-new-tokens {tokens} must be above 0")
     from smf_jax.train.questions import ask_one
 
-    console.print(ask_one(run, question, tokens), markup=False, highlight=False)
+    answer = ask_one(run, question, tokens, mesh)
+    console.print(answer, markup=False, highlight=False)
 
 
 def verify(arguments: Sequence[str], console: Console) -> int:

@@ -29,7 +29,7 @@ class OptimConfig:
     optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3  # the highest of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = 0  # rises linearly from 0 over these
+    warmup_steps: int = 0  # rises linearly over these
     final_fraction: float = 0.0  # of learning_rate, where cosine and linear end
     weight_decay: float = 0.0  # not SGD's; never applied to vectors
     momentum: float = 0.0  # SGD's

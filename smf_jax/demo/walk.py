@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax import checkpoint
+from smf_jax import checkpoint, distributed
 from smf_jax.config import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
@@ -107,6 +107,7 @@ def _walk(config, base, recipes, out, console) -> dict[str, Any]:
     if config.sweep:
         write_json(out / SWEEP, sweep)
     write_json(out / SUMMARY, summary)
+    distributed.wait_for_all("the summary is written")
     console.print(table(summary))
     return summary
 
@@ -140,9 +141,15 @@ def _teach(task: FinetuneConfig, console: Console) -> Finetuned:
         )
         if is_finished(run_dir) or record["config_hash"] != config_hash(task):
             with claim(run_dir):
-                shutil.rmtree(run_dir / "checkpoints")
-                (run_dir / METRICS).unlink(missing_ok=True)
+                if distributed.is_main():
+                    _clear(run_dir)
+            distributed.wait_for_all("the run before is cleared")
     return finetune(task, console)
+
+
+def _clear(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / METRICS).unlink(missing_ok=True)
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""How well a model predicts texts it was not trained on."""
+"""How well a model predicts texts."""
 
 import functools
 from collections.abc import Sequence

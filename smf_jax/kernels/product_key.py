@@ -32,8 +32,13 @@ def product_key_top_k(
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
     num_keys = keys.shape[2]
+    # Accelerators would else round what they multiply, and other slots would be read.
     halves = jnp.einsum(
-        "...hpc,hpnc->...hpn", query, keys, preferred_element_type=jnp.float32
+        "...hpc,hpnc->...hpn",
+        query,
+        keys,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
     )
     best, ids = jax.lax.top_k(halves, top_k)
     first, second = candidate_pairs(top_k)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+EXACT = jax.lax.Precision.HIGHEST  # float32 products of float32 on accelerators, too
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
 
 
@@ -59,7 +60,11 @@ def weight_gradient(
     def of_block(slots, cotangent):
         rows = values.at[slots].get(mode="promise_in_bounds")
         return jnp.einsum(
-            "tv,trv->tr", cotangent, rows, preferred_element_type=jnp.float32
+            "tv,trv->tr",
+            cotangent,
+            rows,
+            precision=EXACT,
+            preferred_element_type=jnp.float32,
         )
 
     return _map_tokens(of_block, slots, cotangent)
@@ -117,7 +122,8 @@ def chosen_rows_gradient(
         mix = jnp.zeros((len(slots), top_t), jnp.float32)
         columns = place.at[slots].get(mode="promise_in_bounds")
         mix = mix.at[tokens, columns].add(weights.astype(jnp.float32), mode="drop")
-        return gradient + mix.T @ cotangent.astype(jnp.float32), None
+        rows = jnp.matmul(mix.T, cotangent.astype(jnp.float32), precision=EXACT)
+        return gradient + rows, None
 
     # Larger blocks than the gather's: the product of a block is a matrix product.
     blocks = [_blocks(leaf, size=1024) for leaf in (slots, weights, cotangent)]

@@ -82,6 +82,8 @@ class Attention(nnx.Module):
                 use_bias=bias,
                 kernel_init=init,
                 dtype=dtype,
+                # The gradient of a bias is a sum over all tokens.
+                preferred_element_type=jnp.float32 if bias else None,
                 rngs=rngs,
             )
 
@@ -115,7 +117,7 @@ class Attention(nnx.Module):
         """Returns the attended values and, given one, the cache with these tokens."""
         batch, seq, _ = x.shape
         query, key, value = (
-            layer(x).reshape(batch, seq, -1, self.head_dim)
+            layer(x).astype(x.dtype).reshape(batch, seq, -1, self.head_dim)
             for layer in (self.query, self.key, self.value)
         )
         if self.qk_norm:

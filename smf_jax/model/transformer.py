@@ -85,7 +85,8 @@ class Block(nnx.Module):
         if self.memory is not None:
             recalled, reads = self.memory(hidden, values, tap)
             if self.memory_scale is not None:
-                recalled = self.memory_scale[...].astype(x.dtype) * recalled
+                # In float32: its gradient is a sum over all tokens.
+                recalled = (self.memory_scale[...] * recalled).astype(x.dtype)
             out = out + recalled
         return x + out, reads, cache
 
@@ -122,7 +123,12 @@ class Transformer(nnx.Module):
             None
             if config.tie_embeddings
             else nnx.Linear(
-                config.dim, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs
+                config.dim,
+                config.vocab_size,
+                use_bias=False,
+                dtype=dtype,
+                preferred_element_type=jnp.float32,
+                rngs=rngs,
             )
         )
         pools = 0 if memory is None else memory.num_pools
@@ -179,8 +185,7 @@ class Transformer(nnx.Module):
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
     def _run(self, tokens, positions, mask, taps, caches):
-        table = self.embedding[...].astype(self.placement.compute.activations)
-        x = sharded.embed(self.placement, table, tokens)
+        x = sharded.embed(self.placement, self.embedding[...], tokens)
         reads, kept = [], []
         for blocks in self._runs_of_blocks(caches is None):
             x = self.placement.constrain(x, BATCH)
@@ -233,6 +238,6 @@ class Transformer(nnx.Module):
 
     def _logits(self, x):
         if self.head is not None:
-            return self.head(x).astype(jnp.float32)
+            return self.head(x)
         table = self.embedding[...].astype(x.dtype)
         return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)

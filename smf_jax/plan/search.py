@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from smf_jax.config import Layout, MemoryConfig, MeshConfig
+from smf_jax.config import ConfigError, Layout, MemoryConfig, MeshConfig, require
 from smf_jax.plan.compile import compile_apart
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.topology import Topology, find, is_family, ladder
 from smf_jax.plan.words import name_devices, name_mesh, verdict
+from smf_jax.sharding import mesh_shape
 from smf_jax.train.record import Made
 
 LARGEST = 256  # devices of the largest size that is tried for a family
@@ -60,22 +61,42 @@ def try_all(
       ask: Compiles for one topology and one mesh.
 
     Raises:
-      ConfigError: There are none of a name.
+      ConfigError: There are none of a name, or the mesh can be on none of its sizes.
     """
-    for name in names:
-        if not is_family(name):
-            find(name)  # a mistake in the last should not be found after the first
-    return {name: list(_try(name, mesh, memory, ask)) for name in names}
+    # A mistake in the last should not be found after the first is compiled.
+    sizes = {name: _sizes(name, mesh, memory) for name in names}
+    return {name: list(_try(of, mesh, memory, ask)) for name, of in sizes.items()}
 
 
-def _try(name, mesh, memory, ask) -> Iterator[Outcome]:
-    if not is_family(name):
-        yield from _compare(find(name), mesh, memory, ask)
-        return
+def _sizes(
+    name: str, mesh: MeshConfig | None, memory: MemoryConfig | None
+) -> list[Topology]:
+    """Returns the topologies of a name on which a mesh can be."""
+    whole = is_family(name)
+    sizes = [of for of in ladder(name) if of.devices <= LARGEST] if whole else []
+    sizes = sizes or [find(name)]
+    if mesh is None:
+        return sizes
+    refused = [_refusal(mesh, memory, size) for size in sizes]
+    fitting = [size for size, why in zip(sizes, refused, strict=True) if why is None]
+    require(len(fitting) > 0, f"--topology {name}: {refused[-1]}")
+    return fitting
+
+
+def _refusal(
+    mesh: MeshConfig, memory: MemoryConfig | None, topology: Topology
+) -> str | None:
+    """Returns why a mesh cannot be on some devices, if so."""
+    try:
+        mesh_shape(mesh, memory, topology.devices, topology.hosts > 1)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _try(sizes, mesh, memory, ask) -> Iterator[Outcome]:
     before = math.inf
-    for topology in ladder(name):
-        if topology.devices > LARGEST or (mesh and _ways(mesh) > topology.devices):
-            continue
+    for topology in sizes:
         outcomes = _compare(topology, mesh, memory, ask)
         yield from outcomes
         needs = min((each.needs or math.inf for each in outcomes), default=math.inf)
@@ -85,7 +106,10 @@ def _try(name, mesh, memory, ask) -> Iterator[Outcome]:
 
 
 def _compare(topology, mesh, memory, ask) -> list[Outcome]:
-    choice = meshes(topology.devices, memory) if mesh is None else [mesh]
+    choice = [mesh]
+    if mesh is None:
+        every = meshes(topology.devices, memory)
+        choice = [one for one in every if _refusal(one, memory, topology) is None]
     return sorted((ask(topology, each) for each in choice), key=_rank)
 
 
@@ -94,10 +118,6 @@ def _rank(outcome: Outcome) -> tuple:
     order = {True: 0, False: 1, None: 2}
     sent = outcome.measured["sent"] if outcome.measured else math.inf
     return order[outcome.fits], sent, outcome.needs or math.inf
-
-
-def _ways(mesh: MeshConfig) -> int:
-    return max(mesh.data, 1) * max(mesh.fsdp, 1) * mesh.model
 
 
 def meshes(devices: int, memory: MemoryConfig | None) -> list[MeshConfig]:

@@ -1,6 +1,7 @@
 """A plan as one reads it."""
 
 import collections
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,8 @@ NOT_TOLD = "not told by this compiler"
 def show(plan: dict[str, list[Outcome]], config: Config, console: Console) -> None:
     """Prints the best of each topology, and all that were compared."""
     for name, outcomes in plan.items():
-        if not outcomes:
-            console.print(f"{name}: no size of it has enough devices for the mesh")
-            continue
-        best = next((each for each in outcomes if each.fits), outcomes[-1])
+        nearest = min(outcomes, key=lambda each: each.needs or math.inf)
+        best = next((each for each in outcomes if each.fits), nearest)
         if len(outcomes) > 1:
             console.print(_comparison(name, outcomes))
         _show_one(best, config, console)

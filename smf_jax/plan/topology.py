@@ -140,8 +140,10 @@ def _product(shape: str) -> int:
 def _tpu(name: str, family: str, shape: str) -> Topology:
     tpu, sides = TPUS[family], [int(side) for side in shape.split("x")]
     chips = _product(shape)
-    # A host has 2 x 2 chips, and one of a single chip is cut off from the others.
-    bounds = (1, 1, 1) if chips == 1 else (2, 2, 1)
+    # A host has 2 x 2 chips; but one chip may be had alone, and where the torus has two
+    # dimensions there are hosts of eight, which no larger slice is made of.
+    alone = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x4": (2, 4, 1)}
+    bounds = alone.get(shape, (2, 2, 1))
     require(
         len(sides) == tpu.dims
         and all(s % b == 0 for s, b in zip(sides, bounds[: tpu.dims], strict=True)),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +39,15 @@ Tables = Sequence[Float[np.ndarray, "num_slots value_dim"]]
 
 
 def diff(
-    before: Sequence[Float[Array | np.ndarray, "num_slots value_dim"]],
+    before: Iterable[Float[Array | np.ndarray, "num_slots value_dim"]],
     after: Sequence[Float[Array | np.ndarray, "num_slots value_dim"]],
     base_hash: str,
 ) -> Patch:
     """Returns the rows of which any bit differs.
 
     Tables may be spread over devices and processes, and those before lie in the memory
-    of hosts: only what differs is ever in one place.
+    of hosts, whence each is taken when it is compared: only what differs is ever in one
+    place.
     """
     tables = []
     for old, new in zip(before, after, strict=True):

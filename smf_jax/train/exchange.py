@@ -40,6 +40,7 @@ def import_run(
       ConfigError: The model cannot be had or is none of ours, its tokenizer does not
         fit, or the run directory holds something.
     """
+    require(jax.process_count() == 1, "a model is imported by one process")
     with claim(run_dir) as path:
         find_start(path, AUTO, console)
         corpus = None if data is None else load_corpus(data)

@@ -48,7 +48,7 @@ from smf_jax.train.start import (
     enter_run_dir,
     find_start,
 )
-from smf_jax.train.state import restore, split_for_training
+from smf_jax.train.state import restore, split_for_training, split_to_restore
 from smf_jax.train.step import (
     Background,
     TrainState,
@@ -109,9 +109,12 @@ def finetune(
 
 def _teach(config, run_dir, start, base, questions, texts, loaded, batches, console):
     placement = base.model.placement
-    tables = [kept_on_hosts(table[...]) for table in base.model.values]
+    tables = []
+    if loaded is not None:  # then the tables are all that trains
+        tables = [kept_on_hosts(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
-    graph, state, frozen = split_for_training(base.model, method)
+    split = split_for_training if start is None else split_to_restore
+    graph, state, frozen = split(base.model, method)
     trainable = _count_trainable(method, state)
     ask = functools.partial(ask_all, graph, base.tokenizer, questions, texts, placement)
     max_skips, strange = skips(config.on_nan), nothing_strange()
@@ -128,9 +131,9 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
             points.append(ask(step, (state.trainable, frozen)))
         if step == config.steps:  # before the checkpoint that makes the run a whole
             histogram = None
-            if loaded is not None:  # then the tables are all that trains
+            if loaded is not None:
                 taught = jax.tree.leaves(state.trainable)
-                before = [back() for back in tables]
+                before = (back() for back in tables)
                 change = patch.diff(before, taught, base.model_hash)
                 histogram = _slot_histogram(loaded, change)
                 if distributed.is_main():

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from smf_jax import distributed
-from smf_jax.config import DataConfig, PretrainConfig
+from smf_jax.config import DataConfig, MeshConfig, PretrainConfig
 from smf_jax.data.batches import (
     Packed,
     drop_long,
@@ -38,6 +38,7 @@ from smf_jax.train.run import (
     corpus_of,
     load_run,
     model_config,
+    tell_placement,
     tell_unhealed,
 )
 from smf_jax.train.session import Session, train_to_end
@@ -168,6 +169,7 @@ def collect_usage(
     num_documents: int,
     console: Console,
     batch_size: int | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Usage:
     """Counts in how many batches of pretraining text each slot of a run is read.
 
@@ -176,9 +178,10 @@ def collect_usage(
     the run directory, too.
 
     Raises:
-      ConfigError: The run is missing or has no memory.
+      ConfigError: The run is missing or has no memory, or cannot be on the mesh.
     """
-    run = load_run(run_dir)
+    run = load_run(run_dir, mesh=mesh)
+    tell_placement(run.model.placement, console)
     tell_unhealed(run, console)
     memory, data = run.memory, run.data
     data = dataclasses.replace(data, batch_size=batch_size or data.batch_size)

@@ -77,8 +77,7 @@ def step_program(
             jax.ShapeDtypeStruct((), np.int32),
         )
         background = with_places(shapes, background_shardings(placement))
-    share = placement.ways(*BATCH) * config.accumulate
-    shape = (rows + -rows % share, seq_len)
+    shape = (rows + placement.lacking(rows, config.accumulate), seq_len)
     split = placement.sharding(PartitionSpec(BATCH))
     integers = jax.ShapeDtypeStruct(shape, np.int32, sharding=split)
     floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)

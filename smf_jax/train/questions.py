@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import PyTree
 from rich.console import Console
 
-from smf_jax.config import Teach, require
+from smf_jax import distributed
+from smf_jax.config import MeshConfig, Teach, require
 from smf_jax.data.batches import Batch, pack_corpus
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
@@ -24,7 +25,13 @@ from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.sharding import Placement
 from smf_jax.train.record import EVALUATION, write_json
-from smf_jax.train.run import Run, corpus_of, load_run, tell_unhealed
+from smf_jax.train.run import (
+    Run,
+    corpus_of,
+    load_run,
+    tell_placement,
+    tell_unhealed,
+)
 
 TEXTS, TEXTS_AT_ONCE = 64, 16  # rows of text that forgetting is measured on
 
@@ -152,7 +159,11 @@ def ask_all(
 
 
 def evaluate(
-    run_dir: str, facts: str | None, console: Console, step: int | None = None
+    run_dir: str,
+    facts: str | None,
+    console: Console,
+    step: int | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Point:
     """Asks a run every question, and writes the scores and answers beside it.
 
@@ -161,7 +172,8 @@ def evaluate(
     is that of the run's own teaching; for other facts, and for a run that was taught
     nothing, the questions as they stand.
     """
-    run = load_run(run_dir, step)
+    run = load_run(run_dir, step, mesh=mesh)
+    tell_placement(run.model.placement, console)
     tell_unhealed(run, console)
     corpus = corpus_of(run)
     if facts is None and run.made.finetune is not None:
@@ -175,6 +187,7 @@ def evaluate(
     else:
         questions = load_questions(corpus, facts, "questions", console)
     require(bool(questions.groups()), f"{run_dir} has nothing to ask: name --facts")
+    distributed.require_same("data", questions.hash)
     graph, params = nnx.split(run.model)
     ask = (graph, run.tokenizer, questions, sample_texts(run, corpus))
     point = ask_all(*ask, run.model.placement, run.step, (params,))
@@ -199,9 +212,11 @@ def write_evaluation(path: Path, questions: Questions, point: Point) -> None:
     write_json(path, point.to_json() | {"answers": answers})
 
 
-def ask_one(run_dir: str, question: str, max_new_tokens: int) -> str:
+def ask_one(
+    run_dir: str, question: str, max_new_tokens: int, mesh: MeshConfig | None = None
+) -> str:
     """Returns a run's greedy answer to one question."""
-    run = load_run(run_dir)
+    run = load_run(run_dir, mesh=mesh)
     graph, params = nnx.split(run.model)
     given = (run.tokenizer, [question], max_new_tokens, run.model.placement)
     return answer(graph, (params,), *given)[0]

@@ -17,6 +17,7 @@ from smf_jax.config import (
     DataConfig,
     FinetuneConfig,
     ImportConfig,
+    MeshConfig,
     ModelConfig,
     PretrainConfig,
     RetrofitConfig,
@@ -58,6 +59,11 @@ class Made(NamedTuple):
     def save_every(self) -> int:
         """Steps between two checkpoints of the run itself."""
         return 0 if self.own is self.imported else self.own.save.every
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """The devices that the run itself is for."""
+        return MeshConfig() if self.own is self.imported else self.own.mesh
 
     @property
     def data(self) -> DataConfig | None:

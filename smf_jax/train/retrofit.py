@@ -28,7 +28,7 @@ from smf_jax.train.record import RETROFIT, describe, write_json
 from smf_jax.train.run import Run, load_base, require_fitting
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import AUTO, Resume, claim, enter_run_dir, find_start
-from smf_jax.train.state import restore, split_for_training
+from smf_jax.train.state import restore, split_for_training, split_to_restore
 from smf_jax.train.step import make_read_counter, make_step
 
 HEALTH_BATCHES = 16  # batches of training text whose reads tell how slots are used
@@ -104,7 +104,8 @@ def _heal(
     config, run_dir, start, base: Run, model, data: Data, before, console
 ) -> Measures:
     method = make_method(config.optim, config.steps, config.values_rate)
-    graph, state, frozen = split_for_training(model, method)
+    split = split_for_training if start is None else split_to_restore
+    graph, state, frozen = split(model, method)
     batches = training_batches(config.data, data.packed, config.seed)
     max_skips, strange, curve = skips(config.on_nan), nothing_strange(), []
     placement = model.placement

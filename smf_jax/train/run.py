@@ -88,15 +88,18 @@ def is_finished(run_dir: str | Path) -> bool:
 
 
 def load_run(
-    run_dir: str | Path, step: int | None = None, placement: Placement | None = None
+    run_dir: str | Path,
+    step: int | None = None,
+    placement: Placement | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Run:
     """Reads a finished run, or what it was after an earlier step that is kept.
 
-    It is placed as it was in training where these devices can be arranged so, and
-    else as `placement_of` has it.
+    Without a placement it is placed as `placement_of` has it, on `mesh` if named.
 
     Raises:
-      ConfigError: There is none, or its parts do not belong together.
+      ConfigError: There is none, its parts do not belong together, or it cannot be
+        placed so.
     """
     run_dir = Path(run_dir)
     require(run_dir.is_dir(), f"{run_dir}: no such run directory")
@@ -122,7 +125,7 @@ def load_run(
         f"{run_dir / TOKENIZER} is not the tokenizer of this model, which has hash "
         f"{record['tokenizer_hash']}",
     )
-    placement = placement or placement_of(made)
+    placement = placement or placement_of(made, mesh)
     model = _load_model(run_dir, step, record, made, tokenizer, placement)
     model_hash = checkpoint.params_hash(all_params(model))
     corpus_hash = record["corpus_hash"]
@@ -178,19 +181,29 @@ def tell_unhealed(run: Run, console: Console) -> None:
         console.print(line, style="bold red")
 
 
-def placement_of(made: Made) -> Placement:
+def placement_of(made: Made, mesh: MeshConfig | None = None) -> Placement:
     """Returns where a model that is only read is placed.
 
-    That is as it was when it trained, if these devices can be arranged so, or else
-    whole on each of them; its numbers are the same up to rounding.
+    That is on the mesh that is named; else as when it trained, if these devices can be
+    arranged so; else whole on each of them. Its numbers are the same up to rounding.
+
+    Raises:
+      ConfigError: The mesh that is named cannot be, or does not suit the model.
     """
-    own, memory = made.own, made.model.memory
-    if own is made.imported:
-        return make_placement(MeshConfig(), ComputeConfig(), memory)
+    imported = made.own is made.imported
+    compute = ComputeConfig() if imported else made.own.compute
+    if mesh is not None:
+        return make_placement(mesh, compute, made.model.memory)
     try:
-        return make_placement(own.mesh, own.compute, memory)
+        return make_placement(made.mesh, compute, made.model.memory)
     except ConfigError:
-        return make_placement(MeshConfig(), own.compute, memory)
+        return make_placement(MeshConfig(), compute, made.model.memory)
+
+
+def tell_placement(placement: Placement, console: Console) -> None:
+    """Prints over which devices a run is spread, if there are several."""
+    if jax.device_count() > 1:
+        console.print(f"mesh: {placement}", highlight=False)
 
 
 def _load_model(run_dir, step, record, made: Made, tokenizer, placement) -> Transformer:
@@ -215,7 +228,11 @@ def _load_model(run_dir, step, record, made: Made, tokenizer, placement) -> Tran
             loaded = _load(run_dir, step, part, placement)
             return assemble(fresh, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
-    return nnx.merge(graph, _load(run_dir, step, trained, placement), rest)
+    abstract = jax.eval_shape(lambda: trained)
+    if method != "full":  # what the base has of it: not twice on the devices
+        for leaf in jax.tree.leaves(trained):
+            leaf.delete()
+    return nnx.merge(graph, _load(run_dir, step, abstract, placement), rest)
 
 
 def _load(run_dir: Path, step: int, trained: PyTree, placement: Placement) -> PyTree:

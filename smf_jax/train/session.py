@@ -18,6 +18,7 @@ from smf_jax.train.guard import is_sound, make_guard, require_finite
 from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
 from smf_jax.train.record import METRICS
+from smf_jax.train.run import tell_placement
 from smf_jax.train.state import as_saved
 from smf_jax.train.step import Background, Step, TrainState
 
@@ -64,6 +65,7 @@ def train_to_end(
       SaveError: A checkpoint could not be written.
     """
     run_dir, config, done = session.run_dir, session.config, session.done
+    tell_placement(session.placement, console)
     path, last = run_dir / METRICS, config.steps
     share = functools.partial(session.placement.share, parts=config.accumulate)
     given = (session.frozen, session.background, session.batches, share)
@@ -84,6 +86,8 @@ def train_to_end(
 
         def observe(number, metrics, batch):
             saver.check()
+            if number == done + 1:
+                _tell_padding(session, len(batch.tokens), console)
             guard(number, metrics, batch)
             log(number, metrics)
 
@@ -106,3 +110,13 @@ def train_to_end(
     # Not before everything is on disk.
     if trained.step < last:
         raise Interrupted(f"stopped after step {trained.step} of {last}, and saved")
+
+
+def _tell_padding(session: Session, rows: int, console: Console) -> None:
+    parts = session.config.accumulate
+    if lacking := session.placement.lacking(rows, parts):
+        console.print(
+            f"batches: {rows} rows and {lacking} of padding, for as many rows a device "
+            f"in each of {parts} part{'s' if parts > 1 else ''}",
+            highlight=False,
+        )

@@ -194,7 +194,7 @@ def enter_run_dir(
       ConfigError: The run was begun with other settings or of other things, all of
         which are listed.
     """
-    distributed.require_same("configuration, code or data", record)
+    distributed.require_same("configuration, code or data", record | {"start": start})
     if start is not None:
         _require_same(run_dir, read_record(run_dir), record, console)
         console.print(
@@ -220,16 +220,21 @@ def _require_same(run_dir, begun, now, console) -> None:
         {name: value for name, value in _flat(record).items() if name not in named}
         for record in (begun, now)
     )
-    differences = [
-        f"{name} was {before.get(name)}, now {after.get(name)}"
+    differences = {
+        name: f"{name} was {before.get(name)}, now {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not re.fullmatch(FREE, name)
-    ]
+        if before.get(name) != after.get(name)
+    }
+    free = {name for name in differences if re.fullmatch(FREE, name)}
+    others = [line for name, line in differences.items() if name not in free]
     require(
-        not differences,
-        f"{run_dir} was begun otherwise: {'; '.join(differences)}. Run it as it was, "
-        "or choose another run_dir",
+        not others,
+        f"{run_dir} was begun otherwise: {'; '.join(others)}. Run it as it was, or "
+        "choose another run_dir",
     )
+    if free:  # config.json stays as it was begun
+        lines = "; ".join(differences[name] for name in sorted(free))
+        console.print(f"from here on {lines}", highlight=False)
     if any(begun[name] != now[name] for name in same_code):
         console.print(
             f"{run_dir} was begun with another version of this code or of a library "

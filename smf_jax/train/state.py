@@ -20,18 +20,32 @@ def split_for_training(
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
     """Returns a model's structure, what trains with its optimizer state, and the rest.
 
-    What trains is copied, since a step donates it and the model may be needed again.
+    A step donates what trains, so the model is of no use after one.
     """
     graph, state, frozen = abstract_split(model, method)
     placement = model.placement
     shardings = state_shardings(placement, method, state)
     trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
     trainable = placement.put(trainable, shardings.trainable)
-    trainable = jax.tree.map(jax.numpy.copy, trainable)
     init = jax.jit(method.tx.init, out_shardings=shardings.opt_state)
     skipped = placement.put(np.zeros((), np.int32))
     frozen = placement.put(frozen, placement.of_params(frozen))
     return graph, TrainState(trainable, init(trainable), skipped), frozen
+
+
+def split_to_restore(
+    model: nnx.Module, method: Method
+) -> tuple[nnx.GraphDef, TrainState, PyTree]:
+    """Returns what `split_for_training` does, what trains as shapes for `restore`.
+
+    What the model holds of it is freed first, so that it is never there twice.
+    """
+    graph, state, places = abstract_split(model, method)
+    trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
+    for leaf in jax.tree.leaves(trainable):
+        leaf.delete()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, places)
+    return graph, state, model.placement.put(frozen, shardings)
 
 
 def abstract_split(

@@ -88,14 +88,21 @@ def test_eight_devices_teach_the_same_rows_and_answer_the_same(
     assert commands.run("verify", "verify", str(run_dir)) == 0
 
 
-def test_eight_devices_pretrain_and_count_as_one_does(commands, base):
+def test_eight_devices_pretrain_and_count_as_one_does(commands, base, capsys):
     run_dir = commands.folder / "pretrained"
     argv = [str(commands.folder / "base.py"), "--run-dir", str(run_dir)]
     mesh = ["--mesh.data", "0", "--mesh.fsdp", "2", "--mesh.model", "2"]
 
     layout = ["--mesh.values", "slots", "--steps", "20", "--log-every", "1"]
     assert commands.run("pretrained", "pretrain", *argv, *mesh, *layout) == 0
-    assert commands.run("count", "usage", str(run_dir), "--documents", "6") == 0
+    out = capsys.readouterr().out
+    assert "mesh: data=2 fsdp=2 model=2 values=slots\n" in out
+    assert "batches: 5 rows and 3 of padding" in out
+    usage_of = ["usage", str(run_dir), "--documents", "6"]
+    assert commands.run("fewer", *usage_of, "--mesh.data", "1") == 0
+    out = capsys.readouterr().out
+    assert "model=2 values=slots; 4 of 8 devices left out" in out
+    assert commands.run("count", *usage_of) == 0
 
     run = load_run(run_dir)
     assert run.model.placement.mesh.shape == {"data": 2, "fsdp": 2, "model": 2}
@@ -143,7 +150,11 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(
     commands, base, capsys
 ):
     for name, argv, why in (
-        ("many", ["--mesh.data", "3", "--mesh.model", "3"], "is 9 devices, but 8"),
+        (
+            "many",
+            ["--mesh.data", "3", "--mesh.model", "3"],
+            "is 9 devices, but there are 8",
+        ),
         ("wide", ["--mesh.data", "1", "--mesh.model", "8"], "value_dim=12 is no mult"),
     ):
         run_dir = commands.folder / name

@@ -1,5 +1,6 @@
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,12 +8,14 @@ from flax import nnx
 
 from smf_jax.config import ConfigError, LoraConfig
 from smf_jax.model.lora import LoRALinear, LoRAParam, add_lora, merge_lora
+from smf_jax.sharding import ONE_DEVICE
 from tests.tiny import (
     VOCAB,
     bits,
     call,
     fill,
     make_model,
+    memory_config,
     model_config,
     named,
     with_params,
@@ -95,6 +98,17 @@ def test_lora_reaches_the_output_layer():
     model = with_lora(make_model(model_config(tie_embeddings=False)), targets="head")
 
     assert lora_names(model) == {"head/down", "head/up"}
+
+
+def test_every_factor_has_a_rule_of_how_it_is_split():
+    memory = memory_config(relevance_gate=True)
+    config = model_config(tie_embeddings=False, qkv_bias=True, memory=memory)
+    model = with_lora(make_model(config), targets=".*")
+
+    params = nnx.as_pure(nnx.state(model))
+
+    assert {"head/up", "blocks/1/memory/relevance/down"} < set(named(model))
+    assert len(jax.tree.leaves(ONE_DEVICE.of_params(params))) == len(named(model))
 
 
 def test_a_target_must_match_the_whole_name():

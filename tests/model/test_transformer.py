@@ -1,17 +1,20 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import ConfigError
+from smf_jax.config import ComputeConfig, ConfigError
 from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
+from smf_jax.sharding import ONE_DEVICE, Placement
 from tests.tiny import (
     NUM_SLOTS,
     VALUE_DIM,
     VOCAB,
     bits,
     call,
+    fill,
     jit,
     make_model,
     memory_config,
@@ -21,6 +24,7 @@ from tests.tiny import (
 )
 
 BATCH, SEQ = 2, 9
+BFLOAT16 = Placement(compute=ComputeConfig(activations="bfloat16"))
 TWO_MEMORIES = memory_config(layers=(0, 1))
 MEMORIES = {
     "replace": memory_config(),
@@ -116,6 +120,48 @@ def test_logits_are_float32_for_every_token_of_the_vocabulary():
     logits, _ = call(make_model(model_config()), tokens(0))
 
     assert (logits.shape, logits.dtype) == ((BATCH, SEQ, VOCAB), jnp.float32)
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_logits_of_bfloat16_activations_are_not_rounded_to_it(tie_embeddings):
+    config = model_config(tie_embeddings=tie_embeddings)
+    model = fill(lambda: Transformer(config, BFLOAT16, rngs=nnx.Rngs(0)))
+
+    logits, _ = call(model, tokens(0))
+
+    assert logits.dtype == jnp.float32
+    rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+    assert (rounded != logits).mean() > 0.9
+
+
+def test_gradients_of_bfloat16_activations_are_summed_in_float32():
+    memory = memory_config(placement="add")
+    config = model_config(qkv_bias=True, memory=memory)
+    # One word more often than bfloat16 can count.
+    text = jnp.full((8, 512), 3, jnp.int32).at[:, ::2].set(tokens(1, 8, 256))
+    rng = np.random.default_rng(2)
+    # Not around 0, so that sums grow with their terms.
+    cotangent = jnp.asarray(1 + 0.1 * rng.normal(size=(8, 512, VOCAB)), jnp.float32)
+
+    def gradients(placement):
+        model = Transformer(config, placement, rngs=nnx.Rngs(0))
+        model.blocks[1].memory_scale[...] = 0.5
+        graph, params = nnx.split(model)
+
+        @jit
+        def gradient(params):
+            return jax.grad(
+                lambda params: (nnx.merge(graph, params)(text)[0] * cotangent).sum()
+            )(params)
+
+        return named(nnx.merge(graph, gradient(params)))
+
+    got, want = gradients(BFLOAT16), gradients(ONE_DEVICE)
+
+    for name, of_float32 in want.items():
+        off = jnp.linalg.norm(got[name] - of_float32) / jnp.linalg.norm(of_float32)
+        # Rounded on the way are the terms alone, by 1 part of 256 each.
+        assert off < 0.05, name
 
 
 @pytest.mark.parametrize("token", [VOCAB, VOCAB + 7, -1, -VOCAB])

@@ -55,6 +55,30 @@ def test_sizes_with_too_few_devices_for_the_mesh_are_passed_over():
     assert [each.topology for each in plan["v5e"]] == ["v5e-8"]
 
 
+def test_a_mesh_that_can_be_on_no_size_is_refused_before_anything_is_compiled():
+    asked = []
+    ask = asker(lambda *_: 1, asked)
+
+    with pytest.raises(ConfigError, match=r"h100x2: .* is 3 devices, but there are 2"):
+        try_all(("v5e-8", "h100x2"), MeshConfig(data=3), None, ask)
+    with pytest.raises(ConfigError, match=r"h100: .* is 17 devices"):
+        try_all(("h100",), MeshConfig(data=17), None, ask)
+    with pytest.raises(ConfigError, match=r"h100x8x2: .* none may be left out"):
+        try_all(("h100x8x2",), MeshConfig(data=8), None, ask)
+
+    assert asked == []
+
+
+def test_meshes_that_a_table_cannot_be_split_by_are_not_compared():
+    ask = asker(lambda *_: 1)
+    memory = MemoryConfig(num_keys=9, value_dim=18)
+
+    outcomes = try_all(("v5e-8",), None, memory, ask)["v5e-8"]
+
+    found = {(each.mesh["model"], each.mesh["values"]) for each in outcomes}
+    assert found == {(1, "columns"), (2, "columns")}
+
+
 def test_a_mistake_in_the_last_name_is_told_before_anything_is_compiled():
     asked = []
 

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_printed_with_the_largest_arrays_and_what_to_change
     text = printed({"v5e-4": [LARGE]})
 
     assert "2 x 1.00 GiB" in text
-    assert "--topology v5e-8: the next larger one, 8 chips on 2 hosts" in text
+    assert "--topology v5e-8: the next larger one, 8 chips" in text
     last = text.splitlines()[-1]
     assert last == "v5e-4 does not fit: needs at least 30.00 GiB of 16.00 GiB a device"
 

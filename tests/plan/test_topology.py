@@ -26,6 +26,7 @@ GIB = 2**30
         ("v5p-8", 4, 4, 1),
         ("v5p-128", 64, 64, 16),
         ("v5e-1", 1, 1, 1),  # v5e and v6e count chips
+        ("v5e-8", 8, 8, 1),  # a host of eight chips
         ("v5e-16", 16, 16, 4),
         ("v6e-256", 256, 256, 64),
         ("tpu7x-2", 1, 2, 1),  # counts cores, too, and each is a device

@@ -92,7 +92,7 @@ def teach(config, optim, *batches, accumulate=1):
     """Returns the model before, the model after a step on each batch, the metrics."""
     before = model_for(config, optim)
     method = make_method(optim, steps=10)
-    graph, state, frozen = split_for_training(before, method)
+    graph, state, frozen = split_for_training(nnx.clone(before), method)
     step = compiled_step(config, optim, accumulate)
     for batch in batches:
         state, metrics = step(state, frozen, background(config), batch)
