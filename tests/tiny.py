@@ -21,9 +21,6 @@ from smf_jax.config import (
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Transformer
 
-# With so few numbers the time goes into compiling, so the machine code may be slow.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 VOCAB, NUM_SLOTS, VALUE_DIM = 11, 25, 7
 ONE = MeshConfig(data=1)  # of the eight devices: tests/train/test_mesh.py takes all
 
@@ -97,7 +94,7 @@ def call(model: nnx.Module, *args):
     return _call(*nnx.split(model), *args)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _call(graph, params, *args):
     return nnx.merge(graph, params)(*args)
 

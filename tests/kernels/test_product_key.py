@@ -8,11 +8,10 @@ from hypothesis.extra.numpy import arrays
 
 from smf_jax.kernels.product_key import candidate_pairs, product_key_top_k
 from tests.reference import product_key as reference
-from tests.tiny import jit
 
 HEADS, NUM_KEYS, HALF = 3, 5, 4
 QUERY, KEYS = (6, HEADS, 2, HALF), (HEADS, 2, NUM_KEYS, HALF)
-compiled = jit(product_key_top_k, static_argnums=2)
+compiled = jax.jit(product_key_top_k, static_argnums=2)
 
 
 def normal(seed, shape):
@@ -98,7 +97,7 @@ def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
     def total(query, keys):
         return (product_key_top_k(query, keys, top_k)[1] * cotangent).sum()
 
-    got = jit(jax.grad(total, argnums=(0, 1)))(query, keys)
+    got = jax.jit(jax.grad(total, argnums=(0, 1)))(query, keys)
 
     # float32 sums of up to 30 products of size 1
     np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)

@@ -9,7 +9,6 @@ from smf_jax.kernels.rows import (
     weighted_rows,
 )
 from tests.reference import rows as reference
-from tests.tiny import jit
 
 NUM_SLOTS, READS, VALUE_DIM = 7, 4, 5  # more reads than slots: slots repeat
 # Tokens: fewer than a block, one block, two and a part; with one and with two axes.
@@ -34,7 +33,7 @@ def gradients(values, slots, weights, cotangent):
     def total(values, weights):
         return (weighted_rows(values, slots, weights) * cotangent).sum()
 
-    return jit(jax.grad(total, argnums=(0, 1)))(values, weights)
+    return jax.jit(jax.grad(total, argnums=(0, 1)))(values, weights)
 
 
 @by_batch
@@ -42,7 +41,7 @@ def test_a_token_gets_the_weighted_sum_of_its_rows(batch):
     values, slots, weights, _ = make_reads(batch)
     want = reference.weighted_rows(values, slots, weights)
 
-    got = jit(weighted_rows)(values, slots, weights)
+    got = jax.jit(weighted_rows)(values, slots, weights)
 
     np.testing.assert_allclose(got, want, **TOLERANCE)
 
@@ -94,7 +93,7 @@ def test_the_gradient_of_chosen_rows_is_those_rows_of_the_dense_one(batch):
     chosen = jnp.array([5, 0, 3])
     want = gradients(values, slots, weights, cotangent)[0][chosen]
 
-    got = jit(chosen_rows_gradient, static_argnums=4)(
+    got = jax.jit(chosen_rows_gradient, static_argnums=4)(
         cotangent, slots, weights, chosen, NUM_SLOTS
     )
 

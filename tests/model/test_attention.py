@@ -7,7 +7,7 @@ from flax import nnx
 from smf_jax.config import RopeScalingConfig
 from smf_jax.model.attention import Attention, rope_frequencies, rotate
 from tests.reference import attention as reference
-from tests.tiny import call, jit, make_model, model_config
+from tests.tiny import call, make_model, model_config
 
 BATCH, SEQ = 2, 5
 SCALINGS = [None, RopeScalingConfig(original_max_position=64)]
@@ -122,7 +122,7 @@ def test_a_masked_token_has_no_influence():
     def first_tokens(x):
         return layer(x, positions, mask)[0][:, :3].sum()
 
-    gradient = np.asarray(jit(jax.grad(first_tokens))(x))
+    gradient = np.asarray(jax.jit(jax.grad(first_tokens))(x))
 
     assert not gradient[:, 3:].any()
     assert gradient[:, :3].all()

@@ -1,5 +1,6 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from smf_jax.config import ComputeConfig, RopeScalingConfig
 from smf_jax.model.build import abstract_model
 from smf_jax.model.generate import generate_greedily
 from smf_jax.sharding import Placement
-from tests.tiny import VOCAB, call, jit, make_model, memory_config, model_config
+from tests.tiny import VOCAB, call, make_model, memory_config, model_config
 
 MODELS = {
     "grouped heads, a memory": {},
@@ -61,7 +62,7 @@ def generate(model, prompts, end, fill=0):
     return _generate(*nnx.split(model), *left_padded(prompts, fill), end).tolist()
 
 
-@functools.partial(jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _generate(graph, params, tokens, is_prompt, end):
     return generate_greedily(nnx.merge(graph, params), tokens, is_prompt, NEW, end)
 
@@ -95,7 +96,7 @@ def test_cached_logits_are_those_of_a_full_forward():
     np.testing.assert_allclose(jnp.stack(got, axis=1), want, rtol=0, atol=1e-4)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _decode(graph, params, *args):
     return nnx.merge(graph, params).decode(*args)
 

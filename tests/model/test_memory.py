@@ -21,7 +21,6 @@ from tests.tiny import (
     VALUE_DIM,
     call,
     fill,
-    jit,
     memory_config,
     named,
     with_params,
@@ -121,7 +120,7 @@ def test_the_gradient_of_a_tap_gives_that_of_every_row():
         out, reads = layer(X, values, tap)
         return (out * weights).sum(), reads
 
-    grad = jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (want, cotangent), reads = grad(VALUES, tap)
 
     got = chosen_rows_gradient(cotangent, *reads, jnp.arange(NUM_SLOTS), NUM_SLOTS)

@@ -15,7 +15,6 @@ from tests.tiny import (
     bits,
     call,
     fill,
-    jit,
     make_model,
     memory_config,
     model_config,
@@ -148,7 +147,7 @@ def test_gradients_of_bfloat16_activations_are_summed_in_float32():
         model.blocks[1].memory_scale[...] = 0.5
         graph, params = nnx.split(model)
 
-        @jit
+        @jax.jit
         def gradient(params):
             return jax.grad(
                 lambda params: (nnx.merge(graph, params)(text)[0] * cotangent).sum()
@@ -194,7 +193,7 @@ def test_a_memory_that_was_just_added_changes_no_bit(layers):
 def test_an_added_memory_starts_switched_off():
     config = model_config(memory=memory_config(layers=(0, 1), placement="add"))
 
-    @jit
+    @jax.jit
     def scales():
         model = Transformer(config, rngs=nnx.Rngs(0))
         return [block.memory_scale[...] for block in model.blocks]

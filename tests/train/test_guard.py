@@ -21,7 +21,7 @@ from smf_jax.train.guard import (
 )
 from smf_jax.train.state import split_for_training
 from smf_jax.train.step import make_step
-from tests.tiny import bits, jit, make_batch
+from tests.tiny import bits, make_batch
 from tests.train.test_step import (
     ADAMW,
     FULL,
@@ -53,7 +53,7 @@ def start(optim, max_skips=0, method=None):
     model = model_for(ONE, optim)
     method = method or make_method(optim, steps=10)
     graph, state, frozen = split_for_training(model, method)
-    step = jit(make_step(graph, ONE.memory, method, 1, max_skips=max_skips))
+    step = jax.jit(make_step(graph, ONE.memory, method, 1, max_skips=max_skips))
 
     def run(state, *batches):
         for batch in batches:

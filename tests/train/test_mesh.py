@@ -21,7 +21,7 @@ from smf_jax.train.step import (
     make_step,
     state_shardings,
 )
-from tests.tiny import fill, jit, make_batch, memory_config, model_config, moved_rows
+from tests.tiny import fill, make_batch, memory_config, model_config, moved_rows
 
 NUM_SLOTS, VALUE_DIM, STEPS = 64, 16, 3
 MESHES = [
@@ -87,7 +87,7 @@ def train(method: str, memory: str, placement, parts: int = 1):
             Background(frequency, np.int32(9)), background_shardings(placement)
         )
     balance = 1.0 if method == "pretraining" else 0.0
-    step = jit(
+    step = jax.jit(
         make_step(graph, config.memory, rule, parts, balance, placement=placement)
     )
     told = []

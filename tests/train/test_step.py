@@ -25,7 +25,6 @@ from tests.tiny import (
     bits,
     call,
     fill,
-    jit,
     make_batch,
     make_model,
     memory_config,
@@ -85,7 +84,7 @@ def model_for(config: ModelConfig, optim: OptimConfig) -> nnx.Module:
 def compiled_step(config: ModelConfig, optim: OptimConfig, accumulate: int):
     method = make_method(optim, steps=10)
     graph, _, _ = split_for_training(model_for(config, optim), method)
-    return jit(make_step(graph, config.memory, method, accumulate))
+    return jax.jit(make_step(graph, config.memory, method, accumulate))
 
 
 def teach(config, optim, *batches, accumulate=1):
@@ -114,7 +113,7 @@ def mean_loss(model, batch):
 def loss_and_table_gradients(model, batch):
     graph, values, rest = nnx.split(model, MemoryValues, ...)
 
-    @jit
+    @jax.jit
     @jax.value_and_grad
     def loss(values):
         return mean_loss(nnx.merge(graph, values, rest), batch)
@@ -275,7 +274,7 @@ def test_balance_makes_a_dense_step_read_more_evenly():
     uneven = {}
     for balance in (1e-6, 1.0):
         graph, state, frozen = split_for_training(make_model(model_config()), method)
-        step = jit(make_step(graph, memory_config(), method, 1, balance))
+        step = jax.jit(make_step(graph, memory_config(), method, 1, balance))
         for _ in range(5):
             state, metrics = step(state, frozen, None, batch)
         uneven[balance] = float(metrics["imbalance"])
@@ -298,7 +297,7 @@ def test_balance_is_that_of_the_whole_batch_also_in_parts(share_values):
     done = []
     for parts in (1, 2):
         graph, state, frozen = split_for_training(make_model(config), method)
-        step = jit(make_step(graph, memory, method, parts, balance=1.0))
+        step = jax.jit(make_step(graph, memory, method, parts, balance=1.0))
         done.append(step(state, frozen, None, make_batch()))
 
     (whole, told), (in_parts, told_in_parts) = done
@@ -313,7 +312,7 @@ def test_the_table_of_a_model_has_a_rate_of_its_own():
         method = make_method(FULL, 10, **rate)
         graph, state, frozen = split_for_training(make_model(model_config()), method)
         before = nnx.as_pure(nnx.split(make_model(model_config()))[1])
-        after, _ = jit(make_step(graph, memory_config(), method, 1))(
+        after, _ = jax.jit(make_step(graph, memory_config(), method, 1))(
             state, frozen, None, make_batch()
         )
         return jax.tree.map(jnp.subtract, after.trainable, before)
@@ -330,7 +329,7 @@ def test_the_table_of_a_model_has_a_rate_of_its_own():
 def test_the_loss_of_a_balanced_step_is_that_of_the_batch_alone():
     batch, method = make_batch(), make_method(OptimConfig(), steps=10)
     graph, state, frozen = split_for_training(make_model(model_config()), method)
-    step = jit(make_step(graph, memory_config(), method, 1, balance=1.0))
+    step = jax.jit(make_step(graph, memory_config(), method, 1, balance=1.0))
 
     _, metrics = step(state, frozen, None, batch)
 
