@@ -29,7 +29,7 @@ def latest_step(run_dir: Path) -> int | None:
 
 
 def load(
-    run_dir: Path, step: int, abstract: dict[str, PyTree]
+    run_dir: Path, step: int, abstract: dict[str, PyTree], is_checked: bool = False
 ) -> tuple[dict[str, PyTree], Manifest]:
     """Returns arrays of a checkpoint, and its manifest.
 
@@ -39,12 +39,14 @@ def load(
       abstract: `jax.ShapeDtypeStruct`s of what is expected, by the names that they
         were saved under, with the place of each, or else put on one device; what else
         was saved is not loaded.
+      is_checked: Whether its files were found to be whole just now.
 
     Raises:
       ConfigError: The checkpoint is damaged, or holds other arrays than expected.
     """
-    damaged = manifest.problems(run_dir, step)
-    require(not damaged, "; ".join(damaged))
+    if not is_checked:
+        damaged = manifest.problems(run_dir, step)
+        require(not damaged, "; ".join(damaged))
     folder = manifest.folder_of(run_dir, step) / "arrays"
     try:
         saved = ocp.checkpointables_metadata(folder).metadata

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smf_jax import distributed
 from smf_jax.config import ConfigError
 
 MANIFEST = "manifest.json"
@@ -40,12 +41,12 @@ def folder_of(run_dir: Path, step: int) -> Path:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file below `folder` but its manifest."""
+    return {str(path.relative_to(folder)): file_digest(path) for path in _files(folder)}
+
+
+def _files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in paths
-        if path != folder / MANIFEST
-    }
+    return [path for path in paths if path != folder / MANIFEST]
 
 
 def file_digest(path: Path) -> str:
@@ -111,7 +112,10 @@ def read(run_dir: Path, step: int) -> Manifest:
 
 
 def problems(run_dir: Path, step: int) -> list[str]:
-    """Returns what is wrong with the files a checkpoint stands on, one line a file."""
+    """Returns what is wrong with the files a checkpoint stands on, one line a file.
+
+    Of several processes, all of which are to ask, each reads its share of the files.
+    """
     try:
         manifest = read(run_dir, step)
     except ConfigError as error:
@@ -119,9 +123,19 @@ def problems(run_dir: Path, step: int) -> list[str]:
     folder = folder_of(run_dir, step)
     found = [
         f"{folder / name} {what}"
-        for name, what in _differences(manifest.files, file_digests(folder))
+        for name, what in _differences(manifest.files, _digests_there(folder, manifest))
     ]
     return found + run_file_problems(run_dir, manifest)
+
+
+def _digests_there(folder: Path, manifest: Manifest) -> dict[str, str]:
+    def digest(name):
+        distributed.working(f"{name} compared")
+        return file_digest(folder / name)
+
+    there = {str(path.relative_to(folder)) for path in _files(folder)}
+    digests = distributed.share_out(digest, sorted(manifest.files))
+    return {name: digests.get(name, "") for name in there}
 
 
 def run_file_problems(run_dir: Path, manifest: Manifest) -> list[str]:

@@ -70,14 +70,15 @@ def restore(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state of training after a step, and the progress saved with it.
 
-    Of `state`, the shapes, types and places are looked at.
+    Of `state`, the shapes, types and places are looked at. That the checkpoint's files
+    are whole was seen when it was chosen.
 
     Raises:
       ConfigError: It is another state, or more steps were skipped than may be.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     state = with_places(jax.eval_shape(lambda: state), shardings)
-    loaded, record = checkpoint.load(run_dir, step, as_saved(state))
+    loaded, record = checkpoint.load(run_dir, step, as_saved(state), is_checked=True)
     rest = loaded["optimizer"]
     state = TrainState(loaded["params"], rest["state"], rest["skipped"])
     skipped = int(state.skipped)
