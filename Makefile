@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/smf demo --out $(OUT)
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -1,5 +1,6 @@
 """A run that is killed goes on, and ends with the bits of one that never was."""
 
+import os
 import random
 import shutil
 import signal
@@ -8,7 +9,9 @@ import pytest
 
 from tests.faults.conftest import STEPS, must_end_well, outcome
 
-PARTS = 8  # of the file operations, so that they can be shared by test processes
+# A run is killed at every third file operation; SMF_KILL_EACH=1: at each of them.
+BETWEEN = 1 if os.environ.get("SMF_KILL_EACH") == "1" else 3
+PARTS = 8  # of these, so that a test does not take minutes
 MOMENTS = random.Random(0)
 # 24 of them: each job is killed at steps of its own, by chance.
 KILLS = [
@@ -72,7 +75,7 @@ def test_killed_at_any_file_operation_it_ends_with_the_same_bits(
     runner, jobs, want, interrupted, tmp_path, part
 ):
     # From resuming over the last save to the removal of an older checkpoint.
-    for nth in range(1 + part, 10_000, PARTS):
+    for nth in range(1 + part * BETWEEN, 10_000, PARTS * BETWEEN):
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)
         command = jobs["small"].command(run_dir)
