@@ -9,8 +9,12 @@ import jax
 # compiler that is installed, and print what it does not find.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # With so few numbers the time goes into compiling, so the machine code may be slow.
-flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+# Devices that wait for one another are given time where the machine is busy.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -26,6 +26,8 @@ from tests import tiny
 from tests.integration.commands import CONFIG_FILE
 
 ROOT = Path(__file__).parents[2]
+# Runs are hurt at every third file operation; SMF_HURT_EACH=1: at each of them.
+BETWEEN = 1 if os.environ.get("SMF_HURT_EACH") == "1" else 3
 MISSED = 8  # seconds of silence after which one of several processes is missed
 STEPS, EVERY, ASKED = 9, 3, 4  # saved at 3, 6, 9; asked at 4, 8, 9: both, and neither
 METHODS = {

@@ -1,17 +1,14 @@
 """A run that is killed goes on, and ends with the bits of one that never was."""
 
-import os
 import random
 import shutil
 import signal
 
 import pytest
 
-from tests.faults.conftest import STEPS, must_end_well, outcome
+from tests.faults.conftest import BETWEEN, STEPS, must_end_well, outcome
 
-# A run is killed at every third file operation; SMF_KILL_EACH=1: at each of them.
-BETWEEN = 1 if os.environ.get("SMF_KILL_EACH") == "1" else 3
-PARTS = 8  # of these, so that a test does not take minutes
+PARTS = 8  # of the file operations, so that a test does not take minutes
 MOMENTS = random.Random(0)
 # 24 of them: each job is killed at steps of its own, by chance.
 KILLS = [

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from smf_jax import checkpoint
-from tests.faults.conftest import ROOT, must_end_well, outcome
+from tests.faults.conftest import BETWEEN, ROOT, must_end_well, outcome
 
 SAVED, AT_ONCE = 75, 130  # exit codes, as README.md has them
 
@@ -79,7 +79,7 @@ def test_where_nothing_can_be_written_any_more_it_says_so_and_loses_nothing(
     runner, jobs, interrupted, tmp_path, start
 ):
     # The three in turn, from one file operation on after another.
-    for nth in range(1 + start, 60, 6):
+    for nth in range(1 + start, 60, 6 * BETWEEN):
         name = FULL[nth % 3]
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)

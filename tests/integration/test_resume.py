@@ -532,8 +532,8 @@ def test_skips_that_were_allowed_cannot_be_forbidden_afterwards(
 
     load = checkpoint.load
 
-    def skipped_twice(*arguments):
-        loaded, record = load(*arguments)
+    def skipped_twice(*arguments, **options):
+        loaded, record = load(*arguments, **options)
         loaded["optimizer"]["skipped"] += 2
         return loaded, record
 
