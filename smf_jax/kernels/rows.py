@@ -1,16 +1,16 @@
 """Weighted sums of table rows, and the gradient of a few rows without the rest.
 
 A token reads tens of rows, so the un-summed rows of a batch are far larger than their
-sums. Everything here walks over blocks of tokens that stay in the cache.
+sums, and none of this makes an array of them. Sums go over reads, some at a time, for
+all tokens at once; gradients over blocks of tokens that stay in the cache.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 EXACT = jax.lax.Precision.HIGHEST  # float32 products of float32 on accelerators, too
+READS_AT_ONCE = 16  # added in one pass over the sums, which are then written once
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
 
 
@@ -23,14 +23,28 @@ def weighted_rows(
     """Returns the sum of `weights * values[slots]` over the reads of each token.
 
     The gradient with respect to `values` is dense, as pretraining needs it;
-    `chosen_rows_gradient` gives that of a few rows. Slots must exist.
+    `chosen_rows_gradient` gives that of a few rows. Slots must exist. Sums are float32
+    until they are whole, and of the type of `values` then.
     """
-    return _map_tokens(functools.partial(_sum_rows, values), slots, weights)
+    *batch, reads = slots.shape
+    slots, weights = (leaf.reshape(-1, reads).T for leaf in (slots, weights))
+    whole = reads - reads % READS_AT_ONCE
 
+    def add(sums, some):
+        # One after another, so that the compiler reads, weighs and adds in one loop.
+        for slot, weight in zip(*some, strict=True):
+            row = values.at[slot].get(mode="promise_in_bounds")
+            sums = sums + weight.astype(jnp.float32)[:, None] * row
+        return sums, None
 
-def _sum_rows(values, slots, weights):
-    rows = values.at[slots].get(mode="promise_in_bounds")
-    return jnp.einsum("tr,trv->tv", weights.astype(rows.dtype), rows)
+    sums = jnp.zeros((slots.shape[1], values.shape[1]), jnp.float32)
+    blocks = [
+        leaf[:whole].reshape(-1, READS_AT_ONCE, leaf.shape[1])
+        for leaf in (slots, weights)
+    ]
+    sums, _ = jax.lax.scan(add, sums, blocks)
+    sums, _ = add(sums, (slots[whole:], weights[whole:]))
+    return sums.astype(values.dtype).reshape(*batch, values.shape[1])
 
 
 def _forward(values, slots, weights):
