@@ -1,9 +1,9 @@
 """Sparse Memory Finetuning as one writes it in PyTorch, around a `transformers` model.
 
 The other side of comparisons: the same layer and step from the papers' formulas, with
-the gradient of the whole table masked to the chosen rows. It is tuned as far as plain
-PyTorch goes: `embedding_bag` instead of a gather, no gradient where nothing trains.
-Needs the extra `torch`.
+the gradient of the whole table masked to the chosen rows, or a sparse one cut to them.
+Tuned as far as plain PyTorch goes: `embedding_bag` instead of a gather, no gradient
+where nothing trains. Needs the extra `torch`.
 
 Source: Lample et al. 2019, arXiv:1907.05242; Berges et al. 2024, arXiv:2412.09764; Lin
 et al. 2025, arXiv:2510.15103.
@@ -52,6 +52,7 @@ class MemoryLayer(nn.Module):
         if config.relevance_gate:
             self.relevance = nn.Linear(dim, 1)
         self.reads: Reads | None = None
+        self.sparse = False  # the table's gradient: the read rows alone
         self.reset()
 
     @torch.no_grad()
@@ -74,6 +75,7 @@ class MemoryLayer(nn.Module):
             self.table[0],
             per_sample_weights=reads.weights.flatten(0, 1),
             mode="sum",
+            sparse=self.sparse,
         )
         recalled = rows.unflatten(0, x.shape[:2]) * F.silu(self.gate(x))
         out = self.out(recalled)
@@ -90,13 +92,24 @@ class MemoryLayer(nn.Module):
             query = self.query_norm(query)
         if config.key_norm:
             keys = self.key_norm(keys)
-        halves = torch.einsum("bshpc,hpnc->bshpn", query, keys)
-        best, ids = halves.topk(config.top_k)
-        pairs = best[..., 0, :, None] + best[..., 1, None, :]
-        slots = ids[..., 0, :, None] * config.num_keys + ids[..., 1, None, :]
-        scores, chosen = pairs.flatten(-2).topk(config.top_k)
-        slots = slots.flatten(-2).gather(-1, chosen)
+        slots, scores = product_key_top_k(query, keys, config.top_k)
         return Reads(slots.flatten(-2), scores.softmax(-1).flatten(-2))
+
+
+def product_key_top_k(
+    query: Float[Tensor, "batch seq heads 2 half"],
+    keys: Float[Tensor, "heads 2 num_keys half"],
+    top_k: int,
+) -> tuple[
+    Int[Tensor, "batch seq heads top_k"], Float[Tensor, "batch seq heads top_k"]
+]:
+    """Returns each head's best slots and their scores, of all pairs of best halves."""
+    halves = torch.einsum("bshpc,hpnc->bshpn", query, keys)
+    best, ids = halves.topk(top_k)
+    pairs = best[..., 0, :, None] + best[..., 1, None, :]
+    slots = ids[..., 0, :, None] * keys.shape[2] + ids[..., 1, None, :]
+    scores, chosen = pairs.flatten(-2).topk(top_k)
+    return slots.flatten(-2).gather(-1, chosen), scores
 
 
 class MemoryFeedForward(nn.Module):
@@ -211,10 +224,18 @@ def count_reads(
     return counts
 
 
-def train_only_values(model: nn.Module, learning_rate: float) -> torch.optim.SGD:
-    """Freezes all but the tables, in place, and returns the optimizer of those."""
+def train_only_values(
+    model: nn.Module, learning_rate: float, sparse: bool = False
+) -> torch.optim.SGD:
+    """Freezes all but the tables, in place, and returns the optimizer of those.
+
+    `sparse` has their gradients hold the rows that are read, and no others.
+    """
     model.requires_grad_(False)
     model.model.memory_values.requires_grad_(True)
+    for layer in model.model.layers:
+        if isinstance(layer.mlp, MemoryFeedForward):
+            layer.mlp.memory.sparse = sparse
     return torch.optim.SGD(model.model.memory_values, lr=learning_rate)
 
 
@@ -259,9 +280,21 @@ def smf_step(
         tables = model.model.memory_values
         for table, *known in zip(tables, counts, document_frequency, strict=True):
             slots = top_slots(tfidf(*known, num_documents), top_t)
-            mask = torch.zeros(len(table), 1)
-            mask[slots] = 1
-            table.grad.mul_(mask)
+            _keep_rows(table, slots)
             written.append(slots)
     optimizer.step()
     return Step(loss.item(), written)
+
+
+def _keep_rows(table: nn.Parameter, slots: Int[Tensor, " top"]) -> None:
+    """Takes all rows but the chosen ones out of a table's gradient."""
+    mask = torch.zeros(len(table), 1)
+    mask[slots] = 1
+    if not table.grad.is_sparse:
+        table.grad.mul_(mask)
+        return
+    # Before rows are summed, so that it is done for few.
+    (read,), rows = table.grad._indices(), table.grad._values()
+    kept = mask[read, 0] > 0
+    few = (read[kept][None], rows[kept], table.shape)
+    table.grad = torch.sparse_coo_tensor(*few, check_invariants=False)

@@ -12,9 +12,9 @@ FLOORS = (
     ("kernels", "distributed"),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),
-    ("train",),
+    ("train", "torch_baseline"),
     (
-        *("compare", "report", "plan", "bench", "torch_baseline"),
+        *("compare", "report", "plan", "bench"),
         *("demo", "doctor", "selftest"),
     ),
     ("cli",),

@@ -27,6 +27,7 @@ USAGE = """usage: smf VERB [OPTIONS] [--debug]
   ask        ask a run one question                    smf ask RUN "who ... ?"
   export-hf  write a model for Hugging Face            smf export-hf RUN DIRECTORY
   plan       does it fit a TPU or GPU that is not here smf plan CONFIG --topology v5e-8
+  bench      time this machine, beside PyTorch         smf bench --out runs/bench
   verify     check every file and number of a run      smf verify runs/world
   selftest   kill a small run, resume, compare bits    smf selftest --kill
   doctor     check versions and devices                smf doctor

@@ -196,6 +196,23 @@ def selftest(arguments: Sequence[str], console: Console) -> int:
     return 0 if selftest.kill(rounds, seed, console) else 1
 
 
+def bench(arguments: Sequence[str], console: Console) -> None:
+    """Times this machine, beside PyTorch where it is installed."""
+    from smf_jax.bench import show, walk
+    from smf_jax.bench.config import BenchConfig
+
+    config = tyro.cli(
+        BenchConfig,
+        args=list(arguments),
+        prog="smf bench",
+        description=f"{BenchConfig.__doc__}\n\nExample: smf bench --out runs/bench",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    results = walk.run(config, console)
+    show.show(config, results, console)
+    console.print(f"figure: {show.draw(config, results)}")
+
+
 def doctor(arguments: Sequence[str], console: Console) -> None:
     """Checks versions and devices, and says what to change."""
 
@@ -226,7 +243,7 @@ VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
         *(demo, pretrain, import_hf, retrofit, usage, finetune, evaluate, ask),
-        *(export_hf, plan),
+        *(export_hf, plan, bench),
         *(verify, selftest, doctor),
     )
 }

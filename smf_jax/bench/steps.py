@@ -1,0 +1,128 @@
+"""Works that are whole steps of training, and the memory that they take."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.timing import Work
+from smf_jax.config import LoraConfig, MemoryConfig, ModelConfig, OptimConfig
+from smf_jax.data.batches import Batch
+from smf_jax.model.build import make_model
+from smf_jax.model.generate import generate_greedily
+from smf_jax.model.lora import add_lora
+from smf_jax.optim.methods import make_method
+from smf_jax.train.state import split_for_training
+from smf_jax.train.step import Background, make_step
+
+DOCUMENTS, STEPS = 1000, 1000
+# All by SGD, so that a method's own work is compared and not an optimizer's.
+SGD = {"optimizer": "sgd", "learning_rate": 1e-3}
+
+
+class Stepping(NamedTuple):
+    """A step that can be taken again and again."""
+
+    work: Work
+    peak: int  # bytes a device holds at most
+    held: int  # of it, what the step is given
+    trainable: int  # numbers that it may change
+
+
+def draw_batch(config: BenchConfig) -> Batch:
+    """Returns texts of random tokens, none of them padding."""
+    shape = (config.texts, config.seq_len)
+    tokens = np.random.default_rng(0).integers(
+        0, config.model.vocab_size, (shape[0], shape[1] + 1), np.int32
+    )
+    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        weights=np.ones(shape, np.float32),
+        positions=places,
+        segments=np.ones(shape, np.int32),
+        records=np.zeros(shape, np.int32),
+    )
+
+
+def draw_frequency(memory: MemoryConfig) -> np.ndarray:
+    """Returns a document frequency of each slot."""
+    shape = (memory.num_pools, memory.num_slots)
+    return np.random.default_rng(1).integers(0, DOCUMENTS, shape, np.int32)
+
+
+def with_keys(model: ModelConfig, **changes: int) -> ModelConfig:
+    """Returns a model with another memory."""
+    return dataclasses.replace(
+        model, memory=dataclasses.replace(model.memory, **changes)
+    )
+
+
+def dense_part(model: ModelConfig) -> ModelConfig:
+    """Returns a model whose memory reads one row a token: the rest is what costs."""
+    return with_keys(model, num_keys=32, num_heads=1, top_k=1)
+
+
+def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:
+    """Returns a step of a method: smf, lora or full."""
+    made = make_model(model, 0)
+    if method == "lora":
+        add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
+    top_t = min(config.top_t, model.memory.num_slots)
+    rule = make_method(OptimConfig(method=method, top_t=top_t, **SGD), STEPS)
+    graph, state, frozen = split_for_training(made, rule)
+    background = None
+    if method == "smf":
+        frequency = jnp.asarray(draw_frequency(model.memory))
+        background = Background(frequency, jnp.asarray(DOCUMENTS))
+    batch = jax.tree.map(jnp.asarray, draw_batch(config))
+    given = (state, frozen, background, batch)
+    step = make_step(graph, model.memory, rule, 1).lower(*given).compile()
+    memory = step.memory_analysis()
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.trainable)]
+    trainable = top_t * model.memory.value_dim if method == "smf" else sum(sizes)
+
+    def work():
+        nonlocal state
+        state, _ = step(state, frozen, background, batch)
+        jax.block_until_ready(state)
+
+    held = memory.argument_size_in_bytes
+    return Stepping(work, memory.peak_memory_in_bytes, held, trainable)
+
+
+def forward_peak(config: BenchConfig) -> int:
+    """Returns the bytes that a forward pass holds at most, its loss computed."""
+    graph, params = nnx.split(make_model(config.model, 0))
+    batch = draw_batch(config)
+
+    def loss(params, batch):
+        model = nnx.merge(graph, params)
+        logits, _ = model(batch.tokens, batch.positions, batch.segments)
+        return jax.nn.logsumexp(logits, axis=-1).sum()
+
+    compiled = jax.jit(loss).lower(params, batch).compile()
+    return compiled.memory_analysis().peak_memory_in_bytes
+
+
+def decoding(config: BenchConfig, new: int) -> dict[str, Work]:
+    """Returns the work of continuing each text by so many tokens."""
+    graph, params = nnx.split(make_model(config.model, 0))
+    tokens = jnp.asarray(draw_batch(config).tokens)
+    no_end = config.model.vocab_size  # an id that never comes
+
+    @jax.jit
+    def generate(params, tokens):
+        is_prompt = jnp.ones(tokens.shape, bool)
+        return generate_greedily(
+            nnx.merge(graph, params), tokens, is_prompt, new, no_end
+        )
+
+    return {
+        "tokens decoded, smf_jax": lambda: generate(params, tokens).block_until_ready()
+    }

@@ -1,0 +1,165 @@
+"""All that is timed, one part after the other, and the file of it."""
+
+import dataclasses
+import gc
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from smf_jax.bench import lookup, steps
+from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.timing import Times, Work, copying, take_turns
+from smf_jax.config import require
+from smf_jax.train.record import code_version, write_json
+
+RESULTS = "bench.json"
+LEAST_KEYS = 128  # of a half, in the smallest of the growing tables
+NEW_TOKENS = 32
+TORCH = ("torch", "transformers")
+
+
+def run(config: BenchConfig, console: Console) -> dict[str, Any]:
+    """Times what the configuration names, and writes `bench.json`.
+
+    Raises:
+      ConfigError: There are several processes.
+    """
+    require(jax.process_count() == 1, "a bench is run by one process")
+    with_torch = all(importlib.util.find_spec(name) is not None for name in TORCH)
+    if not with_torch:
+        console.print("PyTorch is not installed (the extra `torch`): timed without it")
+    results = {
+        "config": dataclasses.asdict(config),
+        "machine": _machine(with_torch),
+        **code_version(),
+    }
+    for part in config.parts:
+        console.print(f"bench: {part}")
+        results[part] = PARTS[part](config, with_torch)
+        write_json(_folder(config) / RESULTS, results)  # what is done is not lost
+        gc.collect()
+    return results
+
+
+def _folder(config: BenchConfig) -> Path:
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _machine(with_torch: bool) -> dict[str, Any]:
+    machine = {
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
+    if with_torch:
+        import torch
+
+        machine["torch"] = torch.__version__
+        machine["torch_threads"] = torch.get_num_threads()
+    return machine
+
+
+def _lookup(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+    reading = lookup.draw(config)
+    copy, copied = copying()
+    works = {"copying": copy} | lookup.ours(reading)
+    if with_torch:
+        from smf_jax.bench import theirs
+
+        works |= theirs.lookup(reading)
+    times = take_turns(works, config.repeats)
+    return _told(times) | {"bytes_read": reading.bytes_read, "bytes_copied": copied}
+
+
+def _ranking(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+    works = lookup.ranking(config)
+    if with_torch:
+        from smf_jax.bench import theirs
+
+        works |= theirs.ranking(config)
+    return _told(take_turns(works, config.repeats))
+
+
+def _methods(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+    """Times steps two or three at a time: all tables at once would fill the memory."""
+    small = steps.dense_part(config.model)
+    sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
+
+    def of(method: str, model=config.model) -> Callable[[], Work]:
+        def make() -> Work:
+            stepping = steps.stepping(config, model, method)
+            if model is config.model:
+                sizes[method] = dict(stepping._asdict(), work=None)
+            return stepping.work
+
+        return make
+
+    groups = [
+        {"smf": of("smf"), "lora": of("lora")},
+        {"smf": of("smf"), "full": of("full")},
+    ]
+    if with_torch:
+        from smf_jax.bench import theirs
+
+        def torch_step(sparse: bool, model=config.model) -> Callable[[], Work]:
+            return lambda: theirs.step(config, model, sparse)
+
+        groups += [
+            {
+                "smf": of("smf"),
+                "smf, dense layers": of("smf", small),
+                "PyTorch, sparse": torch_step(True),
+                "PyTorch, dense layers": torch_step(True, small),
+            },
+            {"smf": of("smf"), "PyTorch, masked": torch_step(False)},
+        ]
+    times = []
+    for group in groups:
+        works = {name: make() for name, make in group.items()}
+        times.append(_told(take_turns(works, config.repeats)))
+        del works
+        gc.collect()
+    return {"groups": times, "sizes": sizes}
+
+
+def _slots(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+    """Times steps on ever larger tables, each beside the smallest."""
+    keys, pairs = LEAST_KEYS, {}
+    least = steps.with_keys(config.model, num_keys=LEAST_KEYS)
+    while keys <= config.most_keys:
+        model = steps.with_keys(config.model, num_keys=keys)
+        works = {
+            "least": steps.stepping(config, least, "smf").work,
+            "step": steps.stepping(config, model, "smf").work,
+        }
+        pairs[str(keys**2)] = _told(take_turns(works, config.repeats))
+        del works
+        gc.collect()
+        keys *= 2
+    return pairs
+
+
+def _decoding(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+    times = take_turns(steps.decoding(config, NEW_TOKENS), config.repeats)
+    return _told(times) | {"new_tokens": config.texts * NEW_TOKENS}
+
+
+def _told(times: Mapping[str, Times]) -> dict[str, Any]:
+    return {name: of._asdict() for name, of in times.items()}
+
+
+PARTS = {
+    "lookup": _lookup,
+    "ranking": _ranking,
+    "methods": _methods,
+    "slots": _slots,
+    "decoding": _decoding,
+}

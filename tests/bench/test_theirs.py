@@ -1,0 +1,60 @@
+"""PyTorch does the same work as we do."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smf_jax.bench import lookup, steps
+from smf_jax.kernels.product_key import product_key_top_k
+from tests.bench.test_bench import CONFIG
+from tests.torch_models import require_torch
+
+require_torch()
+
+import torch  # noqa: E402
+
+from smf_jax import torch_baseline  # noqa: E402
+from smf_jax.bench import theirs  # noqa: E402
+
+
+def test_both_rank_the_same_slots():
+    query, keys = lookup.draw_keys(CONFIG)
+
+    slots, _ = product_key_top_k(jnp.asarray(query), jnp.asarray(keys), 3)
+    their_slots, _ = torch_baseline.product_key_top_k(
+        torch.as_tensor(query), torch.as_tensor(keys), 3
+    )
+
+    np.testing.assert_array_equal(slots, their_slots)
+
+
+def test_a_sparse_gradient_writes_what_a_masked_one_does():
+    batch, tables = steps.draw_batch(CONFIG), []
+    frequency = torch.as_tensor(steps.draw_frequency(CONFIG.model.memory))
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = theirs.make_model(CONFIG.model)
+        optimizer = torch_baseline.train_only_values(model, 1.0, sparse)
+        before = model.model.memory_values[0].detach().clone()
+        torch_baseline.smf_step(
+            model, optimizer, batch, frequency, steps.DOCUMENTS, CONFIG.top_t
+        )
+        tables.append(model.model.memory_values[0].detach() - before)
+
+    masked, sparse = tables
+    assert 0 < (masked != 0).any(1).sum() <= CONFIG.top_t
+    # Sums in another order
+    torch.testing.assert_close(sparse, masked, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_can_be_taken_again(sparse):
+    work = theirs.step(CONFIG, CONFIG.model, sparse)
+
+    work()
+    work()
+
+
+def test_every_lookup_does_its_work():
+    for work in theirs.lookup(lookup.draw(CONFIG)).values():
+        work()
