@@ -22,6 +22,7 @@ RESULTS = "bench.json"
 LEAST_KEYS = 128  # of a half, in the smallest of the growing tables
 NEW_TOKENS = 32
 TORCH = ("torch", "transformers")
+Tell = Callable[[str], Any]
 
 
 def run(config: BenchConfig, console: Console) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
     }
     for part in config.parts:
         console.print(f"bench: {part}")
-        results[part] = PARTS[part](config, with_torch)
+        results[part] = PARTS[part](config, with_torch, console.print)
         write_json(_folder(config) / RESULTS, results)  # what is done is not lost
         gc.collect()
     return results
@@ -67,7 +68,7 @@ def _machine(with_torch: bool) -> dict[str, Any]:
     return machine
 
 
-def _lookup(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+def _lookup(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     reading = lookup.draw(config)
     copy, copied = copying()
     works = {"copying": copy} | lookup.ours(reading)
@@ -79,7 +80,7 @@ def _lookup(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
     return _told(times) | {"bytes_read": reading.bytes_read, "bytes_copied": copied}
 
 
-def _ranking(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+def _ranking(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     works = lookup.ranking(config)
     if with_torch:
         from smf_jax.bench import theirs
@@ -88,7 +89,7 @@ def _ranking(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
     return _told(take_turns(works, config.repeats))
 
 
-def _methods(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     """Times steps two or three at a time: all tables at once would fill the memory."""
     small = steps.dense_part(config.model)
     sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
@@ -123,6 +124,7 @@ def _methods(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
         ]
     times = []
     for group in groups:
+        tell(f"  {' | '.join(group)}")
         works = {name: make() for name, make in group.items()}
         times.append(_told(take_turns(works, config.repeats)))
         del works
@@ -130,11 +132,12 @@ def _methods(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
     return {"groups": times, "sizes": sizes}
 
 
-def _slots(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+def _slots(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     """Times steps on ever larger tables, each beside the smallest."""
     keys, pairs = LEAST_KEYS, {}
     least = steps.with_keys(config.model, num_keys=LEAST_KEYS)
     while keys <= config.most_keys:
+        tell(f"  {keys**2:,} slots")
         model = steps.with_keys(config.model, num_keys=keys)
         works = {
             "least": steps.stepping(config, least, "smf").work,
@@ -147,7 +150,7 @@ def _slots(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
     return pairs
 
 
-def _decoding(config: BenchConfig, with_torch: bool) -> dict[str, Any]:
+def _decoding(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     times = take_turns(steps.decoding(config, NEW_TOKENS), config.repeats)
     return _told(times) | {"new_tokens": config.texts * NEW_TOKENS}
 
