@@ -20,7 +20,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from smf_jax.config import ComputeConfig, Layout, MemoryConfig, MeshConfig, require
+from smf_jax.config import (
+    ComputeConfig,
+    Layout,
+    MemoryConfig,
+    MeshConfig,
+    name_mesh,
+    require,
+)
 from smf_jax.names import leaf_name
 
 AXES = ("data", "fsdp", "model")
@@ -62,8 +69,7 @@ class Placement:
             used, words = 1, "one device"
         else:
             used = self.mesh.size
-            words = " ".join(f"{axis}={ways}" for axis, ways in self.mesh.shape.items())
-            words += f" values={self.layout}"
+            words = name_mesh(dict(self.mesh.shape) | {"values": self.layout})
         left = jax.device_count() - used
         return words + (f"; {left} of {used + left} devices left out" if left else "")
 
@@ -149,9 +155,7 @@ class Placement:
         )
 
     def put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
-        """Returns arrays, which each process has whole, placed: all of them everywhere
-        by default.
-        """
+        """Returns arrays, which each process has whole, placed; by default all over."""
         if shardings is None:
             shardings = jax.tree.map(lambda _: self.everywhere, tree)
 

@@ -288,8 +288,7 @@ def smf_step(
 
 def _keep_rows(table: nn.Parameter, slots: Int[Tensor, " top"]) -> None:
     """Takes all rows but the chosen ones out of a table's gradient."""
-    mask = torch.zeros(len(table), 1)
-    mask[slots] = 1
+    mask = torch.zeros(len(table), 1).index_fill(0, slots, 1)
     if not table.grad.is_sparse:
         table.grad.mul_(mask)
         return

@@ -19,14 +19,14 @@ def show(config: BenchConfig, results: dict[str, Any], console: Console) -> None
     """Prints what was timed."""
     tokens = config.texts * config.seq_len
     if lookup := results.get("lookup"):
-        console.print(_lookup(lookup, config))
+        console.print(_lookup(lookup))
     if ranking := results.get("ranking"):
         console.print(_ratios("ranking of slots", ranking, tokens))
     if methods := results.get("methods"):
         for group in methods["groups"]:
             console.print(_ratios("steps", group, tokens))
         console.print(_sizes(methods["sizes"]))
-        for line in beyond_dense(methods["groups"]):
+        for line in _beyond_dense(methods["groups"]):
             console.print(line, highlight=False)
     if slots := results.get("slots"):
         console.print(_slots(slots))
@@ -41,7 +41,7 @@ def _row(name: str, of: dict[str, float], *more: str) -> tuple[str, ...]:
     return (name, f"{of['median'] * 1e3:.1f}", spread, *more)
 
 
-def _lookup(lookup: dict[str, Any], config: BenchConfig) -> Table:
+def _lookup(lookup: dict[str, Any]) -> Table:
     copy = lookup["bytes_copied"] / lookup["copying"]["median"]
     table = Table("lookup", "ms", "from - to", "GB/s", "of copying")
     for name, of in lookup.items():
@@ -73,15 +73,18 @@ def _sizes(sizes: dict[str, Any]) -> Table:
     return table
 
 
-def beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
+def _beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
     """Returns in words what a step costs beyond its dense layers, where told."""
+    pairs = (
+        ("smf", "smf, dense layers"),
+        ("PyTorch, sparse", "PyTorch, dense layers"),
+    )
     lines = []
     for group in groups:
-        for ours, name in (("smf", "smf_jax"), ("PyTorch, sparse", "PyTorch, sparse")):
-            dense = f"{ours.split(',')[0]}, dense layers"
-            if dense in group and ours in group:
-                cost = group[ours]["median"] - group[dense]["median"]
-                lines.append(f"beyond its dense layers, {name}: {cost * 1e3:.0f} ms")
+        for whole, dense in pairs:
+            if dense in group:
+                cost = group[whole]["median"] - group[dense]["median"]
+                lines.append(f"beyond its dense layers, {whole}: {cost * 1e3:.0f} ms")
     return lines
 
 

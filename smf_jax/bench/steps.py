@@ -56,7 +56,7 @@ def draw_frequency(memory: MemoryConfig) -> np.ndarray:
     return np.random.default_rng(1).integers(0, DOCUMENTS, shape, np.int32)
 
 
-def with_keys(model: ModelConfig, **changes: int) -> ModelConfig:
+def with_memory(model: ModelConfig, **changes: int) -> ModelConfig:
     """Returns a model with another memory."""
     return dataclasses.replace(
         model, memory=dataclasses.replace(model.memory, **changes)
@@ -65,7 +65,7 @@ def with_keys(model: ModelConfig, **changes: int) -> ModelConfig:
 
 def dense_part(model: ModelConfig) -> ModelConfig:
     """Returns a model whose memory reads one row a token: the rest is what costs."""
-    return with_keys(model, num_keys=32, num_heads=1, top_k=1)
+    return with_memory(model, num_keys=32, num_heads=1, top_k=1)
 
 
 def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:

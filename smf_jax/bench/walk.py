@@ -94,19 +94,13 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
     small = steps.dense_part(config.model)
     sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
 
-    def of(method: str, model=config.model) -> Callable[[], Work]:
-        def make() -> Work:
-            stepping = steps.stepping(config, model, method)
-            if model is config.model:
-                sizes[method] = dict(stepping._asdict(), work=None)
-            return stepping.work
+    def step(method: str) -> Work:
+        work, *of_step = steps.stepping(config, config.model, method)
+        sizes[method] = dict(zip(steps.Stepping._fields[1:], of_step, strict=True))
+        return work
 
-        return make
-
-    groups = [
-        {"smf": of("smf"), "lora": of("lora")},
-        {"smf": of("smf"), "full": of("full")},
-    ]
+    smf = step("smf")
+    groups = [{"lora": lambda: step("lora")}, {"full": lambda: step("full")}]
     if with_torch:
         from smf_jax.bench import theirs
 
@@ -115,17 +109,16 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
 
         groups += [
             {
-                "smf": of("smf"),
-                "smf, dense layers": of("smf", small),
+                "smf, dense layers": lambda: steps.stepping(config, small, "smf").work,
                 "PyTorch, sparse": torch_step(True),
                 "PyTorch, dense layers": torch_step(True, small),
             },
-            {"smf": of("smf"), "PyTorch, masked": torch_step(False)},
+            {"PyTorch, masked": torch_step(False)},
         ]
     times = []
     for group in groups:
-        tell(f"  {' | '.join(group)}")
-        works = {name: make() for name, make in group.items()}
+        tell(f"  smf beside {' | '.join(group)}")
+        works = {"smf": smf} | {name: make() for name, make in group.items()}
         times.append(_told(take_turns(works, config.repeats)))
         del works
         gc.collect()
@@ -135,12 +128,13 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
 def _slots(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     """Times steps on ever larger tables, each beside the smallest."""
     keys, pairs = LEAST_KEYS, {}
-    least = steps.with_keys(config.model, num_keys=LEAST_KEYS)
+    smallest = steps.with_memory(config.model, num_keys=LEAST_KEYS)
+    least = steps.stepping(config, smallest, "smf").work
     while keys <= config.most_keys:
         tell(f"  {keys**2:,} slots")
-        model = steps.with_keys(config.model, num_keys=keys)
+        model = steps.with_memory(config.model, num_keys=keys)
         works = {
-            "least": steps.stepping(config, least, "smf").work,
+            "least": least,
             "step": steps.stepping(config, model, "smf").work,
         }
         pairs[str(keys**2)] = _told(take_turns(works, config.repeats))

@@ -1,5 +1,6 @@
 """The verb that compiles a run for accelerators that are not here."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +34,11 @@ def plan(arguments: Sequence[str], console: Console) -> int:
         require_compiler(ladder(name)[0] if is_family(name) else find(name))
 
     told = Console(stderr=True, soft_wrap=True) if as_json else console
+    tell = functools.partial(told.print, highlight=False)
     if made.model.vocab_size == 0:
         line = f"vocabulary: {made.data.vocab_size} tokens, the most that there may be"
-        told.print(line, highlight=False)
-    ask = search.asker(
-        made, texts, timeout, lambda line: told.print(line, highlight=False)
-    )
+        tell(line)
+    ask = search.asker(made, texts, timeout, tell)
     compared = None if mesh == "compare" else config.mesh
     outcomes = search.try_all(names, compared, made.model.memory, ask)
     if as_json:

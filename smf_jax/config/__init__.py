@@ -5,7 +5,7 @@ written to the run directory as JSON, and later commands read that record.
 """
 
 from smf_jax.config.checks import ConfigError, require
-from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig
+from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig, name_mesh
 from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
 from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
 from smf_jax.config.run import (
@@ -42,5 +42,6 @@ __all__ = [
     "Teach",
     "WorldConfig",
     "config_hash",
+    "name_mesh",
     "require",
 ]

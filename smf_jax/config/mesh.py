@@ -1,7 +1,7 @@
 """Over which devices a run is spread, and how it computes there."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from smf_jax.config.checks import require
 
@@ -29,6 +29,12 @@ class MeshConfig:
             self.data + self.fsdp > 0,
             "mesh.data and mesh.fsdp are both 0: only one can be as many as are left",
         )
+
+
+def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
+    """Returns a mesh as one reads it."""
+    parts = mesh if isinstance(mesh, dict) else dataclasses.asdict(mesh)
+    return " ".join(f"{name}={part or 'all'}" for name, part in parts.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,18 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
-from smf_jax.config import ConfigError, Layout, MemoryConfig, MeshConfig, require
+from smf_jax.config import (
+    ConfigError,
+    Layout,
+    MemoryConfig,
+    MeshConfig,
+    name_mesh,
+    require,
+)
 from smf_jax.plan.compile import compile_apart
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.topology import Topology, find, is_family, ladder
-from smf_jax.plan.words import name_devices, name_mesh, verdict
+from smf_jax.plan.words import name_devices, verdict
 from smf_jax.sharding import mesh_shape
 from smf_jax.train.record import Made
 

@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from smf_jax.config import name_mesh
 from smf_jax.plan.advice import Config, what_to_change
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.topology import find
-from smf_jax.plan.words import gib, name_mesh, verdict
+from smf_jax.plan.words import gib, verdict
 
 SHOWN = 12  # kinds of exchange, of the heaviest
 NOT_TOLD = "not told by this compiler"

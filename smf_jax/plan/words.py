@@ -1,17 +1,7 @@
 """Bytes, meshes and outcomes in words."""
 
-import dataclasses
-from typing import Any
-
-from smf_jax.config import MeshConfig
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.topology import Topology
-
-
-def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
-    """Returns a mesh as one reads it."""
-    parts = mesh if isinstance(mesh, dict) else dataclasses.asdict(mesh)
-    return " ".join(f"{name}={part or 'all'}" for name, part in parts.items())
 
 
 def verdict(outcome: Outcome) -> str:

@@ -228,15 +228,14 @@ def _load_model(run_dir, step, record, made: Made, tokenizer, placement) -> Tran
             loaded = _load(run_dir, step, part, placement)
             return assemble(fresh, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
-    abstract = jax.eval_shape(lambda: trained)
-    if method != "full":  # what the base has of it: not twice on the devices
-        for leaf in jax.tree.leaves(trained):
-            leaf.delete()
-    return nnx.merge(graph, _load(run_dir, step, abstract, placement), rest)
+    return nnx.merge(graph, _load(run_dir, step, trained, placement), rest)
 
 
 def _load(run_dir: Path, step: int, trained: PyTree, placement: Placement) -> PyTree:
     abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
+    for leaf in jax.tree.leaves(trained):
+        if isinstance(leaf, jax.Array):  # of a base: not twice on the devices
+            leaf.delete()
     abstract = with_places(abstract, placement.of_params(abstract))
     return checkpoint.load(run_dir, step, {"params": abstract})[0]["params"]
 

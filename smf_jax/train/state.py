@@ -40,12 +40,12 @@ def split_to_restore(
 
     What the model holds of it is freed first, so that it is never there twice.
     """
-    graph, state, places = abstract_split(model, method)
+    graph, state, _ = abstract_split(model, method)
     trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
     for leaf in jax.tree.leaves(trainable):
         leaf.delete()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, places)
-    return graph, state, model.placement.put(frozen, shardings)
+    placement = model.placement
+    return graph, state, placement.put(frozen, placement.of_params(frozen))
 
 
 def abstract_split(

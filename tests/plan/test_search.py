@@ -2,10 +2,10 @@
 
 import pytest
 
-from smf_jax.config import ConfigError, MemoryConfig, MeshConfig
+from smf_jax.config import ConfigError, MemoryConfig, MeshConfig, name_mesh
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.search import meshes, try_all
-from smf_jax.plan.words import gib, name_mesh, verdict
+from smf_jax.plan.words import gib, verdict
 
 GIB = 2**30
 MEMORY = MemoryConfig()
