@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -230,9 +231,8 @@ def together(tmp_path_factory):
         assert awaited == ended.keys(), "a process hangs"
         time.sleep(0.5)  # what is said of a process is said after its end
         outputs = {n: (folder / f"output-{n}").read_text() for n in started}
-        lines = "".join(outputs.values()).splitlines()
-        hurt = [float(line.split()[-1]) for line in lines if "hurt at " in line]
-        since = min(hurt or ended.values())
+        hurt = re.findall(r"hurt at (\d+\.\d+)", "".join(outputs.values()))
+        since = min([float(when) for when in hurt] or ended.values())
         return {
             number: (
                 process.returncode,
