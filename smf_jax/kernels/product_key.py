@@ -1,9 +1,13 @@
 """The exact best of n * n product keys, without scoring all of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+GROUP = 16  # scores of which the best is kept: 64 groups of 16 cost least of 1,024
 
 
 def candidate_pairs(top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,39 +35,91 @@ def product_key_top_k(
 
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
+    *batch, heads, _, half = query.shape
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     halves = jnp.einsum(
-        "...hpc,hpnc->...hpn",
-        query,
+        "thpc,hpnc->hptn",  # as the products are made: to transpose them takes as long
+        query.reshape(-1, heads, 2, half),
         keys,
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    best, ids = jax.lax.top_k(halves, top_k)
+    best, ids = _largest(jax.lax.stop_gradient(halves), top_k)
     first, second = candidate_pairs(top_k)
-    scores = best[..., 0, first] + best[..., 1, second]
-    slots = ids[..., 0, first] * num_keys + ids[..., 1, second]
-    chosen = _best_candidates(jax.lax.stop_gradient(scores), slots, top_k)
-    return (
-        jnp.take_along_axis(slots, chosen, -1, mode="promise_in_bounds"),
-        jnp.take_along_axis(scores, chosen, -1, mode="promise_in_bounds"),
+    slots = _best_pairs(
+        best[:, 0][..., first] + best[:, 1][..., second],
+        ids[:, 0][..., first] * num_keys + ids[:, 1][..., second],
+        top_k,
+        num_keys**2,
+    )
+    take = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
+    scores = take(halves[:, 0], slots // num_keys)
+    scores += take(halves[:, 1], slots % num_keys)
+    return tuple(
+        leaf.swapaxes(0, 1).reshape(*batch, heads, top_k) for leaf in (slots, scores)
     )
 
 
-def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:
+def _largest(
+    scores: Float[Array, "*batch n"], top_k: int
+) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
+    """Returns the largest scores of each row, in order, and where they are."""
+    rows = scores.reshape(-1, scores.shape[-1])
+    best, places = jax.lax.platform_dependent(
+        rows,
+        cpu=functools.partial(_largest_by_groups, top_k=top_k),
+        default=lambda rows: tuple(jax.lax.top_k(rows, top_k)),
+    )
+    shape = (*scores.shape[:-1], top_k)
+    return best.reshape(shape), places.reshape(shape)
+
+
+def _largest_by_groups(rows, top_k):
+    """Does what `lax.top_k` does, four times as fast on a CPU.
+
+    Only the best of each group is compared with the others; once it is taken, its group
+    is read again. What is taken before is larger than the last, or as large and before
+    it, so nothing is marked.
+    """
+    count, width = rows.shape
+    rows = jnp.pad(rows, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
+    groups = rows.reshape(count, -1, GROUP)
+    of_group = jnp.arange(groups.shape[1])[None]
+    in_group = jnp.arange(GROUP)[None]
+
+    def take_one(state, _):
+        maxima, last, last_place = state
+        best = maxima.max(-1, keepdims=True)
+        group = jnp.where(maxima == best, of_group, of_group.size - 1).min(-1)
+        members = groups.at[jnp.arange(count), group].get(mode="promise_in_bounds")
+        group = group[:, None]
+        places = group * GROUP + in_group
+
+        def follow(score, place):
+            return (members < score) | ((members == score) & (places > place))
+
+        is_best = (members == best) & follow(last, last_place)
+        # There is one but among numbers that are not finite.
+        place = jnp.where(is_best, places, width - 1).min(-1, keepdims=True)
+        left = jnp.where(follow(best, place), members, -jnp.inf).max(-1, keepdims=True)
+        maxima = jnp.where(of_group == group, left, maxima)
+        return (maxima, best, place), (best[:, 0], place[:, 0])
+
+    maxima = groups.max(-1)
+    last = jnp.full_like(maxima[:, :1], jnp.inf)
+    state = (maxima, last, jnp.full_like(last, -1, of_group.dtype))
+    _, (best, places) = jax.lax.scan(take_one, state, length=top_k)
+    return best.T, places.T
+
+
+def _best_pairs(scores: Array, slots: Array, top_k: int, num_slots: int) -> Array:
     # Candidates are not in the order of their slots, so lax.top_k would break ties by
     # rank. They are few: taking the best top_k times costs less than a sort of pairs.
-    none = jnp.iinfo(slots.dtype).max
-
     def take_best(scores, _):
         tied = scores == scores.max(-1, keepdims=True)
-        best = jnp.argmin(jnp.where(tied, slots, none), -1)
-        taken = (
-            jax.lax.broadcasted_iota(best.dtype, scores.shape, scores.ndim - 1)
-            == best[..., None]
-        )
-        return jnp.where(taken, -jnp.inf, scores), best
+        best = jnp.where(tied, slots, num_slots - 1).min(-1, keepdims=True)
+        return jnp.where(slots == best, -jnp.inf, scores), best[..., 0]
 
-    _, chosen = jax.lax.scan(take_best, scores, length=top_k)
-    return jnp.moveaxis(chosen, 0, -1)
+    _, best = jax.lax.scan(take_best, scores, length=top_k)
+    return jnp.moveaxis(best, 0, -1)

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from smf_jax.kernels.product_key import candidate_pairs, product_key_top_k
+from smf_jax.kernels.product_key import (
+    GROUP,
+    _largest_by_groups,
+    candidate_pairs,
+    product_key_top_k,
+)
 from tests.reference import product_key as reference
 
 HEADS, NUM_KEYS, HALF = 3, 5, 4
@@ -113,3 +118,27 @@ def test_scores_of_bfloat16_keys_are_summed_in_float32():
 
     assert scores.dtype == jnp.float32
     assert scores.tolist() == [[2 * 259]]
+
+
+# Of CPUs one more way, which must find what accelerators do: ties to the lower one.
+@pytest.mark.parametrize("width", [5, GROUP, 3 * GROUP, 3 * GROUP + 7])
+@given(st.data())
+def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
+    rows = data.draw(whole_numbers((4, width)))
+    top_k = data.draw(st.sampled_from([1, 3, width]))
+    want = jax.lax.top_k(rows, top_k)
+
+    got = jax.jit(_largest_by_groups, static_argnums=1)(rows, top_k)
+
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_reads_slots_that_exist(wrong):
+    query = normal(0, QUERY).at[0].set(wrong)
+
+    slots, scores = compiled(query, normal(1, KEYS), 3)
+
+    assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
+    assert not np.isfinite(scores[0]).all()
