@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+SCORES_PER_BLOCK = 2**22  # 16 MiB
 GROUP = 16  # scores of which the best is kept: 64 groups of 16 cost least of 1,024
 
 
@@ -35,17 +36,42 @@ def product_key_top_k(
 
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
-    *batch, heads, _, half = query.shape
+    *batch, heads, pair, half = query.shape
+    flat = query.reshape(-1, heads, pair, half)
+    slots, scores = jax.lax.platform_dependent(
+        flat,
+        keys,
+        cpu=functools.partial(_rank_blocks, top_k=top_k),
+        default=functools.partial(_rank, largest=jax.lax.top_k, top_k=top_k),
+    )
+    shape = (*batch, heads, top_k)
+    return slots.reshape(shape), scores.reshape(shape)
+
+
+def _rank_blocks(query, keys, top_k):
+    """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
+    tokens, (heads, pair, num_keys, _) = len(query), keys.shape
+    blocks = -(-tokens * heads * pair * num_keys // SCORES_PER_BLOCK)
+    size = -(-tokens // blocks)
+    query = jnp.pad(query, ((0, blocks * size - tokens), *[(0, 0)] * 3))
+    found = jax.lax.map(
+        lambda query: _rank(query, keys, _largest_by_groups, top_k),
+        query.reshape(blocks, size, *query.shape[1:]),
+    )
+    return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
+
+
+def _rank(query, keys, largest, top_k):
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     halves = jnp.einsum(
         "thpc,hpnc->hptn",  # as the products are made: to transpose them takes as long
-        query.reshape(-1, heads, 2, half),
+        query,
         keys,
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    best, ids = _largest(jax.lax.stop_gradient(halves), top_k)
+    best, ids = largest(jax.lax.stop_gradient(halves), top_k)
     first, second = candidate_pairs(top_k)
     slots = _best_pairs(
         best[:, 0][..., first] + best[:, 1][..., second],
@@ -56,35 +82,22 @@ def product_key_top_k(
     take = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
     scores = take(halves[:, 0], slots // num_keys)
     scores += take(halves[:, 1], slots % num_keys)
-    return tuple(
-        leaf.swapaxes(0, 1).reshape(*batch, heads, top_k) for leaf in (slots, scores)
-    )
+    return slots.swapaxes(0, 1), scores.swapaxes(0, 1)
 
 
-def _largest(
+def _largest_by_groups(
     scores: Float[Array, "*batch n"], top_k: int
 ) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
-    """Returns the largest scores of each row, in order, and where they are."""
-    rows = scores.reshape(-1, scores.shape[-1])
-    best, places = jax.lax.platform_dependent(
-        rows,
-        cpu=functools.partial(_largest_by_groups, top_k=top_k),
-        default=lambda rows: tuple(jax.lax.top_k(rows, top_k)),
-    )
-    shape = (*scores.shape[:-1], top_k)
-    return best.reshape(shape), places.reshape(shape)
-
-
-def _largest_by_groups(rows, top_k):
     """Does what `lax.top_k` does, four times as fast on a CPU.
 
     Only the best of each group is compared with the others; once it is taken, its group
     is read again. What is taken before is larger than the last, or as large and before
     it, so nothing is marked.
     """
-    count, width = rows.shape
+    *batch, width = scores.shape
+    rows = scores.reshape(-1, width)
     rows = jnp.pad(rows, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
-    groups = rows.reshape(count, -1, GROUP)
+    groups = rows.reshape(len(rows), -1, GROUP)
     of_group = jnp.arange(groups.shape[1])[None]
     in_group = jnp.arange(GROUP)[None]
 
@@ -92,7 +105,9 @@ def _largest_by_groups(rows, top_k):
         maxima, last, last_place = state
         best = maxima.max(-1, keepdims=True)
         group = jnp.where(maxima == best, of_group, of_group.size - 1).min(-1)
-        members = groups.at[jnp.arange(count), group].get(mode="promise_in_bounds")
+        members = groups.at[jnp.arange(len(groups)), group].get(
+            mode="promise_in_bounds"
+        )
         group = group[:, None]
         places = group * GROUP + in_group
 
@@ -109,8 +124,8 @@ def _largest_by_groups(rows, top_k):
     maxima = groups.max(-1)
     last = jnp.full_like(maxima[:, :1], jnp.inf)
     state = (maxima, last, jnp.full_like(last, -1, of_group.dtype))
-    _, (best, places) = jax.lax.scan(take_one, state, length=top_k)
-    return best.T, places.T
+    _, taken = jax.lax.scan(take_one, state, length=top_k)
+    return tuple(leaf.T.reshape(*batch, top_k) for leaf in taken)
 
 
 def _best_pairs(scores: Array, slots: Array, top_k: int, num_slots: int) -> Array:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from smf_jax.kernels import product_key
 from smf_jax.kernels.product_key import (
     GROUP,
     _largest_by_groups,
@@ -50,6 +51,27 @@ def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
     np.testing.assert_array_equal(got_slots, want_slots)
     # float32 sums of eight products of size 1
     np.testing.assert_allclose(got_scores, want_scores, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 7])
+def test_blocks_of_tokens_give_what_all_at_once_give(monkeypatch, tokens):
+    query, keys = normal(0, (tokens, *QUERY[1:])), normal(1, KEYS)
+    cotangent = normal(2, (tokens, HEADS, 3))
+
+    def total(query, keys):
+        slots, scores = product_key_top_k(query, keys, 3)
+        return (scores * cotangent).sum(), slots
+
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    want, want_slots = jax.jit(gradient)(query, keys)
+    monkeypatch.setattr(product_key, "SCORES_PER_BLOCK", 2 * HEADS * 2 * NUM_KEYS)
+
+    got, slots = jax.jit(lambda *given: gradient(*given))(query, keys)
+
+    np.testing.assert_array_equal(slots, want_slots)
+    # float32 sums of up to 7 tokens of size 1, in another order
+    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-5)
 
 
 def test_compiling_changes_no_slot():
