@@ -9,6 +9,10 @@ from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work, done
 from smf_jax.kernels import rows
 from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.optim.rows import write_rows
+
+ROWS_WRITTEN = 10_000  # that the chosen rows of even a large batch are below
+WRITTEN = "rows written in place, smf_jax"
 
 
 class Reading(NamedTuple):
@@ -54,6 +58,22 @@ def ours(reading: Reading) -> dict[str, Work]:
         "chosen rows' gradient, smf_jax": done(of_chosen, *reads, chosen, num_slots),
         "weights' gradient, smf_jax": done(of_weights, values, slots, cotangent),
     }
+
+
+def writing(reading: Reading) -> tuple[dict[str, Work], int]:
+    """Returns the work that adds to rows of a table, and the bytes it moves."""
+    table = jax.numpy.asarray(reading.values) + 0  # its own: it is donated
+    count = min(ROWS_WRITTEN, len(table))
+    slots = np.random.default_rng(1).permutation(len(table))[:count].astype(np.int32)
+    updates = jax.numpy.ones((count, table.shape[1]))
+    write = jax.jit(write_rows, donate_argnums=0)
+
+    def work():
+        nonlocal table
+        table = jax.block_until_ready(write(table, updates, slots))
+
+    # Rows are read and written, updates read.
+    return {WRITTEN: work}, 3 * updates.nbytes
 
 
 def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.lookup import WRITTEN
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -47,8 +48,8 @@ def _lookup(lookup: dict[str, Any]) -> Table:
     for name, of in lookup.items():
         if not isinstance(of, dict):
             continue
-        moved = lookup["bytes_copied" if name == "copying" else "bytes_read"]
-        speed = moved / of["median"]
+        moved = {"copying": "bytes_copied", WRITTEN: "bytes_written"}
+        speed = lookup[moved.get(name, "bytes_read")] / of["median"]
         cells = (f"{speed / 1e9:.2f}", f"{speed / copy:.2f}")
         table.add_row(*_row(name, of, *cells))
     return table

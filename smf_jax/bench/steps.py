@@ -12,14 +12,17 @@ from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work
 from smf_jax.config import LoraConfig, MemoryConfig, ModelConfig, OptimConfig
 from smf_jax.data.batches import Batch
-from smf_jax.model.build import make_model
+from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.generate import generate_greedily
 from smf_jax.model.lora import add_lora
+from smf_jax.model.transformer import Transformer
+from smf_jax.names import named
 from smf_jax.optim.methods import make_method
 from smf_jax.train.state import split_for_training
 from smf_jax.train.step import Background, make_step
 
 DOCUMENTS, STEPS = 1000, 1000
+SCALE = 0.02  # of parameters
 # All by SGD, so that a method's own work is compared and not an optimizer's.
 SGD = {"optimizer": "sgd", "learning_rate": 1e-3}
 
@@ -68,9 +71,27 @@ def dense_part(model: ModelConfig) -> ModelConfig:
     return with_memory(model, num_keys=32, num_heads=1, top_k=1)
 
 
+def make_model(config: ModelConfig) -> Transformer:
+    """Returns a model of random parameters, all rows of its tables alike.
+
+    How long a row takes does not depend on its numbers, and to draw a table takes four
+    times its memory on a CPU.
+    """
+    abstract = abstract_model(config)
+    keys = nnx.Rngs(0)
+
+    def fill(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if name.startswith("values"):
+            return jnp.full(leaf.shape, SCALE, leaf.dtype)
+        return SCALE * jax.random.normal(keys(), leaf.shape, leaf.dtype)
+
+    shapes = named(nnx.as_pure(nnx.state(abstract)))
+    return assemble(abstract, {name: fill(name, leaf) for name, leaf in shapes.items()})
+
+
 def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:
     """Returns a step of a method: smf, lora or full."""
-    made = make_model(model, 0)
+    made = make_model(model)
     if method == "lora":
         add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
     top_t = min(config.top_t, model.memory.num_slots)
@@ -97,7 +118,7 @@ def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:
 
 def forward_peak(config: BenchConfig) -> int:
     """Returns the bytes that a forward pass holds at most, its loss computed."""
-    graph, params = nnx.split(make_model(config.model, 0))
+    graph, params = nnx.split(make_model(config.model))
     batch = draw_batch(config)
 
     def loss(params, batch):
@@ -118,7 +139,7 @@ def _peak(compiled: jax.stages.Compiled) -> int:
 
 def decoding(config: BenchConfig, new: int) -> dict[str, Work]:
     """Returns the work of continuing each text by so many tokens."""
-    graph, params = nnx.split(make_model(config.model, 0))
+    graph, params = nnx.split(make_model(config.model))
     tokens = jnp.asarray(draw_batch(config).tokens)
     no_end = config.model.vocab_size  # an id that never comes
 

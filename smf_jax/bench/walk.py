@@ -71,13 +71,18 @@ def _machine(with_torch: bool) -> dict[str, Any]:
 def _lookup(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     reading = lookup.draw(config)
     copy, copied = copying()
-    works = {"copying": copy} | lookup.ours(reading)
+    writing, written = lookup.writing(reading)
+    works = {"copying": copy} | lookup.ours(reading) | writing
     if with_torch:
         from smf_jax.bench import theirs
 
         works |= theirs.lookup(reading)
     times = take_turns(works, config.repeats)
-    return _told(times) | {"bytes_read": reading.bytes_read, "bytes_copied": copied}
+    return _told(times) | {
+        "bytes_read": reading.bytes_read,
+        "bytes_copied": copied,
+        "bytes_written": written,
+    }
 
 
 def _ranking(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:

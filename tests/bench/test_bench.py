@@ -74,7 +74,14 @@ def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
 
     text = console.file.getvalue()
     assert "timed without it" in text
-    for word in ("GB/s", "slots ranked, smf_jax", "lora", "65,536", "decoding:"):
+    for word in (
+        "GB/s",
+        "rows written in place",
+        "slots ranked, smf_jax",
+        "lora",
+        "65,536",
+        "decoding:",
+    ):
         assert word in text
     assert path.stat().st_size > 0
     written = json.loads((tmp_path / "bench" / "bench.json").read_text())
