@@ -79,6 +79,7 @@ def _beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
     pairs = (
         ("smf", "smf, dense layers"),
         ("PyTorch, sparse", "PyTorch, dense layers"),
+        ("PyTorch, masked", "PyTorch, dense layers"),
     )
     lines = []
     for group in groups:

@@ -116,9 +116,9 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
             {
                 "smf, dense layers": lambda: steps.stepping(config, small, "smf").work,
                 "PyTorch, sparse": torch_step(True),
+                "PyTorch, masked": torch_step(False),
                 "PyTorch, dense layers": torch_step(True, small),
-            },
-            {"PyTorch, masked": torch_step(False)},
+            }
         ]
     times = []
     for group in groups:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
 from smf_jax.kernels import sharded
@@ -44,7 +44,12 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch seq dim"]) -> Float[Array, "..."]:
         """Returns the gated projection, of the shape of `x`."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(_gated(self.gate(x), self.up(x)))
+
+
+@jax.checkpoint  # else three more arrays of this size are kept for the gradient
+def _gated(gate: Array, up: Array) -> Array:
+    return jax.nn.silu(gate) * up
 
 
 class Block(nnx.Module):
@@ -143,6 +148,21 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch seq vocab"], tuple[Reads, ...]]:
         """Returns float32 logits and the `Reads` of each memory layer, lowest first.
 
+        The arguments are those of `hidden`.
+        """
+        x, reads = self.hidden(tokens, positions, segments, taps)
+        logits_of, params = self.head_parts()
+        return logits_of(params, x), reads
+
+    def hidden(
+        self,
+        tokens: Int[Array, "batch seq"],
+        positions: Int[Array, "batch seq"] | None = None,
+        segments: Int[Array, "batch seq"] | None = None,
+        taps: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+    ) -> tuple[Float[Array, "batch seq dim"], tuple[Reads, ...]]:
+        """Returns what logits are computed from, and what each memory layer read.
+
         Args:
           tokens: Token ids.
           positions: Place of each token in its text; by default its place in the row.
@@ -158,7 +178,17 @@ class Transformer(nnx.Module):
             mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
         mask = jnp.broadcast_to(mask, (batch, 1, seq, seq))
         x, reads, _ = self._run(tokens, positions, mask, taps, None)
-        return self._logits(x), reads
+        return x, reads
+
+    def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
+        """Returns the function from parameters and `hidden` to logits, and the former.
+
+        So that a gradient can be taken of these parameters and no others.
+        """
+        if self.head is None:
+            return _tied_logits, self.embedding[...]
+        graph, params = nnx.split(self.head)
+        return lambda params, x: nnx.merge(graph, params)(x), params
 
     def decode(
         self,
@@ -177,7 +207,8 @@ class Transformer(nnx.Module):
         causal = jnp.arange(max_len)[None] <= place[:, None]
         mask = causal[None, None] & is_token[:, None, None]
         x, _, caches = self._run(tokens, positions, mask, None, caches)
-        return self._logits(x[:, -1:])[:, 0], caches
+        logits_of, params = self.head_parts()
+        return logits_of(params, x[:, -1]), caches
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache for each layer."""
@@ -236,8 +267,7 @@ class Transformer(nnx.Module):
 
         return jax.lax.scan(step, x, stacked)[0]
 
-    def _logits(self, x):
-        if self.head is not None:
-            return self.head(x)
-        table = self.embedding[...].astype(x.dtype)
-        return jnp.einsum("bsd,vd->bsv", x, table, preferred_element_type=jnp.float32)
+
+def _tied_logits(embedding: Array, x: Array) -> Array:
+    table = embedding.astype(x.dtype)
+    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)

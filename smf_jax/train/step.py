@@ -25,6 +25,7 @@ from smf_jax.optim.methods import Method
 from smf_jax.optim.rows import all_finite, update_rows, write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 from smf_jax.slots.select import count_reads, top_slots
+from smf_jax.train.loss import sum_losses
 
 
 class TrainState(NamedTuple):
@@ -144,9 +145,8 @@ def _cut(batch: Batch, parts: int) -> Batch:
 def _loss(graph, trainable, frozen, taps, part: Batch, total: Array):
     """Returns the part's share of the mean loss over `total` weight, in nats."""
     model = nnx.merge(graph, trainable, frozen)
-    logits, reads = model(part.tokens, part.positions, part.segments, taps)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, part.targets)
-    return (losses * part.weights).sum() / total, reads
+    hidden, reads = model.hidden(part.tokens, part.positions, part.segments, taps)
+    return sum_losses(model, hidden, part.targets, part.weights) / total, reads
 
 
 def _total_weight(batch: Batch) -> Float[Array, ""]:

@@ -1,0 +1,110 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from smf_jax.config import LoraConfig
+from smf_jax.model.lora import add_lora
+from smf_jax.train import loss
+from tests import tiny
+
+BATCH = jax.tree.map(jnp.asarray, tiny.make_batch())  # 4 x 9 tokens
+MODELS = {
+    "tied": lambda: tiny.make_model(tiny.model_config()),
+    "untied": lambda: tiny.make_model(tiny.model_config(tie_embeddings=False)),
+}
+
+
+@pytest.fixture(params=[5, 9])
+def pieces(request, monkeypatch):
+    """Has logits computed in so many pieces, the last one short or not."""
+    monkeypatch.setattr(loss, "LEAST_TOKENS", -(-36 // request.param))
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    return request.param
+
+
+def value_and_gradients(model):
+    graph, params = nnx.split(model)
+
+    def value(params):
+        model = nnx.merge(graph, params)
+        hidden, _ = model.hidden(BATCH.tokens, BATCH.positions, BATCH.segments)
+        return loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights) / 7
+
+    return jax.jit(jax.value_and_grad(value))(params)
+
+
+def log_softmax_loss(model):
+    """Returns the loss from all logits, in float64 on the host."""
+    logits, _ = model(BATCH.tokens, BATCH.positions, BATCH.segments)
+    logits = np.asarray(logits, np.float64)
+    of_target = np.take_along_axis(logits, np.asarray(BATCH.targets)[..., None], -1)
+    losses = np.log(np.exp(logits).sum(-1)) - of_target[..., 0]
+    return (losses * np.asarray(BATCH.weights)).sum() / 7
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_loss_is_that_of_all_logits(kind, pieces):
+    model = MODELS[kind]()
+    want = log_softmax_loss(model)
+
+    got, _ = value_and_gradients(model)
+
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
+    model = MODELS[kind]()
+    want = value_and_gradients(model)
+    monkeypatch.setattr(loss, "LEAST_TOKENS", 8)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+
+    got = value_and_gradients(model)
+
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        # float32 sums of 36 tokens and 11 words, in another order
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+        assert one.dtype == other.dtype
+
+
+def test_a_head_with_lora_gets_the_gradients_of_its_factors(pieces):
+    model = MODELS["untied"]()
+    add_lora(model, LoraConfig(rank=2, targets="head"), rngs=nnx.Rngs(0))
+
+    _, gradients = value_and_gradients(model)
+
+    factors = tiny.named(nnx.merge(nnx.graphdef(model), gradients))
+    moved = {name for name, leaf in factors.items() if jnp.abs(leaf).max() > 0}
+    assert {"head/up"} <= moved
+
+
+def test_a_value_without_a_gradient_is_the_same(pieces):
+    model = MODELS["tied"]()
+    hidden, _ = model.hidden(BATCH.tokens, BATCH.positions, BATCH.segments)
+
+    got = loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights)
+
+    np.testing.assert_allclose(got / 7, log_softmax_loss(model), rtol=1e-6)
+
+
+def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(pieces):
+    graph, params = nnx.split(MODELS["untied"]())
+
+    def value(hidden, params):
+        model = nnx.merge(graph, params)
+        return loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights)
+
+    def made(argnums):
+        """Returns the shapes that a gradient's program computes."""
+        gradient = jax.jit(jax.value_and_grad(value, argnums))
+        text = gradient.lower(jnp.ones((4, 9, 12)), params).compile().as_text()
+        known = "parameter|get-tuple-element|bitcast|copy"
+        return set(re.findall(rf"= \w+\[([\d,]*)\]\S* (?!{known})", text))
+
+    assert made(0).isdisjoint({"36,11", "4,9,11", "12,11", "11,12"})
+    assert {"12,11", "11,12"} & made((0, 1))
