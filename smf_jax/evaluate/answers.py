@@ -94,24 +94,36 @@ def answer(
       placement: Where the parameters are.
     """
     prompts = [encode_prompt(tokenizer, question) for question in questions]
-    # One length and one batch size for all: one compilation.
-    length = -(-max((len(prompt) for prompt in prompts), default=1) // 8) * 8
+    # Of one size, and by length: short questions do not wait for long ones.
     rows = min(QUESTIONS_PER_BATCH, len(prompts))
-    answers = []
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    answers = [""] * len(prompts)
     for start in range(0, len(prompts), rows):
         distributed.working(f"question {start}")
-        batch = prompts[start : start + rows]
-        tokens = np.full((rows, length), PAD, np.int32)
-        for row, prompt in zip(tokens, batch, strict=False):
-            row[length - len(prompt) :] = prompt
-        lengths = np.array(
-            [len(prompt) for prompt in batch] + [1] * (rows - len(batch))
-        )
-        is_prompt = np.arange(length) >= length - lengths[:, None]
-        given = placement.share((tokens, is_prompt))
+        numbers = order[start : start + rows]
+        batch = [prompts[number] for number in numbers]
+        given = placement.share(_padded(batch, rows))
         ids = _generate(graph, params, *given, max_new_tokens, tokenizer.end)
-        answers += [decode(tokenizer, row) for row in np.asarray(ids)[: len(batch)]]
+        for number, row in zip(numbers, np.asarray(ids), strict=False):
+            answers[number] = decode(tokenizer, row)
     return answers
+
+
+def _padded(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts at the right end of their rows, and where they are.
+
+    Rows are of one of few lengths, for each of which a program is compiled: multiples
+    of 8, above 32 of 16, above 64 of 32, and so on.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    unit = 2 ** max(3, (longest - 1).bit_length() - 2)
+    length = -(-longest // unit) * unit
+    tokens = np.full((rows, length), PAD, np.int32)
+    lengths = np.ones(rows, np.int32)  # 1 also of rows without a question
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = prompt
+        lengths[row] = len(prompt)
+    return tokens, np.arange(length) >= length - lengths[:, None]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "end"))

@@ -1,15 +1,19 @@
 import pytest
+from flax import nnx
 
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.evaluate import answers
 from smf_jax.evaluate.answers import (
     Scores,
+    answer,
     is_exact,
     longest_answer,
     normalise,
     score,
     token_f1,
 )
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,23 @@ def test_the_longest_first_answer_is_counted_with_its_end_token():
     facts = [Fact("1", "q", ("red fox", "red old fox owl")), Fact("2", "q", ("owl",))]
 
     assert longest_answer(tokenizer, facts) == 3
+
+
+def test_questions_of_any_length_get_the_answers_they_get_alone(monkeypatch):
+    monkeypatch.setattr(answers, "QUESTIONS_PER_BATCH", 4)
+    words = ["red", "old", "fox", "owl"]
+    tokenizer = train_tokenizer([" ".join(words)], "word", vocab_size=10)
+    model = tiny.make_model(tiny.model_config(vocab_size=10))
+    graph, params = nnx.split(model)
+    lengths = [35, 3, 20, 1, 9, 7, 33, 2, 8, 10]  # rows of 8, 16, 24 and 48 tokens
+    questions = [
+        " ".join(words[(n * n + place) % 4] for place in range(n)) for n in lengths
+    ]
+    want = [answer(graph, (params,), tokenizer, [q], 3)[0] for q in questions]
+    answers._generate.clear_cache()
+
+    got = answer(graph, (params,), tokenizer, questions, 3)
+
+    assert got == want
+    assert len(set(got)) > 2
+    assert answers._generate._cache_size() == 3  # 1-8, 8-20 and 33-35, four at a time
