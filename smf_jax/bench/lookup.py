@@ -11,7 +11,7 @@ from smf_jax.kernels import rows
 from smf_jax.kernels.product_key import product_key_top_k
 from smf_jax.optim.rows import write_rows
 
-ROWS_WRITTEN = 10_000  # that the chosen rows of even a large batch are below
+ROWS_WRITTEN = 10_000  # more than a large batch chooses
 WRITTEN = "rows written in place, smf_jax"
 
 

@@ -45,10 +45,10 @@ def _row(name: str, of: dict[str, float], *more: str) -> tuple[str, ...]:
 def _lookup(lookup: dict[str, Any]) -> Table:
     copy = lookup["bytes_copied"] / lookup["copying"]["median"]
     table = Table("lookup", "ms", "from - to", "GB/s", "of copying")
+    moved = {"copying": "bytes_copied", WRITTEN: "bytes_written"}
     for name, of in lookup.items():
         if not isinstance(of, dict):
             continue
-        moved = {"copying": "bytes_copied", WRITTEN: "bytes_written"}
         speed = lookup[moved.get(name, "bytes_read")] / of["median"]
         cells = (f"{speed / 1e9:.2f}", f"{speed / copy:.2f}")
         table.add_row(*_row(name, of, *cells))

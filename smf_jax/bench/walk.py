@@ -95,7 +95,7 @@ def _ranking(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
 
 
 def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
-    """Times steps two or three at a time: all tables at once would fill the memory."""
+    """Times steps in groups: the tables of all at once would fill the memory."""
     small = steps.dense_part(config.model)
     sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
 
@@ -112,14 +112,14 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
         def torch_step(sparse: bool, model=config.model) -> Callable[[], Work]:
             return lambda: theirs.step(config, model, sparse)
 
-        groups += [
+        groups.append(
             {
                 "smf, dense layers": lambda: steps.stepping(config, small, "smf").work,
                 "PyTorch, sparse": torch_step(True),
                 "PyTorch, masked": torch_step(False),
                 "PyTorch, dense layers": torch_step(True, small),
             }
-        ]
+        )
     times = []
     for group in groups:
         tell(f"  smf beside {' | '.join(group)}")

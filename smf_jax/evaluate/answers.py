@@ -94,12 +94,13 @@ def answer(
       placement: Where the parameters are.
     """
     prompts = [encode_prompt(tokenizer, question) for question in questions]
-    # Of one size, and by length: short questions do not wait for long ones.
+    # Every batch has as many rows, and questions of like length. The longest come
+    # first: what is left for a last batch, which may not be full, are short ones.
     rows = min(QUESTIONS_PER_BATCH, len(prompts))
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     answers = [""] * len(prompts)
     for start in range(0, len(prompts), rows):
-        distributed.working(f"question {start}")
+        distributed.working(f"questions, from {start} on by length")
         numbers = order[start : start + rows]
         batch = [prompts[number] for number in numbers]
         given = placement.share(_padded(batch, rows))

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import PyTree
 
 from smf_jax import distributed
 from smf_jax.data.batches import Batch
+from smf_jax.model.loss import sum_losses
 from smf_jax.sharding import ONE_DEVICE, Placement
 
 
@@ -46,6 +46,5 @@ def mean_loss(
 @functools.partial(jax.jit, static_argnames="graph")
 def _summed_loss(graph, params, batch):
     model = nnx.merge(graph, *params)
-    logits, _ = model(batch.tokens, batch.positions, batch.segments)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    return (losses * batch.weights).sum()
+    hidden, _ = model.hidden(batch.tokens, batch.positions, batch.segments)
+    return sum_losses(model, hidden, batch.targets, batch.weights)

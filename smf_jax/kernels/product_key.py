@@ -52,6 +52,7 @@ def _rank_blocks(query, keys, top_k):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
     tokens, (heads, pair, num_keys, _) = len(query), keys.shape
     blocks = -(-tokens * heads * pair * num_keys // SCORES_PER_BLOCK)
+    blocks = max(1, min(tokens, blocks))
     size = -(-tokens // blocks)
     query = jnp.pad(query, ((0, blocks * size - tokens), *[(0, 0)] * 3))
     found = jax.lax.map(
@@ -65,7 +66,7 @@ def _rank(query, keys, largest, top_k):
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     halves = jnp.einsum(
-        "thpc,hpnc->hptn",  # as the products are made: to transpose them takes as long
+        "thpc,hpnc->hptn",  # transposed, it would take a CPU twice as long
         query,
         keys,
         precision=jax.lax.Precision.HIGHEST,
@@ -82,22 +83,26 @@ def _rank(query, keys, largest, top_k):
     take = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
     scores = take(halves[:, 0], slots // num_keys)
     scores += take(halves[:, 1], slots % num_keys)
+    # NaN is no best pair. Where there is one, it came first among a half's best.
+    has_nan = jnp.isnan(best[..., :1]).any(1)
+    scores = jnp.where(has_nan, jnp.nan, scores)
     return slots.swapaxes(0, 1), scores.swapaxes(0, 1)
 
 
 def _largest_by_groups(
     scores: Float[Array, "*batch n"], top_k: int
 ) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
-    """Does what `lax.top_k` does, four times as fast on a CPU.
+    """Does what `lax.top_k` does, 0.0 and -0.0 being equal, and on a CPU faster.
 
-    Only the best of each group is compared with the others; once it is taken, its group
-    is read again. What is taken before is larger than the last, or as large and before
-    it, so nothing is marked.
+    Only the best of each group is compared with those of others; once it is taken, its
+    group is read again. Scores are taken in falling order, ties by place: what was
+    taken before is known by comparison with the last one, and need not be marked. (32
+    of 1,024 scores, 32,768 rows: 57 ms against 246 on two cores.)
     """
     *batch, width = scores.shape
     rows = scores.reshape(-1, width)
     rows = jnp.pad(rows, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
-    groups = rows.reshape(len(rows), -1, GROUP)
+    groups = rows.reshape(len(rows), rows.shape[1] // GROUP, GROUP)
     of_group = jnp.arange(groups.shape[1])[None]
     in_group = jnp.arange(GROUP)[None]
 

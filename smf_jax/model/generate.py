@@ -32,22 +32,27 @@ def generate_greedily(
     is_token = jnp.pad(is_prompt, ((0, 0), (0, max_new_tokens))) | new[None]
     positions = jnp.maximum(jnp.cumsum(is_prompt, axis=1) - 1, 0)
     caches = model.empty_caches(batch, max_len)
-    logits, caches = model.decode(prompts, positions, is_token, caches)
     answers = jnp.full((batch, max_new_tokens), end_token, prompts.dtype)
 
-    def unfinished(carry):
-        step, _, ended, *_ = carry
-        return (step < max_new_tokens) & ~ended.all()
-
-    def extend(carry):
-        step, answers, ended, logits, caches = carry
+    def add_token(answers, place, ended, logits):
         token = jnp.argmax(logits, -1).astype(answers.dtype)
         token = jnp.where(ended, end_token, token)
-        answers = answers.at[:, step].set(token, mode="promise_in_bounds")
-        position = positions[:, -1:] + 1 + step
-        logits, caches = model.decode(token[:, None], position, is_token, caches)
-        return step + 1, answers, ended | (token == end_token), logits, caches
+        return answers.at[:, place].set(token, mode="promise_in_bounds")
 
-    ended = jnp.zeros(batch, bool)
-    carry = (jnp.zeros((), jnp.int32), answers, ended, logits, caches)
+    def unfinished(carry):
+        written, answers, _ = carry
+        last = answers[:, written - 1]
+        return (written < max_new_tokens) & (last != end_token).any()
+
+    def extend(carry):
+        written, answers, caches = carry
+        last = answers[:, written - 1]
+        position = positions[:, -1:] + written
+        logits, caches = model.decode(last[:, None], position, is_token, caches)
+        answers = add_token(answers, written, last == end_token, logits)
+        return written + 1, answers, caches
+
+    logits, caches = model.decode(prompts, positions, is_token, caches)
+    answers = add_token(answers, 0, jnp.zeros(batch, bool), logits)
+    carry = (jnp.ones((), jnp.int32), answers, caches)
     return jax.lax.while_loop(unfinished, extend, carry)[1]

@@ -181,7 +181,7 @@ class Transformer(nnx.Module):
         return x, reads
 
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
-        """Returns the function from parameters and `hidden` to logits, and the former.
+        """Returns `logits_of(params, hidden)` and its `params`.
 
         So that a gradient can be taken of these parameters and no others.
         """

@@ -141,7 +141,7 @@ def ask_all(
     if not groups:
         return Point(step, {}, {}, loss)
     asked = [fact for facts in groups.values() for fact in facts]
-    # All in one call, so that prompts of all groups share one compilation.
+    # All in one call, so that prompts of all groups share batches and programs.
     replies = answer(
         graph,
         params,

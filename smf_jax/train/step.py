@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
 from smf_jax.kernels import sharded
+from smf_jax.model.loss import sum_losses
 from smf_jax.model.memory import (
     Reads,
     imbalance,
@@ -25,7 +26,6 @@ from smf_jax.optim.methods import Method
 from smf_jax.optim.rows import all_finite, update_rows, write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 from smf_jax.slots.select import count_reads, top_slots
-from smf_jax.train.loss import sum_losses
 
 
 class TrainState(NamedTuple):

@@ -10,6 +10,7 @@ from smf_jax.kernels import product_key
 from smf_jax.kernels.product_key import (
     GROUP,
     _largest_by_groups,
+    _rank,
     candidate_pairs,
     product_key_top_k,
 )
@@ -53,7 +54,7 @@ def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
     np.testing.assert_allclose(got_scores, want_scores, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 6, 7])
+@pytest.mark.parametrize("tokens", [1, 6, 7])  # in blocks of at most 2
 def test_blocks_of_tokens_give_what_all_at_once_give(monkeypatch, tokens):
     query, keys = normal(0, (tokens, *QUERY[1:])), normal(1, KEYS)
     cotangent = normal(2, (tokens, HEADS, 3))
@@ -142,7 +143,10 @@ def test_scores_of_bfloat16_keys_are_summed_in_float32():
     assert scores.tolist() == [[2 * 259]]
 
 
-# Of CPUs one more way, which must find what accelerators do: ties to the lower one.
+# CPUs find the largest scores in a way of their own: it must be that of accelerators.
+LARGEST = {"cpu": _largest_by_groups, "accelerators": jax.lax.top_k}
+
+
 @pytest.mark.parametrize("width", [5, GROUP, 3 * GROUP, 3 * GROUP + 7])
 @given(st.data())
 def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
@@ -156,11 +160,39 @@ def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
     np.testing.assert_array_equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_query_that_is_not_finite_reads_slots_that_exist(wrong):
-    query = normal(0, QUERY).at[0].set(wrong)
+@pytest.mark.parametrize("platform", LARGEST)
+@given(whole_numbers((6, HEADS, 2, HALF)), whole_numbers(KEYS))
+def test_every_platform_finds_the_slots_of_a_search_over_all_pairs(
+    platform, query, keys
+):
+    want_slots, want_scores = reference.top_k(query, keys, 3)
 
-    slots, scores = compiled(query, normal(1, KEYS), 3)
+    rank = jax.jit(_rank, static_argnums=(2, 3))
+    got_slots, got_scores = rank(query, keys, LARGEST[platform], 3)
+
+    np.testing.assert_array_equal(got_slots, want_slots)
+    np.testing.assert_array_equal(got_scores, want_scores)
+
+
+@pytest.mark.parametrize("platform", LARGEST)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["query", "key"])
+def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, platform):
+    query, keys = normal(0, QUERY), normal(1, KEYS)
+    if where == "query":
+        query = query.at[0].set(wrong)
+    else:
+        keys = keys.at[:, 0, 2, 0].set(wrong)
+
+    slots, scores = _rank(query, keys, LARGEST[platform], NUM_KEYS)
 
     assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
     assert not np.isfinite(scores[0]).all()
+    if np.isnan(wrong) and where == "key":
+        assert np.isnan(scores).all()
+
+
+def test_no_tokens_have_no_slots():
+    slots, scores = compiled(jnp.zeros((0, *QUERY[1:])), normal(1, KEYS), 3)
+
+    assert slots.shape == scores.shape == (0, HEADS, 3)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import LoraConfig, ModelConfig, OptimConfig
+from smf_jax.model import loss
 from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
@@ -115,10 +116,10 @@ def loss_and_table_gradients(model, batch):
 
     @jax.jit
     @jax.value_and_grad
-    def loss(values):
+    def of_values(values):
         return mean_loss(nnx.merge(graph, values, rest), batch)
 
-    value, gradients = loss(nnx.as_pure(values))
+    value, gradients = of_values(nnx.as_pure(values))
     return value, jax.tree.leaves(gradients)
 
 
@@ -213,6 +214,23 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
         np.testing.assert_allclose(named(parts)[name], leaf, rtol=0, atol=1e-6)
     for name in ("loss", "gradient_norm", "tokens"):
         assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", [SMF, FULL, LORA], ids=kind)
+def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch):
+    config = model_config(tie_embeddings=False)
+    _, whole, want = teach(config, optim, make_batch(), accumulate=2)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(loss, "LEAST_TOKENS", 5)  # of the 18 of each part
+    compiled_step.cache_clear()
+
+    _, pieces, got = teach(config, optim, make_batch(), accumulate=2)
+
+    compiled_step.cache_clear()
+    for name, leaf in named(whole).items():
+        # The pieces' float32 sums are added in another order.
+        np.testing.assert_allclose(named(pieces)[name], leaf, rtol=0, atol=1e-5)
+    assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("optim", [SMF, FULL], ids=kind)

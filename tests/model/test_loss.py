@@ -7,22 +7,33 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import LoraConfig
-from smf_jax.model.lora import add_lora
-from smf_jax.train import loss
+from smf_jax.model import loss
+from smf_jax.model.lora import LoRAParam, add_lora
 from tests import tiny
 
 BATCH = jax.tree.map(jnp.asarray, tiny.make_batch())  # 4 x 9 tokens
+
+
+def with_lora():
+    model = MODELS["untied"]()
+    add_lora(model, LoraConfig(rank=2, targets="head"), rngs=nnx.Rngs(0))
+    factors = nnx.state(model, LoRAParam)  # `up` is 0, and `down` had no gradient
+    nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.3, factors))
+    return model
+
+
 MODELS = {
     "tied": lambda: tiny.make_model(tiny.model_config()),
     "untied": lambda: tiny.make_model(tiny.model_config(tie_embeddings=False)),
+    "lora": with_lora,
 }
 
 
 @pytest.fixture(params=[5, 9])
 def pieces(request, monkeypatch):
     """Has logits computed in so many pieces, the last one short or not."""
-    monkeypatch.setattr(loss, "LEAST_TOKENS", -(-36 // request.param))
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(loss, "LEAST_TOKENS", 36 // request.param)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", -(-36 * 11 // request.param))
     return request.param
 
 
@@ -60,7 +71,7 @@ def test_the_loss_is_that_of_all_logits(kind, pieces):
 def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
     model = MODELS[kind]()
     want = value_and_gradients(model)
-    monkeypatch.setattr(loss, "LEAST_TOKENS", 8)
+    monkeypatch.setattr(loss, "LEAST_TOKENS", 7)
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
 
     got = value_and_gradients(model)
@@ -68,19 +79,8 @@ def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # float32 sums of 36 tokens and 11 words, in another order
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
         assert one.dtype == other.dtype
-
-
-def test_a_head_with_lora_gets_the_gradients_of_its_factors(pieces):
-    model = MODELS["untied"]()
-    add_lora(model, LoraConfig(rank=2, targets="head"), rngs=nnx.Rngs(0))
-
-    _, gradients = value_and_gradients(model)
-
-    factors = tiny.named(nnx.merge(nnx.graphdef(model), gradients))
-    moved = {name for name, leaf in factors.items() if jnp.abs(leaf).max() > 0}
-    assert {"head/up"} <= moved
 
 
 def test_a_value_without_a_gradient_is_the_same(pieces):
@@ -92,7 +92,9 @@ def test_a_value_without_a_gradient_is_the_same(pieces):
     np.testing.assert_allclose(got / 7, log_softmax_loss(model), rtol=1e-6)
 
 
-def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(pieces):
+def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(
+    pieces, monkeypatch
+):
     graph, params = nnx.split(MODELS["untied"]())
 
     def value(hidden, params):
@@ -104,7 +106,16 @@ def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(pi
         gradient = jax.jit(jax.value_and_grad(value, argnums))
         text = gradient.lower(jnp.ones((4, 9, 12)), params).compile().as_text()
         known = "parameter|get-tuple-element|bitcast|copy"
-        return set(re.findall(rf"= \w+\[([\d,]*)\]\S* (?!{known})", text))
+        shapes = re.findall(rf"= \w+\[([\d,]+)\]\S* (?!{known})", text)
+        return {tuple(map(int, shape.split(","))) for shape in shapes}
 
-    assert made(0).isdisjoint({"36,11", "4,9,11", "12,11", "11,12"})
-    assert {"12,11", "11,12"} & made((0, 1))
+    def has_logits(shapes):
+        return any(11 in shape and np.prod(shape) >= 36 * 11 for shape in shapes)
+
+    of_head = {(12, 11), (11, 12)}
+    assert not has_logits(made(0))
+    assert not made(0) & of_head
+    assert made((0, 1)) & of_head
+    jax.clear_caches()
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 2**22)
+    assert has_logits(made(0))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from smf_jax.model.transformer import Transformer
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB: what a CPU's cache holds
-LEAST_TOKENS = 512  # of a piece: fewer keep no accelerator busy
+LEAST_TOKENS = 512  # of a piece: fewer would not keep an accelerator busy
 
 Logits = Callable[[PyTree, Array], Array]
 
@@ -29,14 +29,15 @@ def sum_losses(
 ) -> Float[Array, ""]:
     """Returns the weighted sum of the cross-entropies of tokens, in nats.
 
-    On a mesh all is one piece: sums over devices would else be taken of each.
+    On a mesh all is one piece: sums over devices would else be taken of each. No
+    gradient goes to `weights`.
     """
     logits_of, params = model.head_parts()
-    tokens = targets.size
+    tokens, weights = targets.size, jax.lax.stop_gradient(weights)
     pieces = 1
     if model.placement.mesh is None:
         many = -(-tokens * model.config.vocab_size // LOGITS_AT_ONCE)
-        pieces = min(many, -(-tokens // LEAST_TOKENS))
+        pieces = max(1, min(many, tokens // LEAST_TOKENS))
     if pieces == 1:
         return _sum(logits_of, params, hidden, targets, weights)
 
