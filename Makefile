@@ -16,8 +16,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 # Pretrains a small model, teaches it new facts by every method, writes the report.
+# A step makes large arrays anew: on Linux large pages save a fifth of its time.
 demo: $(INSTALLED)
-	$(VENV)/bin/smf demo --out $(OUT)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/smf demo --out $(OUT)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile

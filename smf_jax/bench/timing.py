@@ -19,6 +19,7 @@ class Times(NamedTuple):
     median: float
     least: float
     most: float
+    turns: tuple[float, ...]
 
 
 def take_turns(works: Mapping[str, Work], repeats: int) -> dict[str, Times]:
@@ -35,7 +36,7 @@ def take_turns(works: Mapping[str, Work], repeats: int) -> dict[str, Times]:
             work()
             seconds[name].append(time.perf_counter() - start)
     return {
-        name: Times(statistics.median(of), min(of), max(of))
+        name: Times(statistics.median(of), min(of), max(of), tuple(of))
         for name, of in seconds.items()
     }
 

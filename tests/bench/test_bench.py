@@ -35,6 +35,7 @@ def test_works_take_turns_and_the_first_of_each_is_not_counted():
 
     assert "".join(order) == "ab" * 4
     assert all(of.least <= of.median <= of.most for of in times.values())
+    assert all(len(of.turns) == 3 for of in times.values())
 
 
 def test_a_reading_is_of_slots_that_exist_and_chosen_rows_are_read():
