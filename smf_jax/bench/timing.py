@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+REST = 0.3  # seconds
 COPIED = 2**28  # bytes: more than any cache holds
 
 Work = Callable[[], Any]
@@ -25,13 +26,15 @@ class Times(NamedTuple):
 def take_turns(works: Mapping[str, Work], repeats: int) -> dict[str, Times]:
     """Returns the times of works, each done once a turn, after one that is not counted.
 
-    A work returns when it is done.
+    A work returns when it is done; the next one starts when its threads have come to
+    rest, as those of some libraries look for more work for a while.
     """
     for work in works.values():
         work()
     seconds = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            time.sleep(REST)
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
