@@ -6,19 +6,16 @@ along with them, and of each piece only sums and the gradient of `hidden` are ke
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from smf_jax.model.transformer import Transformer
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB: what a CPU's cache holds
 LEAST_TOKENS = 512  # of a piece: fewer would not keep an accelerator busy
-
-Logits = Callable[[PyTree, Array], Array]
 
 
 def sum_losses(
