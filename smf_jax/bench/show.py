@@ -88,7 +88,7 @@ def _beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
     lines = []
     for group in groups:
         for whole, dense in pairs:
-            if dense in group:
+            if {whole, dense} <= group.keys():
                 turns = zip(group[whole]["turns"], group[dense]["turns"], strict=True)
                 cost = statistics.median(of - without for of, without in turns)
                 lines.append(f"beyond its dense layers, {whole}: {cost * 1e3:.0f} ms")

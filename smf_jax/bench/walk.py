@@ -95,7 +95,11 @@ def _ranking(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
 
 
 def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
-    """Times steps in groups: the tables of all at once would fill the memory."""
+    """Times steps in small groups.
+
+    Together their tables would fill the memory, and beside one that makes a gradient
+    of its whole table others have been slower by a third.
+    """
     small = steps.dense_part(config.model)
     sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
 
@@ -105,21 +109,22 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
         return work
 
     smf = step("smf")
-    groups = [{"lora": lambda: step("lora")}, {"full": lambda: step("full")}]
+    groups = [
+        {"lora": lambda: step("lora")},
+        {"full": lambda: step("full")},
+        {"smf, dense layers": lambda: steps.stepping(config, small, "smf").work},
+    ]
     if with_torch:
         from smf_jax.bench import theirs
 
         def torch_step(sparse: bool, model=config.model) -> Callable[[], Work]:
             return lambda: theirs.step(config, model, sparse)
 
-        groups.append(
-            {
-                "smf, dense layers": lambda: steps.stepping(config, small, "smf").work,
-                "PyTorch, sparse": torch_step(True),
-                "PyTorch, masked": torch_step(False),
-                "PyTorch, dense layers": torch_step(True, small),
-            }
-        )
+        dense = {"PyTorch, dense layers": torch_step(True, small)}
+        groups += [
+            {"PyTorch, sparse": torch_step(True)} | dense,
+            {"PyTorch, masked": torch_step(False)} | dense,
+        ]
     times = []
     for group in groups:
         tell(f"  smf beside {' | '.join(group)}")
