@@ -216,7 +216,10 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
         assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("optim", [SMF, FULL, LORA], ids=kind)
+# By SGD: Adam's first step makes as much of rounding as of a gradient.
+@pytest.mark.parametrize(
+    "optim", [SMF, FULL, dataclasses.replace(LORA, optimizer="sgd")], ids=kind
+)
 def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch):
     config = model_config(tie_embeddings=False)
     _, whole, want = teach(config, optim, make_batch(), accumulate=2)
