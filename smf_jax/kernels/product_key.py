@@ -72,23 +72,16 @@ def _rank(query, keys, largest, top_k):
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    best, ids = largest(jax.lax.stop_gradient(halves), top_k)
+    best, ids = largest(halves, top_k)
     first, second = candidate_pairs(top_k)
-    slots = _best_pairs(
-        best[:, 0][..., first] + best[:, 1][..., second],
-        ids[:, 0][..., first] * num_keys + ids[:, 1][..., second],
-        top_k,
-        num_keys**2,
-    )
-    take = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
-    scores = take(halves[:, 0], slots // num_keys)
-    scores += take(halves[:, 1], slots % num_keys)
-    # NaN is no best pair. Where there is one, it came first among a half's best.
-    has_nan = jnp.isnan(best[..., :1]).any(1)
-    scores = jnp.where(has_nan, jnp.nan, scores)
-    return slots.swapaxes(0, 1), scores.swapaxes(0, 1)
+    # From the best alone, so that the many other scores need not be kept for it.
+    scores = best[:, 0][..., first] + best[:, 1][..., second]
+    slots = ids[:, 0][..., first] * num_keys + ids[:, 1][..., second]
+    chosen = _best_candidates(jax.lax.stop_gradient(scores), slots, top_k)
+    return _take(slots, chosen).swapaxes(0, 1), _take(scores, chosen).swapaxes(0, 1)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest_by_groups(
     scores: Float[Array, "*batch n"], top_k: int
 ) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
@@ -133,13 +126,28 @@ def _largest_by_groups(
     return tuple(leaf.T.reshape(*batch, top_k) for leaf in taken)
 
 
-def _best_pairs(scores: Array, slots: Array, top_k: int, num_slots: int) -> Array:
+@_largest_by_groups.defjvp
+def _tangent_of_largest(top_k, primals, tangents):
+    best, places = _largest_by_groups(*primals, top_k)
+    no_tangent = np.zeros(places.shape, jax.dtypes.float0)
+    return (best, places), (_take(*tangents, places), no_tangent)
+
+
+def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:
     # Candidates are not in the order of their slots, so lax.top_k would break ties by
     # rank. They are few: taking the best top_k times costs less than a sort of pairs.
+    number = jax.lax.broadcasted_iota(slots.dtype, slots.shape, slots.ndim - 1)
+    none = jnp.iinfo(slots.dtype).max
+
     def take_best(scores, _):
         tied = scores == scores.max(-1, keepdims=True)
-        best = jnp.where(tied, slots, num_slots - 1).min(-1, keepdims=True)
-        return jnp.where(slots == best, -jnp.inf, scores), best[..., 0]
+        best = jnp.where(tied, slots, none).min(-1, keepdims=True)
+        taken = slots == best  # none, where scores are NaN: the first, which is, too
+        return jnp.where(taken, -jnp.inf, scores), jnp.where(taken, number, 0).sum(-1)
 
-    _, best = jax.lax.scan(take_best, scores, length=top_k)
-    return jnp.moveaxis(best, 0, -1)
+    _, chosen = jax.lax.scan(take_best, scores, length=top_k)
+    return jnp.moveaxis(chosen, 0, -1)
+
+
+def _take(array: Array, places: Array) -> Array:
+    return jnp.take_along_axis(array, places, -1, mode="promise_in_bounds")

@@ -67,13 +67,7 @@ def product_key_top_k(
 ) -> tuple[Int[Array, "batch seq heads top_k"], Float[Array, "batch seq heads top_k"]]:
     """Returns what `product_key.product_key_top_k` does; each ranks its own tokens."""
     tokens = PartitionSpec(BATCH)
-
-    def local(query, keys):
-        if placement.mesh is not None:
-            # So that their gradient is summed over devices once, not for each block.
-            keys = jax.lax.pcast(keys, BATCH, to="varying")
-        return product_key.product_key_top_k(query, keys, top_k)
-
+    local = functools.partial(product_key.product_key_top_k, top_k=top_k)
     specs = (tokens, PartitionSpec())
     return placement.on_shards(local, specs, (tokens, tokens), check=True)(query, keys)
 
