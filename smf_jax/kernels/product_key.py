@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from smf_jax.kernels.blocks import in_blocks
+
 SCORES_PER_BLOCK = 2**22  # 16 MiB
 GROUP = 16  # scores of which the best is kept: 64 groups of 16 cost least of 1,024
 
@@ -51,13 +53,10 @@ def product_key_top_k(
 def _rank_blocks(query, keys, top_k):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
     tokens, (heads, pair, num_keys, _) = len(query), keys.shape
-    blocks = -(-tokens * heads * pair * num_keys // SCORES_PER_BLOCK)
-    blocks = max(1, min(tokens, blocks))
-    size = -(-tokens // blocks)
-    query = jnp.pad(query, ((0, blocks * size - tokens), *[(0, 0)] * 3))
+    blocks = max(1, -(-tokens * heads * pair * num_keys // SCORES_PER_BLOCK))
     found = jax.lax.map(
         lambda query: _rank(query, keys, _largest_by_groups, top_k),
-        query.reshape(blocks, size, *query.shape[1:]),
+        in_blocks(query, -(-tokens // blocks)),  # as many tokens in each
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 
@@ -81,7 +80,6 @@ def _rank(query, keys, largest, top_k):
     return _take(slots, chosen).swapaxes(0, 1), _take(scores, chosen).swapaxes(0, 1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest_by_groups(
     scores: Float[Array, "*batch n"], top_k: int
 ) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
@@ -93,7 +91,7 @@ def _largest_by_groups(
     of 1,024 scores, 32,768 rows: 57 ms against 246 on two cores.)
     """
     *batch, width = scores.shape
-    rows = scores.reshape(-1, width)
+    rows = jax.lax.stop_gradient(scores).reshape(-1, width)
     rows = jnp.pad(rows, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
     groups = rows.reshape(len(rows), rows.shape[1] // GROUP, GROUP)
     of_group = jnp.arange(groups.shape[1])[None]
@@ -123,14 +121,19 @@ def _largest_by_groups(
     last = jnp.full_like(maxima[:, :1], jnp.inf)
     state = (maxima, last, jnp.full_like(last, -1, of_group.dtype))
     _, taken = jax.lax.scan(take_one, state, length=top_k)
-    return tuple(leaf.T.reshape(*batch, top_k) for leaf in taken)
+    best, places = (leaf.T.reshape(*batch, top_k) for leaf in taken)
+    return _found(best, scores, places), places
 
 
-@_largest_by_groups.defjvp
-def _tangent_of_largest(top_k, primals, tangents):
-    best, places = _largest_by_groups(*primals, top_k)
-    no_tangent = np.zeros(places.shape, jax.dtypes.float0)
-    return (best, places), (_take(*tangents, places), no_tangent)
+@jax.custom_jvp
+def _found(best, scores, places):
+    """Returns the best, which need not be looked up again to have a gradient."""
+    return best
+
+
+@_found.defjvp
+def _tangent_of_found(primals, tangents):
+    return primals[0], _take(tangents[1], primals[2])
 
 
 def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from smf_jax.kernels.blocks import in_blocks
+
 EXACT = jax.lax.Precision.HIGHEST  # float32 products of float32 on accelerators, too
 READS_AT_ONCE = 16  # added in one pass over the sums, which are then written once
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
@@ -147,10 +149,7 @@ def chosen_rows_gradient(
 
 def _blocks(array: Array, size: int = TOKENS_PER_BLOCK) -> Array:
     """Cuts the flattened tokens of [*batch, width] into blocks, the last with zeros."""
-    flat = array.reshape(-1, array.shape[-1])
-    size = min(size, len(flat))
-    flat = jnp.pad(flat, ((0, -len(flat) % size), (0, 0)))
-    return flat.reshape(-1, size, array.shape[-1])
+    return in_blocks(array.reshape(-1, array.shape[-1]), size)
 
 
 def _map_tokens(function, *arrays: Array) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from smf_jax.kernels.blocks import in_blocks
 from smf_jax.model.transformer import Transformer
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB: what a CPU's cache holds
@@ -38,12 +39,11 @@ def sum_losses(
     if pieces == 1:
         return _sum(logits_of, params, hidden, targets, weights)
 
-    def cut(leaf):  # what fills the last piece has weight 0
-        leaf = leaf.reshape(tokens, *leaf.shape[2:])
-        leaf = jnp.pad(leaf, ((0, -tokens % pieces), *[(0, 0)] * (leaf.ndim - 1)))
-        return leaf.reshape(pieces, -1, *leaf.shape[1:])
-
-    return _sum_pieces(logits_of, params, cut(hidden), cut(targets), cut(weights))
+    cut = (  # what fills the last piece has weight 0
+        in_blocks(leaf.reshape(tokens, *leaf.shape[2:]), -(-tokens // pieces))
+        for leaf in (hidden, targets, weights)
+    )
+    return _sum_pieces(logits_of, params, *cut)
 
 
 def _sum(logits_of, params, hidden, targets, weights):
