@@ -1,11 +1,12 @@
 """What is timed, and how large it is."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 
-Part = Literal["lookup", "ranking", "methods", "slots", "decoding"]
+Part = Literal["lookup", "ranking", "methods", "pretraining", "slots", "decoding"]
+KNOWN = "smf, texts seen before"  # the name of that work
 
 
 def _model() -> ModelConfig:
@@ -33,7 +34,7 @@ class BenchConfig:
     """
 
     out: str = "runs/bench"  # where bench.json and the figures are written
-    parts: tuple[Part, ...] = ("lookup", "ranking", "methods", "slots", "decoding")
+    parts: tuple[Part, ...] = get_args(Part)
     repeats: int = 7  # turns of each, after one that is not counted
     texts: int = 64  # of a batch
     seq_len: int = 64  # tokens of each

@@ -8,7 +8,7 @@ import matplotlib
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.config import KNOWN, BenchConfig
 from smf_jax.bench.lookup import WRITTEN
 
 matplotlib.use("agg")
@@ -30,6 +30,9 @@ def show(config: BenchConfig, results: dict[str, Any], console: Console) -> None
         console.print(_sizes(methods["sizes"]))
         for line in _beyond_dense(methods["groups"]):
             console.print(line, highlight=False)
+    if pretraining := results.get("pretraining"):
+        console.print(_ratios("pretraining with", pretraining["times"], tokens))
+        console.print(_sizes(pretraining["sizes"]))
     if slots := results.get("slots"):
         console.print(_slots(slots))
     if decoding := results.get("decoding"):
@@ -67,7 +70,8 @@ def _ratios(title: str, group: dict[str, dict[str, float]], tokens: int) -> Tabl
 
 def _sizes(sizes: dict[str, Any]) -> Table:
     table = Table("memory", "peak, MB", "of it given, MB", "numbers a step may change")
-    table.add_row("forward alone", f"{sizes['forward_peak'] / 1e6:,.0f}", "", "")
+    if forward := sizes.get("forward_peak"):
+        table.add_row("forward alone", f"{forward / 1e6:,.0f}", "", "")
     for name, of in sizes.items():
         if isinstance(of, dict):
             megabytes = (f"{of[part] / 1e6:,.0f}" for part in ("peak", "held"))
@@ -82,6 +86,7 @@ def _beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
     """
     pairs = (
         ("smf", "smf, dense layers"),
+        (KNOWN, f"{KNOWN}, dense layers"),
         ("PyTorch, sparse", "PyTorch, dense layers"),
         ("PyTorch, masked", "PyTorch, dense layers"),
     )

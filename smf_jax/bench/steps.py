@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from rich.console import Console
 
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work
-from smf_jax.config import LoraConfig, MemoryConfig, ModelConfig, OptimConfig
+from smf_jax.config import (
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+)
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.generate import generate_greedily
@@ -18,6 +25,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 from smf_jax.optim.methods import make_method
+from smf_jax.train.prefix import with_prefixes
 from smf_jax.train.state import split_for_training
 from smf_jax.train.step import Background, make_step
 
@@ -89,8 +97,18 @@ def fill_model(config: ModelConfig) -> Transformer:
     return assemble(abstract, {name: fill(name, leaf) for name, leaf in shapes.items()})
 
 
-def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:
-    """Returns a step of a method: smf, lora or full."""
+def stepping(
+    config: BenchConfig, model: ModelConfig, method: str, known: bool = False
+) -> Stepping:
+    """Returns a step of a method: smf, lora or full.
+
+    Args:
+      config: Sizes of the batch.
+      model: What it trains.
+      method: Its name.
+      known: Whether what lies below the memory is known, as it is of texts that come
+        again (`smf_jax.train.prefix`).
+    """
     made = fill_model(model)
     if method == "lora":
         add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
@@ -101,19 +119,39 @@ def stepping(config: BenchConfig, model: ModelConfig, method: str) -> Stepping:
     if method == "smf":
         frequency = jnp.asarray(draw_frequency(model.memory))
         background = Background(frequency, jnp.asarray(DOCUMENTS))
-    batch = jax.tree.map(jnp.asarray, draw_batch(config))
-    given = (state, frozen, background, batch)
-    step = make_step(graph, model.memory, rule, 1).lower(*given).compile()
-    sizes = [leaf.size for leaf in jax.tree.leaves(state.trainable)]
-    trainable = top_t * model.memory.value_dim if method == "smf" else sum(sizes)
+    batch = draw_batch(config)
+    if known:
+        params = (state.trainable, frozen)
+        (batch,) = with_prefixes([batch], graph, params, 1, Console(quiet=True))
+    step = make_step(graph, model.memory, rule, 1)
+    stepping = _stepping(step, state, frozen, background, batch)
+    if method == "smf":  # of the table the chosen rows
+        stepping = stepping._replace(trainable=top_t * model.memory.value_dim)
+    return stepping
+
+
+def pretraining(config: BenchConfig, model: ModelConfig) -> Stepping:
+    """Returns a step that trains everything by AdamW, and evens out what is read."""
+    settings = PretrainConfig(run_dir="", steps=STEPS, model=model)
+    rule = make_method(settings.optim, STEPS, settings.values_rate)
+    graph, state, frozen = split_for_training(fill_model(model), rule)
+    balance = settings.balance if model.memory is not None else 0.0
+    step = make_step(graph, model.memory, rule, 1, balance)
+    return _stepping(step, state, frozen, None, draw_batch(config))
+
+
+def _stepping(step, state, frozen, background, batch) -> Stepping:
+    batch = jax.tree.map(jnp.asarray, batch)
+    compiled = step.lower(state, frozen, background, batch).compile()
+    trainable = sum(leaf.size for leaf in jax.tree.leaves(state.trainable))
 
     def work():
         nonlocal state
-        state, _ = step(state, frozen, background, batch)
+        state, _ = compiled(state, frozen, background, batch)
         jax.block_until_ready(state)
 
-    held = step.memory_analysis().argument_size_in_bytes
-    return Stepping(work, _peak(step), held, trainable)
+    held = compiled.memory_analysis().argument_size_in_bytes
+    return Stepping(work, _peak(compiled), held, trainable)
 
 
 def forward_peak(config: BenchConfig) -> int:

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from smf_jax.bench import lookup, steps
-from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.config import KNOWN, BenchConfig
 from smf_jax.bench.timing import Times, Work, copying, take_turns
 from smf_jax.config import require
 from smf_jax.train.record import code_version, write_json
@@ -103,16 +103,21 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
     small = steps.dense_part(config.model)
     sizes: dict[str, Any] = {"forward_peak": steps.forward_peak(config)}
 
-    def step(method: str) -> Work:
-        work, *of_step = steps.stepping(config, config.model, method)
-        sizes[method] = dict(zip(steps.Stepping._fields[1:], of_step, strict=True))
-        return work
+    def step(method: str, name: str = "", known: bool = False) -> Work:
+        stepping = steps.stepping(config, config.model, method, known)
+        sizes[name or method] = _sizes(stepping)
+        return stepping.work
 
-    smf = step("smf")
+    always = {"smf": step("smf"), KNOWN: step("smf", KNOWN, known=True)}
     groups = [
         {"lora": lambda: step("lora")},
         {"full": lambda: step("full")},
-        {"smf, dense layers": lambda: steps.stepping(config, small, "smf").work},
+        {
+            "smf, dense layers": lambda: steps.stepping(config, small, "smf").work,
+            f"{KNOWN}, dense layers": lambda: (
+                steps.stepping(config, small, "smf", known=True).work
+            ),
+        },
     ]
     if with_torch:
         from smf_jax.bench import theirs
@@ -128,11 +133,29 @@ def _methods(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any
     times = []
     for group in groups:
         tell(f"  smf beside {' | '.join(group)}")
-        works = {"smf": smf} | {name: make() for name, make in group.items()}
+        works = always | {name: make() for name, make in group.items()}
         times.append(_told(take_turns(works, config.repeats)))
         del works
         gc.collect()
     return {"groups": times, "sizes": sizes}
+
+
+def _sizes(stepping: steps.Stepping) -> dict[str, int]:
+    sizes = stepping._asdict()
+    del sizes["work"]
+    return sizes
+
+
+def _pretraining(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
+    """Times steps with a memory, and with the feed-forward that it replaces."""
+    models = {
+        "a memory": config.model,
+        "a feed-forward": dataclasses.replace(config.model, memory=None),
+    }
+    made = {name: steps.pretraining(config, model) for name, model in models.items()}
+    times = take_turns({name: of.work for name, of in made.items()}, config.repeats)
+    sizes = {name: _sizes(of) for name, of in made.items()}
+    return {"times": _told(times), "sizes": sizes}
 
 
 def _slots(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
@@ -167,6 +190,7 @@ PARTS = {
     "lookup": _lookup,
     "ranking": _ranking,
     "methods": _methods,
+    "pretraining": _pretraining,
     "slots": _slots,
     "decoding": _decoding,
 }

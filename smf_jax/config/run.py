@@ -216,6 +216,8 @@ class FinetuneConfig:
     steps: int = 150
     batch_size: int = 64  # facts a step
     accumulate: int = 1  # parts a step's batch is computed in
+    # smf: whether what lies below the memory is computed once a text, and kept by hosts
+    reuse_prefix: bool = True
     eval_every: int = 25  # steps between two points of the curve; 0: only at the end
     log_every: int = 10  # steps between two lines of metrics.jsonl
     on_nan: str = "stop"  # or skip=K: leave out K batches of no finite loss

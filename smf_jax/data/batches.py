@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import grain
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from smf_jax.config import require
 from smf_jax.data.corpus import Corpus, Example
@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     positions: Int[np.ndarray, "batch seq"]  # of each token in its text
     segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
     records: Int[np.ndarray, "batch seq"]  # which record a token is of, by its place
+    prefix: PyTree | None = None  # what a model makes of its lower part, if known
 
 
 # tokens, targets, weights, records: one text, or a part of one
@@ -205,19 +206,11 @@ def packed_batches(
     return iter(source.to_iter_dataset(_IN_LINE).batch(batch_size))
 
 
-def taught_batches(
-    facts: Sequence[Sequence[Row]], batch_size: int, seed: int
-) -> grain.DatasetIterator:
-    """Returns an iterator over batches, each with all the texts of a few facts.
+def stack_facts(facts: Sequence[Sequence[Row]]) -> list[Batch]:
+    """Returns the rows of each fact, one text a row, as many rows of each fact.
 
-    One text a row, never packed, padded to the longest of all; a fact with fewer
-    texts than another brings rows of padding. What states one fact stands together,
-    as in the paper: its own slots are then read many times in a batch.
-
-    Args:
-      facts: The rows of each fact.
-      batch_size: Facts in a batch.
-      seed: Of their order.
+    Rows are never packed, and padded to the longest of all; a fact with fewer texts
+    than another is given rows of padding.
     """
     longest = max(len(row["tokens"]) for rows in facts for row in rows)
     seq_len = -(-longest // 8) * 8
@@ -232,15 +225,32 @@ def taught_batches(
     def pad(row: Row) -> Batch:
         fill = (0, seq_len - len(row["tokens"]))
         # PAD is 0
-        return Batch(*(np.pad(part, fill) for part in _one_segment(row)))
-
-    def flatten(leaf: np.ndarray) -> np.ndarray:
-        return leaf.reshape(-1, seq_len)
+        return jax.tree.map(lambda part: np.pad(part, fill), _one_segment(row))
 
     def stack(rows: Sequence[Row]) -> Batch:
         rows = [*rows, *[nothing] * (most - len(rows))]
-        return Batch(*map(np.stack, zip(*map(pad, rows), strict=True)))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, rows))
 
+    return [stack(rows) for rows in facts]
+
+
+def taught_batches(
+    facts: Sequence[Batch], batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Returns an iterator over batches, each with all the texts of a few facts.
+
+    What states one fact stands together, as in the paper: its own slots are then read
+    many times in a batch.
+
+    Args:
+      facts: The rows of each fact, as `stack_facts` has them.
+      batch_size: Facts in a batch.
+      seed: Of their order.
+    """
     source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
-    batches = source.map(stack).to_iter_dataset(_IN_LINE).batch(batch_size)
-    return iter(batches.map(lambda batch: jax.tree.map(flatten, batch)))
+    batches = source.to_iter_dataset(_IN_LINE).batch(batch_size)
+    return iter(batches.map(lambda batch: jax.tree.map(_flatten, batch)))
+
+
+def _flatten(leaf: np.ndarray) -> np.ndarray:
+    return leaf.reshape(-1, *leaf.shape[2:])

@@ -88,18 +88,8 @@ class MemoryLayer(nnx.Module):
                 dim, 1, kernel_init=zeros, dtype=dtype, rngs=rngs
             )
 
-    def __call__(
-        self,
-        x: Float[Array, "batch seq dim"],
-        values: Float[Array, "num_slots value_dim"],
-        tap: Float[Array, "batch seq value_dim"] | None = None,
-    ) -> tuple[Float[Array, "batch seq dim"], Reads]:
-        """Returns the layer's output and which slots it read.
-
-        `values` is an argument and not a parameter of this layer because layers may
-        share one table. `tap` is added to the summed rows: its gradient, at zero, is
-        theirs, which is all that the gradient of any row needs.
-        """
+    def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
+        """Returns the slots whose keys are nearest to each token's query."""
         batch, seq, _ = x.shape
         query = self.query(x).reshape(batch, seq, self.config.num_heads, 2, -1)
         keys = self.keys[...]
@@ -111,8 +101,23 @@ class MemoryLayer(nnx.Module):
             self.placement, query.astype(jnp.float32), keys, self.config.top_k
         )
         weights = jax.nn.softmax(scores, axis=-1)
-        reads = Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
+        return Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
 
+    def __call__(
+        self,
+        x: Float[Array, "batch seq dim"],
+        values: Float[Array, "num_slots value_dim"],
+        tap: Float[Array, "batch seq value_dim"] | None = None,
+        reads: Reads | None = None,
+    ) -> tuple[Float[Array, "batch seq dim"], Reads]:
+        """Returns the layer's output and which slots it read.
+
+        `values` is an argument and not a parameter of this layer because layers may
+        share one table. `tap` is added to the summed rows: its gradient, at zero, is
+        theirs, which is all that the gradient of any row needs. `reads`, if given, are
+        what `rank` returns.
+        """
+        reads = self.rank(x) if reads is None else reads
         read = sharded.weighted_rows(self.placement, values, *reads)
         if tap is not None:
             read = read + tap

@@ -2,102 +2,26 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
 from smf_jax.kernels import sharded
-from smf_jax.model.attention import Attention, KVCache, empty_cache
-from smf_jax.model.memory import MemoryLayer, Reads, init_values, pool_of
+from smf_jax.model.attention import KVCache, empty_cache
+from smf_jax.model.block import Block, norm
+from smf_jax.model.memory import Reads, init_values, pool_of
 from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
 
 
-class FeedForward(nnx.Module):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202), without biases."""
+class Prefix(NamedTuple):
+    """What a model makes of texts before rows of its lowest memory are summed."""
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        dtype: DTypeLike = jnp.float32,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        def linear(inputs, outputs):
-            init = nnx.initializers.truncated_normal(inputs**-0.5)
-            return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=False,
-                kernel_init=init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.gate = linear(dim, hidden_dim)
-        self.up = linear(dim, hidden_dim)
-        self.down = linear(hidden_dim, dim)
-
-    def __call__(self, x: Float[Array, "batch seq dim"]) -> Float[Array, "..."]:
-        """Returns the gated projection, of the shape of `x`."""
-        return self.down(_gated(self.gate(x), self.up(x)))
-
-
-@jax.checkpoint  # else three more arrays of this size are kept for the gradient
-def _gated(gate: Array, up: Array) -> Array:
-    return jax.nn.silu(gate) * up
-
-
-class Block(nnx.Module):
-    """Attention, then a feed-forward, a memory layer, or both side by side."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        placement: Placement = ONE_DEVICE,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        memory = config.memory
-        has_memory = memory is not None and layer in memory.layers
-        adds = has_memory and memory.placement == "add"
-        dim, dtype = config.dim, placement.compute.activations
-        self.attention_norm = _norm(config, dtype, rngs)
-        self.attention = Attention(config, layer, dtype, rngs=rngs)
-        self.feed_forward_norm = _norm(config, dtype, rngs)
-        self.feed_forward = (
-            FeedForward(dim, config.hidden_dim, dtype, rngs=rngs)
-            if adds or not has_memory
-            else None
-        )
-        self.memory = (
-            MemoryLayer(memory, dim, placement, rngs=rngs) if has_memory else None
-        )
-        # Starts at 0: a memory that was just added changes nothing.
-        self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
-
-    def __call__(self, x, positions, mask, values, tap, cache):
-        """Returns the stream after this block, what was read (or None), the cache."""
-        attended, cache = self.attention(self.attention_norm(x), positions, mask, cache)
-        x = x + attended
-        hidden, reads = self.feed_forward_norm(x), None
-        out = 0 if self.feed_forward is None else self.feed_forward(hidden)
-        if self.memory is not None:
-            recalled, reads = self.memory(hidden, values, tap)
-            if self.memory_scale is not None:
-                # In float32: its gradient is a sum over all tokens.
-                recalled = (self.memory_scale[...] * recalled).astype(x.dtype)
-            out = out + recalled
-        return x + out, reads, cache
-
-
-def _norm(config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+    stream: Float[Array, "batch seq dim"]  # with the attention of that block added
+    reads: Reads  # of that memory
 
 
 class Transformer(nnx.Module):
@@ -123,7 +47,7 @@ class Transformer(nnx.Module):
             ]
         )
         dtype = placement.compute.activations
-        self.norm = _norm(config, dtype, rngs)
+        self.norm = norm(config, dtype, rngs)
         self.head = (
             None
             if config.tie_embeddings
@@ -160,6 +84,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
         taps: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "batch seq dim"], tuple[Reads, ...]]:
         """Returns what logits are computed from, and what each memory layer read.
 
@@ -169,16 +94,30 @@ class Transformer(nnx.Module):
           segments: Which text of a packed row a token belongs to, 0 for padding; no
             token sees another text. By default a row is one text.
           taps: Added to the summed rows of each memory layer (`MemoryLayer`).
+          prefix: What `self.prefix` returns of the same texts, if it is known.
         """
-        batch, seq = tokens.shape
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
-        mask = jnp.tril(jnp.ones((seq, seq), bool))[None, None]
-        if segments is not None:
-            mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
-        mask = jnp.broadcast_to(mask, (batch, 1, seq, seq))
-        x, reads, _ = self._run(tokens, positions, mask, taps, None)
+        given = _positions_and_mask(tokens, positions, segments)
+        x, reads, _ = self._run(tokens, *given, taps, None, prefix)
         return x, reads
+
+    def prefix(
+        self,
+        tokens: Int[Array, "batch seq"],
+        positions: Int[Array, "batch seq"] | None = None,
+        segments: Int[Array, "batch seq"] | None = None,
+    ) -> Prefix:
+        """Returns what comes before the rows of the lowest memory are summed.
+
+        It stays the same while nothing trains but rows, so that it need not be computed
+        again for a text that is seen again. The arguments are those of `hidden`.
+        """
+        positions, mask = _positions_and_mask(tokens, positions, segments)
+        below, lowest = self._below_memory()
+        x = sharded.embed(self.placement, self.embedding[...], tokens)
+        for blocks in below:
+            x = self._scan(blocks, self.placement.constrain(x, BATCH), positions, mask)
+        x, _ = lowest.attend(self.placement.constrain(x, BATCH), positions, mask, None)
+        return Prefix(x, lowest.rank(x))
 
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
         """Returns `logits_of(params, hidden)` and its `params`.
@@ -215,21 +154,33 @@ class Transformer(nnx.Module):
         dtype = self.placement.compute.activations
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
-    def _run(self, tokens, positions, mask, taps, caches):
-        x = sharded.embed(self.placement, self.embedding[...], tokens)
+    def _run(self, tokens, positions, mask, taps, caches, prefix=None):
         reads, kept = [], []
-        for blocks in self._runs_of_blocks(caches is None):
+        runs = self._runs_of_blocks(caches is None)
+
+        def of_memory():
+            pool = pool_of(self.config.memory, len(reads))
+            tap = None if taps is None else taps[len(reads)]
+            return self.values[pool][...], tap
+
+        if prefix is None:
+            x = sharded.embed(self.placement, self.embedding[...], tokens)
+        else:
+            below, lowest = self._below_memory()
+            runs = runs[len(below) + 1 :]
+            feed = self._again(lowest, Block.feed)
+            x, read = feed(prefix.stream, *of_memory(), prefix.reads)
+            reads.append(read)
+        for blocks in runs:
             x = self.placement.constrain(x, BATCH)
             if len(blocks) > 1:
                 x = self._scan(blocks, x, positions, mask)
                 continue
             (block,) = blocks
-            values = tap = None
-            if block.memory is not None:
-                values = self.values[pool_of(self.config.memory, len(reads))][...]
-                tap = None if taps is None else taps[len(reads)]
+            memory = (None, None) if block.memory is None else of_memory()
             cache = None if caches is None else caches[len(kept)]
-            x, read, cache = self._one(block)(x, positions, mask, values, tap, cache)
+            run = self._again(block, Block.__call__)
+            x, read, cache = run(x, positions, mask, *memory, cache)
             kept.append(cache)
             if read is not None:
                 reads.append(read)
@@ -248,24 +199,47 @@ class Transformer(nnx.Module):
             last = graph
         return runs
 
-    def _one(self, block: Block) -> Callable:
+    def _below_memory(self) -> tuple[list[list[Block]], Block]:
+        """Returns the runs of blocks below the lowest memory, and its block."""
+        runs = self._runs_of_blocks(True)
+        lowest = next(n for n, run in enumerate(runs) if run[0].memory is not None)
+        return runs[:lowest], runs[lowest][0]
+
+    def _again(self, block: Block, method: Callable) -> Callable:
+        """Returns a method of a block, of which remat keeps nothing but the inputs."""
         if not self.placement.compute.remat:
-            return block
+            return functools.partial(method, block)
         graph, params = nnx.split(block)
-        again = jax.checkpoint(lambda params, *given: nnx.merge(graph, params)(*given))
+        again = jax.checkpoint(
+            lambda params, *given: method(nnx.merge(graph, params), *given)
+        )
         return functools.partial(again, params)
 
     def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
+        """Returns the stream after a run of blocks without memory."""
+        if len(blocks) == 1:
+            run = self._again(blocks[0], Block.__call__)
+            return run(x, positions, mask, None, None, None)[0]
         graph = nnx.graphdef(blocks[0])
         params = [nnx.as_pure(nnx.state(block)) for block in blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
         def step(x, params):
-            block = self._one(nnx.merge(graph, params))
-            x, _, _ = block(x, positions, mask, None, None, None)
+            run = self._again(nnx.merge(graph, params), Block.__call__)
+            x, _, _ = run(x, positions, mask, None, None, None)
             return self.placement.constrain(x, BATCH), None
 
         return jax.lax.scan(step, x, stacked)[0]
+
+
+def _positions_and_mask(tokens, positions, segments):
+    batch, seq = tokens.shape
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
+    mask = jnp.tril(jnp.ones((seq, seq), bool))[None, None]
+    if segments is not None:
+        mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+    return positions, jnp.broadcast_to(mask, (batch, 1, seq, seq))
 
 
 def _tied_logits(embedding: Array, x: Array) -> Array:

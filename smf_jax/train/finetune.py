@@ -12,7 +12,14 @@ from rich.console import Console
 
 from smf_jax import distributed
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import drop_long, encode_example, fits, taught_batches
+from smf_jax.data.batches import (
+    Batch,
+    drop_long,
+    encode_example,
+    fits,
+    stack_facts,
+    taught_batches,
+)
 from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
@@ -23,6 +30,7 @@ from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
+from smf_jax.train.prefix import is_reused, require_room, with_prefixes
 from smf_jax.train.questions import (
     Point,
     Questions,
@@ -90,7 +98,7 @@ def finetune(
             len(questions.new) > 0, f"{config.base} kept no facts back: name --facts"
         )
         loaded = _usage(config, base, console)
-        batches = _batches(config, base, questions, console)
+        facts = _facts(config, base, questions, console)
         record = describe(
             base.made._replace(finetune=config),
             base.tokenizer,
@@ -103,11 +111,11 @@ def finetune(
         enter_run_dir(run_dir, start, record, base.tokenizer, console)
         texts = sample_texts(base, corpus)
         return _teach(
-            config, run_dir, start, base, questions, texts, loaded, batches, console
+            config, run_dir, start, base, questions, texts, loaded, facts, console
         )
 
 
-def _teach(config, run_dir, start, base, questions, texts, loaded, batches, console):
+def _teach(config, run_dir, start, base, questions, texts, loaded, facts, console):
     placement = base.model.placement
     tables = []
     if loaded is not None:  # then the tables are all that trains
@@ -122,9 +130,11 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, batches, cons
         points = [ask(0, (state.trainable, frozen))]
     else:
         state, progress = restore(run_dir, start, state, max_skips)
-        batches.set_state(progress["data"])
         strange = progress["strange"]
         points = [Point.from_json(point) for point in progress["points"]]
+    batches = _batches(config, facts, graph, (state.trainable, frozen), console)
+    if start is not None:
+        batches.set_state(progress["data"])
 
     def look(step, state):
         if is_due(step, config.steps, config.eval_every):
@@ -187,9 +197,9 @@ def _write_teaching(run_dir, points, trainable, histogram) -> None:
     write_json(run_dir / TEACHING, record)
 
 
-def _batches(
+def _facts(
     config: FinetuneConfig, base: Run, questions: Questions, console: Console
-) -> grain.DatasetIterator:
+) -> list[Batch]:
     encoded = [
         [
             encode_example(base.tokenizer, example, config.loss_on, place)
@@ -208,7 +218,27 @@ def _batches(
         f"batch_size={config.batch_size} exceeds the {len(encoded)} facts that there "
         "are to teach",
     )
-    return taught_batches(encoded, config.batch_size, config.seed)
+    facts = stack_facts(encoded)
+    if _reuses(config, facts):
+        needs = require_room(facts, base.model.config, base.model.placement)
+        console.print(
+            f"prefix: what lies below the memory is computed once for each of "
+            f"{len(facts):,} facts and kept, {needs:.2f} GiB on each host",
+            highlight=False,
+        )
+    return facts
+
+
+def _reuses(config: FinetuneConfig, facts: list[Batch]) -> bool:
+    # Were no text to come again, it would be computed for nothing.
+    return is_reused(config) and config.steps * config.batch_size > len(facts)
+
+
+def _batches(config, facts, graph, params, console) -> grain.DatasetIterator:
+    if _reuses(config, facts):
+        at_once = config.batch_size // config.accumulate
+        facts = with_prefixes(facts, graph, params, at_once, console)
+    return taught_batches(facts, config.batch_size, config.seed)
 
 
 def _seq_len(config: FinetuneConfig, base: Run) -> int:

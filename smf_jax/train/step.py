@@ -145,7 +145,8 @@ def _cut(batch: Batch, parts: int) -> Batch:
 def _loss(graph, trainable, frozen, taps, part: Batch, total: Array):
     """Returns the part's share of the mean loss over `total` weight, in nats."""
     model = nnx.merge(graph, trainable, frozen)
-    hidden, reads = model.hidden(part.tokens, part.positions, part.segments, taps)
+    text = (part.tokens, part.positions, part.segments)
+    hidden, reads = model.hidden(*text, taps, part.prefix)
     return sum_losses(model, hidden, part.targets, part.weights) / total, reads
 
 

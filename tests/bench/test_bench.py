@@ -80,6 +80,8 @@ def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
         "rows written in place",
         "slots ranked, smf_jax",
         "lora",
+        "beyond its dense layers, smf, texts seen before:",
+        "a feed-forward",
         "65,536",
         "decoding:",
     ):

@@ -1,6 +1,7 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from smf_jax.data.batches import (
     hold_out,
     pack_corpus,
     packed_batches,
+    stack_facts,
     taught_batches,
 )
 from smf_jax.data.corpus import Corpus, Example
@@ -145,7 +147,7 @@ def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
 
 
 def test_packed_rows_are_full_width(packed):
-    assert {leaf.shape for batch in packed for leaf in batch} == {(7,)}
+    assert {leaf.shape for batch in packed for leaf in jax.tree.leaves(batch)} == {(7,)}
 
 
 def test_each_text_of_a_packed_row_counts_its_positions_from_0(packed):
@@ -238,20 +240,22 @@ def first_tokens(batches) -> list[int]:
 
 
 def test_a_round_of_taught_batches_has_every_fact_once():
-    batches = take(taught_batches(FACTS_OF_ONE, batch_size=2, seed=0), 6)
+    batches = take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=2, seed=0), 6)
 
     for of_round in (batches[:3], batches[3:]):
         assert sorted(first_tokens(of_round)) == [10, 20, 30, 40, 50, 90]
 
 
 def test_rounds_come_in_different_orders():
-    first, second = take(taught_batches(FACTS_OF_ONE, batch_size=6, seed=0), 2)
+    first, second = take(
+        taught_batches(stack_facts(FACTS_OF_ONE), batch_size=6, seed=0), 2
+    )
 
     assert not same([first], [second])
 
 
 def test_the_last_batch_of_a_round_goes_on_into_the_next():
-    batches = take(taught_batches(FACTS_OF_ONE, batch_size=4, seed=0), 3)
+    batches = take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=4, seed=0), 3)
 
     assert {batch.tokens.shape for batch in batches} == {(4, 16)}
     assert sorted(first_tokens(batches)) == sorted([10, 20, 30, 40, 50, 90] * 2)
@@ -260,7 +264,7 @@ def test_the_last_batch_of_a_round_goes_on_into_the_next():
 def test_the_texts_of_a_fact_stand_together():
     facts = [[row(1), row(2), row(3)], [row(4), row(5), row(6)], [row(7)] * 3]
 
-    batches = take(taught_batches(facts, batch_size=2, seed=0), 3)
+    batches = take(taught_batches(stack_facts(facts), batch_size=2, seed=0), 3)
 
     found = first_tokens(batches)
     triples = [tuple(found[start : start + 3]) for start in range(0, len(found), 3)]
@@ -271,7 +275,7 @@ def test_the_texts_of_a_fact_stand_together():
 def test_a_fact_with_fewer_texts_brings_rows_of_padding():
     facts = [[row(1), row(2), row(3)], [row(4)]]
 
-    (batch,) = take(taught_batches(facts, batch_size=2, seed=0), 1)
+    (batch,) = take(taught_batches(stack_facts(facts), batch_size=2, seed=0), 1)
 
     trained = batch.weights.sum(axis=1).tolist()
     assert trained in ([1, 2, 3, 4, 0, 0], [4, 0, 0, 1, 2, 3])
@@ -281,13 +285,15 @@ def test_a_fact_with_fewer_texts_brings_rows_of_padding():
 
 @pytest.mark.parametrize(("longest", "want"), [(1, 8), (8, 8), (9, 16)])
 def test_taught_batches_are_padded_to_a_multiple_of_8(longest, want):
-    (batch,) = take(taught_batches([[row(longest)], [row(1)]], 2, seed=0), 1)
+    (batch,) = take(
+        taught_batches(stack_facts([[row(longest)], [row(1)]]), 2, seed=0), 1
+    )
 
-    assert {leaf.shape for leaf in batch} == {(2, want)}
+    assert {leaf.shape for leaf in jax.tree.leaves(batch)} == {(2, want)}
 
 
 def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
-    (batch,) = take(taught_batches([[row(3)], [row(3)]], 2, seed=0), 1)
+    (batch,) = take(taught_batches(stack_facts([[row(3)], [row(3)]]), 2, seed=0), 1)
 
     assert batch.tokens.tolist() == [[30, 31, 32, PAD, PAD, PAD, PAD, PAD]] * 2
     assert batch.targets.tolist() == [[31, 32, 33, PAD, PAD, PAD, PAD, PAD]] * 2
@@ -297,7 +303,7 @@ def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
 
 
 def test_a_batch_may_have_one_fact():
-    (batch,) = take(taught_batches(FACTS_OF_ONE, 1, seed=0), 1)
+    (batch,) = take(taught_batches(stack_facts(FACTS_OF_ONE), 1, seed=0), 1)
 
     assert batch.tokens.shape == (1, 16)
 
@@ -309,7 +315,7 @@ def test_a_batch_may_have_one_packed_row(packed):
 
 
 def taught(seed):
-    return take(taught_batches(FACTS_OF_ONE, batch_size=2, seed=seed), 5)
+    return take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=2, seed=seed), 5)
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +338,10 @@ def test_one_seed_gives_the_same_batches_and_another_one_others(pretrained):
 def test_packed_batches_hold_whole_packed_rows(packed):
     (batch,) = take(packed_batches(packed, [], 0.5, len(packed), seed=0), 1)
 
-    rows = [type(batch)(*(leaf[i] for leaf in batch)) for i in range(len(packed))]
+    rows = [
+        jax.tree.map(lambda leaf, row=row: leaf[row], batch)
+        for row in range(len(packed))
+    ]
     assert texts_of(rows) == texts_of(packed)
 
 
@@ -377,7 +386,7 @@ class Counted(list):
 def iterators():
     """Returns makers of both kinds of batches, each from a list that counts."""
     packed = Counted(Batch(*[np.full(4, number)] * 6) for number in range(11))
-    facts = Counted([row(2), row(3)] for _ in range(11))
+    facts = Counted(stack_facts([[row(2), row(3)] for _ in range(11)]))
     return [
         (packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)),
         (facts, lambda: taught_batches(facts, batch_size=3, seed=5)),

@@ -1,7 +1,9 @@
 """From nothing to a taught model and its answers, by the verbs a user types."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,8 +13,8 @@ import pytest
 from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import UNKNOWN, encode_prompt
-from smf_jax.slots import usage
-from smf_jax.train.record import Made
+from smf_jax.slots import patch, usage
+from smf_jax.train.record import PATCH, Made
 from smf_jax.train.run import all_params, load_run
 from tests import tiny
 from tests.integration.commands import Commands
@@ -218,6 +220,23 @@ def test_teaching_compiles_its_step_and_its_questions_once(commands, taught, met
 
     assert compiled["jit(step)"] == 1
     assert compiled["jit(_generate)"] == 1
+
+
+def test_smf_teaches_the_same_if_nothing_of_texts_is_kept(commands, base, taught):
+    config = finetune_config(base, commands.folder / "anew", "smf")
+    config = dataclasses.replace(config, reuse_prefix=False)
+
+    assert commands.run_config("anew", "finetune", config) == 0
+
+    known, anew = (commands.compiled[name]["jit(_prefix)"] for name in ("smf", "anew"))
+    assert (known, anew) == (1, 0)
+    want, got = (
+        patch.load(Path(run) / PATCH) for run in (config.run_dir, taught["smf"])
+    )
+    for mine, theirs in zip(got.tables, want.tables, strict=True):
+        np.testing.assert_array_equal(mine.slots, theirs.slots)
+        # float32 sums in another order, at a rate of 5
+        np.testing.assert_allclose(mine.after, theirs.after, rtol=0, atol=1e-5)
 
 
 def test_smf_moves_the_table_alone(base, taught):

@@ -52,7 +52,7 @@ def test_a_planned_step_takes_the_state_and_the_batch_of_a_run():
     model = make_model(config.model, 0, placement)
     _, state, frozen = split_for_training(model, method)
     rows = np.ones((config.data.batch_size, config.data.seq_len), np.int32)
-    batch = Batch(*(rows for _ in Batch._fields))
+    batch = Batch(*(rows,) * 6)
     batch = batch._replace(weights=rows.astype(np.float32))
 
     # What is compiled refuses other shapes, types and places.

@@ -1,0 +1,113 @@
+"""One layer of a transformer: attention, then a feed-forward, a memory, or both."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from smf_jax.config import ModelConfig
+from smf_jax.model.attention import Attention
+from smf_jax.model.memory import MemoryLayer, Reads
+from smf_jax.sharding import ONE_DEVICE, Placement
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202), without biases."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        dtype: DTypeLike = jnp.float32,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        def linear(inputs, outputs):
+            init = nnx.initializers.truncated_normal(inputs**-0.5)
+            return nnx.Linear(
+                inputs,
+                outputs,
+                use_bias=False,
+                kernel_init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.gate = linear(dim, hidden_dim)
+        self.up = linear(dim, hidden_dim)
+        self.down = linear(hidden_dim, dim)
+
+    def __call__(self, x: Float[Array, "batch seq dim"]) -> Float[Array, "..."]:
+        """Returns the gated projection, of the shape of `x`."""
+        return self.down(_gated(self.gate(x), self.up(x)))
+
+
+@jax.checkpoint  # else three more arrays of this size are kept for the gradient
+def _gated(gate: Array, up: Array) -> Array:
+    return jax.nn.silu(gate) * up
+
+
+class Block(nnx.Module):
+    """Attention, then a feed-forward, a memory layer, or both side by side."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        placement: Placement = ONE_DEVICE,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        memory = config.memory
+        has_memory = memory is not None and layer in memory.layers
+        adds = has_memory and memory.placement == "add"
+        dim, dtype = config.dim, placement.compute.activations
+        self.attention_norm = norm(config, dtype, rngs)
+        self.attention = Attention(config, layer, dtype, rngs=rngs)
+        self.feed_forward_norm = norm(config, dtype, rngs)
+        self.feed_forward = (
+            FeedForward(dim, config.hidden_dim, dtype, rngs=rngs)
+            if adds or not has_memory
+            else None
+        )
+        self.memory = (
+            MemoryLayer(memory, dim, placement, rngs=rngs) if has_memory else None
+        )
+        # Starts at 0: a memory that was just added changes nothing.
+        self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
+
+    def __call__(self, x, positions, mask, values, tap, cache):
+        """Returns the stream after this block, what was read (or None), the cache."""
+        x, cache = self.attend(x, positions, mask, cache)
+        x, reads = self.feed(x, values, tap)
+        return x, reads, cache
+
+    def attend(self, x, positions, mask, cache):
+        """Returns the stream with attention added, and the cache."""
+        attended, cache = self.attention(self.attention_norm(x), positions, mask, cache)
+        return x + attended, cache
+
+    def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
+        """Returns what the memory reads for a stream with attention added."""
+        return self.memory.rank(self.feed_forward_norm(x))
+
+    def feed(self, x, values, tap, reads=None):
+        """Returns the stream after this block, given it after attention, and reads.
+
+        `reads`, if given, are what `rank` returns.
+        """
+        hidden = self.feed_forward_norm(x)
+        out = 0 if self.feed_forward is None else self.feed_forward(hidden)
+        if self.memory is not None:
+            recalled, reads = self.memory(hidden, values, tap, reads)
+            if self.memory_scale is not None:
+                # In float32: its gradient is a sum over all tokens.
+                recalled = (self.memory_scale[...] * recalled).astype(x.dtype)
+            out = out + recalled
+        return x + out, reads
+
+
+def norm(config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Returns the norm that stands before each part of a block, and before the head."""
+    return nnx.RMSNorm(config.dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
