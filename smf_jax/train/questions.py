@@ -134,6 +134,9 @@ def ask_all(
 
     Answers are by greedy generation.
     """
+    # However a method splits it: models alike in structure share their programs.
+    graph, params = nnx.split(nnx.merge(graph, *params))
+    params = (nnx.as_pure(params),)
     loss = None
     if texts:
         loss = mean_loss(graph, params, texts, TEXTS_AT_ONCE, placement)
