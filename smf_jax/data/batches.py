@@ -27,7 +27,9 @@ class Batch(NamedTuple):
     positions: Int[np.ndarray, "batch seq"]  # of each token in its text
     segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
     records: Int[np.ndarray, "batch seq"]  # which record a token is of, by its place
-    prefix: PyTree | None = None  # what a model makes of its lower part, if known
+    # Places in a row of all targets with a loss, if they are fewer than its targets.
+    scored: Int[np.ndarray, "batch some"] | None = None
+    prefix: PyTree | None = None  # what the lower part of a model makes of it, if known
 
 
 # tokens, targets, weights, records: one text, or a part of one
@@ -231,7 +233,18 @@ def stack_facts(facts: Sequence[Sequence[Row]]) -> list[Batch]:
         rows = [*rows, *[nothing] * (most - len(rows))]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, rows))
 
-    return [stack(rows) for rows in facts]
+    return with_scored([stack(rows) for rows in facts])
+
+
+def with_scored(facts: Sequence[Batch]) -> list[Batch]:
+    """Returns rows with the places of targets that have a loss, as many in each."""
+    most = max(int((fact.weights > 0).sum(1).max()) for fact in facts)
+    # First the places with a loss; where a row has fewer, others fill it up.
+    orders = (np.argsort(fact.weights <= 0, 1, kind="stable") for fact in facts)
+    return [
+        fact._replace(scored=order[:, :most].astype(np.int32))
+        for fact, order in zip(facts, orders, strict=True)
+    ]
 
 
 def taught_batches(

@@ -59,6 +59,21 @@ def embed(
     return jnp.where(is_known[..., None], rows(table, tokens), jnp.nan)
 
 
+def take_places(
+    placement: Placement,
+    array: Shaped[Array, "batch seq ..."],
+    places: Int[Array, "batch some"],
+) -> Shaped[Array, "batch some ..."]:
+    """Returns of each row the entries at its own places, which must exist."""
+
+    def local(array, places):
+        places = places.reshape(*places.shape, *(1,) * (array.ndim - 2))
+        return jnp.take_along_axis(array, places, 1, mode="promise_in_bounds")
+
+    rows = PartitionSpec(BATCH)
+    return placement.on_shards(local, (rows, rows), rows, check=True)(array, places)
+
+
 def product_key_top_k(
     placement: Placement,
     query: Float[Array, "batch seq heads 2 half"],

@@ -147,7 +147,12 @@ def _loss(graph, trainable, frozen, taps, part: Batch, total: Array):
     model = nnx.merge(graph, trainable, frozen)
     text = (part.tokens, part.positions, part.segments)
     hidden, reads = model.hidden(*text, taps, part.prefix)
-    return sum_losses(model, hidden, part.targets, part.weights) / total, reads
+    scored = (hidden, part.targets, part.weights)
+    if part.scored is not None:  # a large vocabulary is what costs most of all
+        scored = (
+            sharded.take_places(model.placement, leaf, part.scored) for leaf in scored
+        )
+    return sum_losses(model, *scored) / total, reads
 
 
 def _total_weight(batch: Batch) -> Float[Array, ""]:

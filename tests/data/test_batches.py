@@ -16,6 +16,7 @@ from smf_jax.data.batches import (
     packed_batches,
     stack_facts,
     taught_batches,
+    with_scored,
 )
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.records import Text
@@ -289,7 +290,7 @@ def test_taught_batches_are_padded_to_a_multiple_of_8(longest, want):
         taught_batches(stack_facts([[row(longest)], [row(1)]]), 2, seed=0), 1
     )
 
-    assert {leaf.shape for leaf in jax.tree.leaves(batch)} == {(2, want)}
+    assert batch.tokens.shape == batch.weights.shape == (2, want)
 
 
 def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
@@ -300,6 +301,20 @@ def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
     assert batch.weights.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
     assert batch.positions.tolist() == [[0, 1, 2, 0, 0, 0, 0, 0]] * 2
     assert batch.segments.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
+
+
+def test_places_with_a_loss_are_named_and_none_twice():
+    weights = np.array([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], np.float32)
+    empty = np.zeros(weights.shape, np.int32)
+    batch = Batch(*[empty] * 6)._replace(weights=weights)
+
+    (one, other) = with_scored([batch, batch._replace(weights=weights[:, ::-1])])
+
+    for got in (one, other):
+        assert got.scored.shape == (3, 2)
+        taken = np.take_along_axis(got.weights, got.scored, 1)
+        np.testing.assert_array_equal(taken.sum(1), got.weights.sum(1))
+        assert all(len(set(row)) == 2 for row in got.scored.tolist())
 
 
 def test_a_batch_may_have_one_fact():

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import ComputeConfig, LoraConfig, MeshConfig, OptimConfig
+from smf_jax.data.batches import with_scored
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
@@ -65,7 +66,7 @@ def placement_on(shape, layout="columns", **compute):
     return make_placement(mesh, ComputeConfig(**compute), None)
 
 
-def train(method: str, memory: str, placement, parts: int = 1):
+def train(method: str, memory: str, placement, parts: int = 1, scored=False):
     """Returns the model's parameters before and after some steps, and their metrics."""
     config, optim = config_of(memory), METHODS[method]
 
@@ -95,6 +96,8 @@ def train(method: str, memory: str, placement, parts: int = 1):
         # Thirteen rows are no multiple of anything: some devices get rows of padding.
         lengths = tuple(rng.integers(1, 9, 13))
         batch = make_batch(lengths, seq=8, seed=number, vocab=16)
+        if scored:
+            (batch,) = with_scored([batch])
         state, metrics = step(state, frozen, background, placement.share(batch, parts))
         told.append({name: float(number) for name, number in metrics.items()})
     where = state_shardings(placement, rule, state)
@@ -171,6 +174,13 @@ def test_memories_on_a_mesh_share_a_table_or_have_one_each(method, layout, memor
 @pytest.mark.parametrize("method", ["smf", "pretraining"])
 def test_a_batch_in_parts_on_a_mesh_is_the_whole_batch_on_one_device(method):
     got = train(method, "one memory", placement_on((2, 2, 2)), parts=3)
+
+    assert_same(got, on_one_device(method, "one memory"), method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_places_with_a_loss_are_taken_on_each_device(method):
+    got = train(method, "one memory", placement_on((2, 2, 2)), parts=3, scored=True)
 
     assert_same(got, on_one_device(method, "one memory"), method)
 

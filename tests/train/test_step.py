@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import LoraConfig, ModelConfig, OptimConfig
+from smf_jax.data.batches import with_scored
 from smf_jax.model import loss
 from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.model.memory import MemoryValues, Reads
@@ -234,6 +235,23 @@ def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch)
         # The pieces' float32 sums are added in another order.
         np.testing.assert_allclose(named(pieces)[name], leaf, rtol=0, atol=1e-5)
     assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", [SMF, FULL, LORA], ids=kind)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_that_few_targets_have_a_loss_may_be_told(optim, parts):
+    batch = make_batch()
+    batch = batch._replace(weights=batch.weights * (batch.positions > 3))
+    (told,) = with_scored([batch])
+    assert told.scored.shape == (4, 4)  # of nine, for the longest text has eight
+
+    _, got, got_metrics = teach(ONE, optim, told, accumulate=parts)
+    _, want, metrics = teach(ONE, optim, batch, accumulate=parts)
+
+    assert got_metrics["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    for mine, theirs in zip(named(got).values(), named(want).values(), strict=True):
+        # float32 sums in another order; Adam makes a rate of any gradient
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("optim", [SMF, FULL], ids=kind)
