@@ -74,6 +74,12 @@ class Placement:
         return words + (f"; {left} of {used + left} devices left out" if left else "")
 
     @property
+    def platform(self) -> str:
+        """The kind of its devices, as jax names it: cpu, gpu or tpu."""
+        devices = jax.local_devices() if self.mesh is None else self.mesh.devices.flat
+        return devices[0].platform
+
+    @property
     def row_axes(self) -> tuple[str, ...]:
         """Axes over which the slots of a table are split."""
         if self.mesh is None:
@@ -198,26 +204,6 @@ class Placement:
 ONE_DEVICE = Placement()
 
 
-def kept_on_hosts(array: Array) -> Callable[[], Array]:
-    """Copies an array's parts to their hosts; what is returned puts them back.
-
-    Of what several devices hold alike a host keeps one copy.
-    """
-    shape, sharding = array.shape, array.sharding
-    parts, places = {}, []
-    for part in array.addressable_shards:
-        index = str(part.index)
-        places.append((part.device, index))
-        if index not in parts:
-            parts[index] = np.array(part.data)
-
-    def back() -> Array:
-        placed = [jax.device_put(parts[index], device) for device, index in places]
-        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
-
-    return back
-
-
 def with_places(abstract: PyTree, shardings: PyTree) -> PyTree:
     """Returns shapes and types with the sharding of each."""
     return jax.tree.map(
@@ -240,12 +226,18 @@ def make_placement(
     A single process may leave devices out; of several, none may.
 
     Raises:
-      ConfigError: The devices are too few or too many, or a table cannot be split so.
+      ConfigError: The devices are too few or too many, a table cannot be split so, or
+        there are no kernels for them.
     """
     devices = list(jax.devices() if devices is None else devices)
     several = len({device.process_index for device in devices}) > 1
     shape = mesh_shape(mesh, memory, len(devices), several)
     count = int(np.prod(shape))
+    require(
+        compute.lookup == "xla" or devices[0].platform != "cpu",
+        f"compute.lookup={compute.lookup} is for GPU and TPU, but the devices are "
+        f"{devices[0].platform}; compute.lookup=xla runs on all",
+    )
     placement = Placement(None, mesh.values, compute)
     if count == 1 and not several:
         return placement

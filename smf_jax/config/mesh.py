@@ -44,3 +44,5 @@ class ComputeConfig:
     activations: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False  # compute a block again in the backward pass, not keep it
     scan_layers: bool = False  # compile like blocks once; copies their weights a step
+    # What sums a memory's rows: XLA, or kernels of our own, which are for GPU and TPU
+    lookup: Literal["xla", "pallas"] = "xla"

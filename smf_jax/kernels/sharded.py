@@ -8,13 +8,14 @@ split by `model` along value_dim as well, whatever the layout of the table.
 """
 
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from smf_jax.kernels import product_key, rows
+from smf_jax.kernels import product_key, rows, rows_gpu, rows_tpu
 from smf_jax.sharding import BATCH, Placement
 
 _ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of chosen slots
@@ -99,9 +100,15 @@ def weighted_rows(
     never a row that is not. For the table's gradient each device is sent the tokens
     that it lacks, so that no array of the table's shape is.
     """
-    if placement.mesh is None:
+    if placement.mesh is None and placement.compute.lookup == "xla":
         return rows.weighted_rows(values, slots, weights)
     return _weighted_rows(placement, values, slots, weights)
+
+
+def _kernels(placement: Placement) -> ModuleType:
+    if placement.compute.lookup == "xla":
+        return rows
+    return rows_tpu if placement.platform == "tpu" else rows_gpu
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -112,7 +119,7 @@ def _weighted_rows(placement, values, slots, weights):
             _from_others(placement, weights),
         )
         place, is_here = _places(placement, len(values), slots)
-        sums = rows.weighted_rows(
+        sums = _kernels(placement).weighted_rows(
             values, jnp.where(is_here, place, 0), jnp.where(is_here, weights, 0)
         )
         if "model" in placement.row_axes:
@@ -130,14 +137,16 @@ def _forward(placement, values, slots, weights):
 
 def _backward(placement, residuals, cotangent):
     def of_table(values, slots, weights, cotangent):
-        slots, weights, cotangent = (
-            _gather(leaf, BATCH, 0) for leaf in (slots, weights, cotangent)
-        )
+        if placement.mesh is not None:
+            slots, weights, cotangent = (
+                _gather(leaf, BATCH, 0) for leaf in (slots, weights, cotangent)
+            )
         if "model" in placement.row_axes:
             cotangent = _gather(cotangent, "model", cotangent.ndim - 1)
         place, is_here = _places(placement, len(values), slots)
         place = jnp.where(is_here, place, len(values))
-        gradient = rows.table_gradient(cotangent, place, weights, len(values))
+        table_gradient = _kernels(placement).table_gradient
+        gradient = table_gradient(cotangent, place, weights, len(values))
         return gradient.astype(values.dtype)
 
     def of_weights(values, slots, weights, cotangent):
@@ -148,8 +157,11 @@ def _backward(placement, residuals, cotangent):
         if "model" in placement.row_axes:
             cotangent = _gather(cotangent, "model", cotangent.ndim - 1)
         place, is_here = _places(placement, len(values), slots)
-        gradient = rows.weight_gradient(values, jnp.where(is_here, place, 0), cotangent)
-        gradient = jax.lax.psum(jnp.where(is_here, gradient, 0), "model")
+        weight_gradient = _kernels(placement).weight_gradient
+        gradient = weight_gradient(values, jnp.where(is_here, place, 0), cotangent)
+        gradient = jnp.where(is_here, gradient, 0)
+        if placement.mesh is not None:
+            gradient = jax.lax.psum(gradient, "model")
         return _back_to_others(placement, gradient).astype(weights.dtype)
 
     slots = residuals[1]

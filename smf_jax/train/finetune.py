@@ -1,6 +1,7 @@
 """Teaching new facts to a run's model, by any method, with a curve of what it cost."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import grain
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 from rich.console import Console
 
 from smf_jax import distributed
@@ -24,7 +26,7 @@ from smf_jax.data.corpus import taught_examples
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.sharding import Placement, kept_on_hosts
+from smf_jax.sharding import Placement
 from smf_jax.slots import patch, usage
 from smf_jax.slots.patch import Patch
 from smf_jax.slots.usage import Usage
@@ -119,7 +121,7 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, facts, consol
     placement = base.model.placement
     tables = []
     if loaded is not None:  # then the tables are all that trains
-        tables = [kept_on_hosts(table[...]) for table in base.model.values]
+        tables = [_kept_on_hosts(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
     split = split_for_training if start is None else split_to_restore
     graph, state, frozen = split(base.model, method)
@@ -291,3 +293,23 @@ def _slot_histogram(loaded: Usage, change: Patch) -> dict[str, list[int]]:
         "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
         "written": np.bincount(written, minlength=bins).tolist(),
     }
+
+
+def _kept_on_hosts(array: Array) -> Callable[[], Array]:
+    """Copies an array's parts to their hosts; what is returned puts them back.
+
+    Of what several devices hold alike a host keeps one copy.
+    """
+    shape, sharding = array.shape, array.sharding
+    parts, places = {}, []
+    for part in array.addressable_shards:
+        index = str(part.index)
+        places.append((part.device, index))
+        if index not in parts:
+            parts[index] = np.array(part.data)
+
+    def back() -> Array:
+        placed = [jax.device_put(parts[index], device) for device, index in places]
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    return back

@@ -192,6 +192,8 @@ def placement_of(made: Made, mesh: MeshConfig | None = None) -> Placement:
     """
     imported = made.own is made.imported
     compute = ComputeConfig() if imported else made.own.compute
+    if jax.default_backend() == "cpu":  # it may have trained where there are kernels
+        compute = dataclasses.replace(compute, lookup="xla")
     if mesh is not None:
         return make_placement(mesh, compute, made.model.memory)
     try:
