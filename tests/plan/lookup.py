@@ -1,0 +1,67 @@
+"""Compiles the lookup of the paper's memory alone, for `test_lookup.py`."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from smf_jax.config import ComputeConfig
+from smf_jax.kernels import sharded
+from smf_jax.plan.child import describe
+from smf_jax.plan.measure import measure
+from smf_jax.plan.topology import find
+from smf_jax.sharding import AXES, Placement
+
+NUM_SLOTS, TOKENS, READS = 1024**2, (8, 512), 4 * 32
+KERNEL = r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"'
+
+
+def compiled(name: str, value_dim: int, dtype: str, outputs: int):
+    """Returns the sums of all tokens, and gradients of the weights and the table.
+
+    Args:
+      name: Of a single device, as `find` takes it.
+      value_dim: Of the table.
+      dtype: Of the table.
+      outputs: How many of the three are asked for.
+    """
+    topology = find(name)
+    devices = np.reshape(describe(topology).devices, (1, 1, 1))
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    placement = Placement(mesh, compute=ComputeConfig(lookup="pallas"))
+
+    def array(*shape, dtype=dtype):
+        place = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    @jax.jit
+    def step(values, weights, slots, cotangent):
+        def read(values, weights):
+            return sharded.weighted_rows(placement, values, slots, weights)
+
+        sums, gradients = jax.vjp(read, values, weights)
+        of_values, of_weights = gradients(cotangent)
+        return (sums, of_weights, of_values)[:outputs]
+
+    reads = (*TOKENS, READS)
+    traced = step.trace(
+        array(NUM_SLOTS, value_dim),
+        array(*reads, dtype="float32"),
+        array(*reads, dtype="int32"),
+        array(*TOKENS, value_dim),
+    )
+    return traced.lower(lowering_platforms=(topology.platform,)).compile()
+
+
+if __name__ == "__main__":
+    found = []
+    for case in json.load(sys.stdin):
+        program = compiled(**case)
+        needs = measure(program, dict.fromkeys(AXES, 1))._asdict()
+        kernels = re.findall(KERNEL, program.as_text())
+        found.append(needs | {"kernels": len(kernels)})
+    Path(sys.argv[1]).write_text(json.dumps(found))
