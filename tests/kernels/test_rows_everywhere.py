@@ -16,7 +16,7 @@ from tests.reference import rows as reference
 SHAPES = {
     "few": {"num_slots": 7, "value_dim": 5, "batch": (2, 3), "reads": 9},
     "one token": {"num_slots": 9, "value_dim": 128, "batch": (1,), "reads": 1},
-    "blocks": {"num_slots": 50, "value_dim": 130, "batch": (26,), "reads": 40},
+    "blocks": {"num_slots": 50, "value_dim": 130, "batch": (11,), "reads": 40},
 }
 KERNELS = {"xla": rows, "gpu": rows_gpu, "tpu": rows_tpu}
 by_way = pytest.mark.parametrize("way", KERNELS)
@@ -32,6 +32,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(rows_tpu, "BYTES_PER_BUFFER", 2**14)
     for module in (rows_tpu, table_tpu):
         monkeypatch.setattr(module, "BYTES_PER_OUTPUT", 2**13)
+    monkeypatch.setattr(table_tpu, "SUBLANES", 1)
+    monkeypatch.setattr(table_tpu, "READS_PER_TILE", table_tpu.LANES)
 
 
 def call(way: str, name: str, dtype: str, *arguments):

@@ -1,5 +1,6 @@
 """A configuration says what sums a memory's rows, and a mesh changes no sum."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from smf_jax import cli
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig
 from smf_jax.kernels import rows_gpu, sharded
 from smf_jax.sharding import Placement, make_placement
+from smf_jax.train.record import Made
+from smf_jax.train.run import placement_of
 from tests.integration.commands import CONFIG_FILE
 from tests.tiny import pretrain_config
 
@@ -83,3 +86,11 @@ def test_a_run_that_asks_for_kernels_on_a_cpu_ends_with_code_2(tmp_path, capsys)
     (line,) = capsys.readouterr().err.splitlines()
     assert "compute.lookup=pallas is for GPU and TPU" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_was_trained_by_kernels_is_read_without_them_on_a_cpu():
+    config = dataclasses.replace(pretrain_config("run", steps=9), compute=PALLAS)
+
+    placement = placement_of(Made(pretrain=config))
+
+    assert placement.compute.lookup == "xla"
