@@ -27,7 +27,7 @@ def weighted_rows(
     *,
     interpret: bool = False,
 ) -> Float[Array, "*batch value_dim"]:
-    """Returns what `rows.weighted_rows` does, without its gradients.
+    """Returns what `rows.weighted_rows` does; `sharded.py` gives it its gradients.
 
     A row whose weight is 0 is not read, so that a device which holds few of the slots
     reads few rows; numbers in it that are not finite do not show.

@@ -5,8 +5,11 @@ bfloat16 with its neighbour, since both share words of 32 bits. Ids come block b
 into SMEM, so that there may be any number of them. Rows are copied some blocks ahead of
 their sums.
 
-A table is copied, whole and in each call, where value_dim is no multiple of 128, and
-one of bfloat16 also where num_slots is odd: XLA lays such tables out otherwise.
+A table is copied, whole and in each call, where value_dim is no multiple of 128, which
+XLA lays out otherwise, and one of bfloat16 also where num_slots is odd.
+
+Every read costs a copy, also one of weight 0, which stands for a slot that another
+device holds.
 """
 
 from typing import Any
@@ -42,7 +45,7 @@ def weighted_rows(
     *,
     interpret: Any = False,
 ) -> Float[Array, "*batch value_dim"]:
-    """Returns what `rows.weighted_rows` does, without its gradients.
+    """Returns what `rows.weighted_rows` does; `sharded.py` gives it its gradients.
 
     Args:
       values: The table.
@@ -141,7 +144,7 @@ def _for_parts(use, table, slots, given, out, parts, interpret):
             pltpu.make_async_copy(block, block, copied.at[rem(part, BUFFERS)]).wait()
             rows = block[...]
             if packed:
-                rows = _unpack(rows, slots_again[pl.ds(part, 1)].T & 1 == 1)
+                rows = _unpack(rows, (slots_again[pl.ds(part, 1)].T & 1) == 1)
             use(part, rows, given, out)
 
         keep_ahead(0, here, BUFFERS, start, finish)
