@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from smf_jax.kernels import product_key, rows, rows_gpu, rows_tpu
+from smf_jax.kernels import product_key, rows
 from smf_jax.sharding import BATCH, Placement
 
 _ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of chosen slots
@@ -108,7 +108,14 @@ def weighted_rows(
 def _kernels(placement: Placement) -> ModuleType:
     if placement.compute.lookup == "xla":
         return rows
-    return rows_tpu if placement.platform == "tpu" else rows_gpu
+    # Not before they are asked for: they load what of jax few need.
+    if placement.platform == "tpu":
+        from smf_jax.kernels import rows_tpu
+
+        return rows_tpu
+    from smf_jax.kernels import rows_gpu
+
+    return rows_gpu
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,7 +1,6 @@
 """Teaching new facts to a run's model, by any method, with a curve of what it cost."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ import grain
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
 from rich.console import Console
 
 from smf_jax import distributed
@@ -58,7 +56,12 @@ from smf_jax.train.start import (
     enter_run_dir,
     find_start,
 )
-from smf_jax.train.state import restore, split_for_training, split_to_restore
+from smf_jax.train.state import (
+    kept_on_hosts,
+    restore,
+    split_for_training,
+    split_to_restore,
+)
 from smf_jax.train.step import (
     Background,
     TrainState,
@@ -121,7 +124,7 @@ def _teach(config, run_dir, start, base, questions, texts, loaded, facts, consol
     placement = base.model.placement
     tables = []
     if loaded is not None:  # then the tables are all that trains
-        tables = [_kept_on_hosts(table[...]) for table in base.model.values]
+        tables = [kept_on_hosts(table[...]) for table in base.model.values]
     method = make_method(config.optim, config.steps)
     split = split_for_training if start is None else split_to_restore
     graph, state, frozen = split(base.model, method)
@@ -293,23 +296,3 @@ def _slot_histogram(loaded: Usage, change: Patch) -> dict[str, list[int]]:
         "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
         "written": np.bincount(written, minlength=bins).tolist(),
     }
-
-
-def _kept_on_hosts(array: Array) -> Callable[[], Array]:
-    """Copies an array's parts to their hosts; what is returned puts them back.
-
-    Of what several devices hold alike a host keeps one copy.
-    """
-    shape, sharding = array.shape, array.sharding
-    parts, places = {}, []
-    for part in array.addressable_shards:
-        index = str(part.index)
-        places.append((part.device, index))
-        if index not in parts:
-            parts[index] = np.array(part.data)
-
-    def back() -> Array:
-        placed = [jax.device_put(parts[index], device) for device, index in places]
-        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
-
-    return back

@@ -1,12 +1,13 @@
 """What training changes: made anew, or as a checkpoint has it, in its place."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from smf_jax import checkpoint
 from smf_jax.config import require
@@ -94,3 +95,23 @@ def as_saved(state: TrainState) -> dict[str, PyTree]:
     """Returns the arrays of a checkpoint, in its parts."""
     optimizer = {"state": state.opt_state, "skipped": state.skipped}
     return {"params": state.trainable, "optimizer": optimizer}
+
+
+def kept_on_hosts(array: Array) -> Callable[[], Array]:
+    """Copies an array's parts to their hosts; what is returned puts them back.
+
+    Of what several devices hold alike a host keeps one copy.
+    """
+    shape, sharding = array.shape, array.sharding
+    parts, places = {}, []
+    for part in array.addressable_shards:
+        index = str(part.index)
+        places.append((part.device, index))
+        if index not in parts:
+            parts[index] = np.array(part.data)
+
+    def back() -> Array:
+        placed = [jax.device_put(parts[index], device) for device, index in places]
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    return back
