@@ -8,10 +8,13 @@ import jax
 # For the processes that tests start, too: jax would look for the devices of every
 # compiler that is installed, and print what it does not find.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# With so few numbers the time goes into compiling, so the machine code may be slow.
+# With so few numbers the time goes into compiling, so the machine code may be slow: it
+# is not optimized, comes of XLA's older emitters, and of a program in one piece.
 # Devices that wait for one another are given time where the machine is busy.
 FLAGS = (
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
