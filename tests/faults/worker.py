@@ -85,8 +85,7 @@ def configure(cache: str) -> None:
 
 def main() -> None:
     configure(sys.argv[1])
-    gc.collect()
-    gc.freeze()  # what a child collects, it would have to copy first
+    gc.disable()  # a child lives too short to need it, and would copy what it looks at
     for line in sys.stdin:
         with (
             tempfile.NamedTemporaryFile("r") as errors,
