@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/smf demo --out $(OUT)
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
