@@ -250,9 +250,15 @@ def command(tmp_path_factory):
     """Returns a function from a run directory to the command that trains there."""
     path = tmp_path_factory.mktemp("config") / "config.py"
     config = tiny.pretrain_config("unused", 30)
-    object.__setattr__(config.data, "batch_size", 4)  # which two and four can share
-    object.__setattr__(config, "save", SaveConfig(every=10))
-    object.__setattr__(config, "mesh", MeshConfig())
+    memory = dataclasses.replace(config.model.memory, layers=(0,))
+    config = dataclasses.replace(
+        config,
+        # Each process traces and compiles it, so it has one layer.
+        model=dataclasses.replace(config.model, num_layers=1, memory=memory),
+        data=dataclasses.replace(config.data, batch_size=4),  # for two or four
+        save=SaveConfig(every=10),
+        mesh=MeshConfig(),
+    )
     path.write_text(CONFIG_FILE.format(config=config))
     return lambda run_dir: ["pretrain", path, "--run-dir", run_dir]
 

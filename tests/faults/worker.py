@@ -76,6 +76,7 @@ def run(task: dict, errors: str, counted: str) -> None:
 
 def configure(cache: str) -> None:
     """Makes programs compile quickly, and only once for all processes."""
+    gc.disable()  # they live too short to need it, and would copy what it looks at
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -85,7 +86,6 @@ def configure(cache: str) -> None:
 
 def main() -> None:
     configure(sys.argv[1])
-    gc.disable()  # a child lives too short to need it, and would copy what it looks at
     for line in sys.stdin:
         with (
             tempfile.NamedTemporaryFile("r") as errors,
