@@ -1,6 +1,7 @@
 """Runs that are hurt on purpose, and what must come of them."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ METHODS = {
     "lora": OptimConfig(method="lora", learning_rate=0.003),
     "full": OptimConfig(method="full", optimizer="muon", learning_rate=0.001),
 }
-MOMENTUM = dataclasses.replace(METHODS["smf"], momentum=0.9)
+METHODS["momentum"] = dataclasses.replace(METHODS["smf"], momentum=0.9)
 
 
 class Ended(NamedTuple):
@@ -126,7 +127,7 @@ def retrofit_config(base: Path, run_dir: Path) -> RetrofitConfig:
     )
 
 
-def finetune_config(base: Path, run_dir: Path, optim: OptimConfig) -> FinetuneConfig:
+def finetune_config(optim: OptimConfig, base: Path, run_dir: Path) -> FinetuneConfig:
     return FinetuneConfig(
         base=str(base),
         run_dir=str(run_dir),
@@ -151,28 +152,31 @@ def runner(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def jobs(runner):
-    """Returns runs of every method, done without a fault."""
-    base = runner.folder / "base"
-    jobs = {
-        "pretrain": Job("pretrain", runner.write("base", pretrain_config(base)), base)
-    }
-    must_end_well(runner(*jobs["pretrain"].command(base)))
-    must_end_well(runner("usage", base, "--documents", "10"))
-    small = runner.folder / "small"
-    jobs["small"] = Job("pretrain", runner.write("small", small_config(small)), small)
-    must_end_well(runner(*jobs["small"].command(small)))
-    plain, run_dir = runner.folder / "plain", runner.folder / "retrofit"
-    config = runner.write("plain", plain_config(plain))
-    must_end_well(runner("pretrain", str(config), "--run-dir", str(plain)))
-    config = runner.write("retrofit", retrofit_config(plain, run_dir))
-    jobs["retrofit"] = Job("retrofit", config, run_dir)
-    must_end_well(runner(*jobs["retrofit"].command(run_dir)))
-    for name, optim in (METHODS | {"momentum": MOMENTUM}).items():
+    """Returns a function that returns a job by its name, once done without a fault."""
+
+    def done(verb, name, make_config, *more) -> Job:
         run_dir = runner.folder / name
-        config = runner.write(name, finetune_config(base, run_dir, optim))
-        jobs[name] = Job("finetune", config, run_dir)
-        must_end_well(runner(*jobs[name].command(run_dir)))
-    return jobs
+        job = Job(verb, runner.write(name, make_config(*more, run_dir)), run_dir)
+        must_end_well(runner(*job.command(run_dir)))
+        return job
+
+    @functools.cache
+    def job(name: str) -> Job:
+        match name:
+            case "pretrain":
+                base = done("pretrain", name, pretrain_config)
+                must_end_well(runner("usage", base.reference, "--documents", "10"))
+                return base
+            case "small":
+                return done("pretrain", name, small_config)
+            case "plain":
+                return done("pretrain", name, plain_config)
+            case "retrofit":
+                return done("retrofit", name, retrofit_config, job("plain").reference)
+        optim = METHODS[name]
+        return done("finetune", name, finetune_config, optim, job("pretrain").reference)
+
+    return job
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def want(jobs):
     """Returns the outcome of a job without faults, as that of another run directory."""
 
     def read(name):
-        outcomes = outcome(jobs[name].reference)
+        outcomes = outcome(jobs(name).reference)
         # The base is given its usage afterwards.
         return outcomes | {
             "files": sorted({*outcomes["files"]} - {"usage.safetensors"})
@@ -36,7 +36,7 @@ def want(jobs):
 def test_killed_at_a_step_it_ends_with_the_same_bits(
     runner, jobs, want, tmp_path, name, step
 ):
-    command = jobs[name].command(tmp_path / "run")
+    command = jobs(name).command(tmp_path / "run")
 
     assert runner(*command, signals=[(step, signal.SIGKILL)]).code == -signal.SIGKILL
     must_end_well(runner(*command))
@@ -47,7 +47,7 @@ def test_killed_at_a_step_it_ends_with_the_same_bits(
 def test_killed_again_and_again_it_ends_with_the_same_bits(
     runner, jobs, want, tmp_path
 ):
-    command = jobs["smf"].command(tmp_path / "run")
+    command = jobs("smf").command(tmp_path / "run")
 
     for step in (2, 5, 1, 4, 6, 2, 3):
         ended = runner(*command, signals=[(step, signal.SIGKILL)])
@@ -62,7 +62,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
 def interrupted(runner, jobs, tmp_path_factory):
     """Returns a run with its checkpoint of step 6, and three steps to go."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    command = jobs["small"].command(run_dir)
+    command = jobs("small").command(run_dir)
     assert runner(*command, signals=[(6, signal.SIGTERM)]).code == 75
     return run_dir
 
@@ -75,7 +75,7 @@ def test_killed_at_any_file_operation_it_ends_with_the_same_bits(
     for nth in range(1 + part * BETWEEN, 10_000, PARTS * BETWEEN):
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)
-        command = jobs["small"].command(run_dir)
+        command = jobs("small").command(run_dir)
         ended = runner(*command, folder=run_dir, nth=nth)
         if ended.code == 0:
             break
@@ -100,7 +100,7 @@ def test_killed_at_a_file_operation_of_its_beginning_it_begins_anew(
     runner, jobs, want, tmp_path, nth
 ):
     run_dir = tmp_path / "run"
-    command = jobs["small"].command(run_dir)
+    command = jobs("small").command(run_dir)
 
     ended = runner(*command, folder=run_dir, nth=nth)
     assert ended.code == -signal.SIGKILL, ended.output

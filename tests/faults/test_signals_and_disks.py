@@ -21,7 +21,7 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     runner, jobs, tmp_path, number, name
 ):
     run_dir = tmp_path / "run"
-    command = jobs[name].command(run_dir)
+    command = jobs(name).command(run_dir)
 
     ended = runner(*command, signals=[(5, number)])
     assert ended.code == SAVED
@@ -32,14 +32,14 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(
     again = must_end_well(runner(*command, "--resume", "must"))
 
     assert "going on from step 5 of 9" in again.output
-    got, want = outcome(run_dir), outcome(jobs[name].reference)
+    got, want = outcome(run_dir), outcome(jobs(name).reference)
     assert got["metrics"] == want["metrics"]
     assert got["arrays"]["9"] == want["arrays"]["9"]
     assert got["evaluation"] == want["evaluation"]
 
 
 def test_told_to_stop_in_its_last_step_it_is_done(runner, jobs, tmp_path):
-    command = jobs["pretrain"].command(tmp_path / "run")
+    command = jobs("pretrain").command(tmp_path / "run")
 
     must_end_well(runner(*command, signals=[(9, signal.SIGTERM)]))
 
@@ -48,7 +48,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_what_was_saved_stands(
     runner, jobs, tmp_path
 ):
     run_dir = tmp_path / "run"
-    command = jobs["pretrain"].command(run_dir)
+    command = jobs("pretrain").command(run_dir)
     assert runner(*command, signals=[(5, signal.SIGTERM)]).code == SAVED
 
     twice = [(1, signal.SIGINT), (1, signal.SIGINT)]
@@ -58,7 +58,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_what_was_saved_stands(
     must_end_well(runner(*command))
     assert (
         outcome(run_dir)["arrays"]["9"]
-        == (outcome(jobs["pretrain"].reference)["arrays"]["9"])
+        == (outcome(jobs("pretrain").reference)["arrays"]["9"])
     )
 
 
@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_ends_it_at_once_and_what_was_saved_stands(
 def interrupted(runner, jobs, tmp_path_factory):
     """Returns a run with its checkpoint of step 6, and three steps to go."""
     run_dir = tmp_path_factory.mktemp("interrupted") / "run"
-    command = jobs["small"].command(run_dir)
+    command = jobs("small").command(run_dir)
     assert runner(*command, signals=[(6, signal.SIGTERM)]).code == SAVED
     return run_dir
 
@@ -83,7 +83,7 @@ def test_where_nothing_can_be_written_any_more_it_says_so_and_loses_nothing(
         name = FULL[nth % 3]
         run_dir = tmp_path / str(nth)
         shutil.copytree(interrupted, run_dir)
-        command = jobs["small"].command(run_dir)
+        command = jobs("small").command(run_dir)
 
         ended = runner(*command, folder=run_dir, nth=nth, errno=getattr(errno, name))
 
@@ -99,7 +99,7 @@ def test_where_nothing_can_be_written_any_more_it_says_so_and_loses_nothing(
         assert reason in said
         assert checkpoint.problems(run_dir, 6) == []
         must_end_well(runner(*command))
-        assert outcome(run_dir) == outcome(jobs["small"].reference) | {
+        assert outcome(run_dir) == outcome(jobs("small").reference) | {
             "files": outcome(run_dir)["files"]
         }
 
@@ -108,7 +108,7 @@ def test_the_second_writer_is_refused_until_the_first_is_dead(
     jobs, runner, tmp_path, refused_while_held
 ):
     run_dir = tmp_path / "run"
-    command = jobs["small"].command(run_dir)
+    command = jobs("small").command(run_dir)
 
     with refused_while_held(run_dir) as holder:
         ended = runner(*command)
@@ -145,7 +145,7 @@ def refused_while_held():
 
 def test_a_reader_that_goes_away_does_not_end_a_run(jobs, tmp_path):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "smf_jax", *jobs["small"].command(run_dir)]
+    command = [sys.executable, "-m", "smf_jax", *jobs("small").command(run_dir)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
     with subprocess.Popen(
