@@ -237,8 +237,13 @@ def stack_facts(facts: Sequence[Sequence[Row]]) -> list[Batch]:
 
 
 def with_scored(facts: Sequence[Batch]) -> list[Batch]:
-    """Returns rows with the places of targets that have a loss, as many in each."""
+    """Returns rows with the places of targets that have a loss, as many in each.
+
+    Where a row has a loss on all of its targets, there are no places to name.
+    """
     most = max(int((fact.weights > 0).sum(1).max()) for fact in facts)
+    if most == facts[0].weights.shape[1]:
+        return list(facts)
     # First the places with a loss; where a row has fewer, others fill it up.
     orders = (np.argsort(fact.weights <= 0, 1, kind="stable") for fact in facts)
     return [

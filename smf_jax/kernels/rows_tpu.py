@@ -119,7 +119,8 @@ def _for_parts(use, table, slots, given, out, parts, interpret):
     """
     size, width = slots.shape[1], table.shape[1]
     tokens = len(slots) // parts
-    most = min(IDS_PER_STEP // (parts * size), BYTES_PER_OUTPUT // (4 * width))
+    ids = parts * pl.cdiv(size, LANES) * LANES  # as SMEM holds those of a token
+    most = min(IDS_PER_STEP // ids, BYTES_PER_OUTPUT // (4 * width))
     height = in_sublanes(tokens, most)
     packed = table.dtype.itemsize == 2
 

@@ -224,23 +224,18 @@ def _facts(
         "are to teach",
     )
     facts = stack_facts(encoded)
-    if _reuses(config, facts):
+    if is_reused(config, facts):
         needs = require_room(facts, base.model.config, base.model.placement)
         console.print(
             f"prefix: what lies below the memory is computed once for each of "
-            f"{len(facts):,} facts and kept, {needs:.2f} GiB on each host",
+            f"{len(facts):,} facts and kept, {needs:.2f} GiB by each process",
             highlight=False,
         )
     return facts
 
 
-def _reuses(config: FinetuneConfig, facts: list[Batch]) -> bool:
-    # Were no text to come again, it would be computed for nothing.
-    return is_reused(config) and config.steps * config.batch_size > len(facts)
-
-
 def _batches(config, facts, graph, params, console) -> grain.DatasetIterator:
-    if _reuses(config, facts):
+    if is_reused(config, facts):
         at_once = config.batch_size // config.accumulate
         facts = with_prefixes(facts, graph, params, at_once, console)
     return taught_batches(facts, config.batch_size, config.seed)

@@ -24,20 +24,25 @@ from smf_jax.sharding import Placement
 
 MOST = 0.5  # of a host's memory
 GIB = 2**30
+LINES = 10  # of progress where there is no terminal
 
 
-def is_reused(config: FinetuneConfig) -> bool:
-    """Returns whether a run computes it once for each text, if texts come again."""
-    return config.reuse_prefix and config.optim.method == "smf"
+def is_reused(config: FinetuneConfig, facts: Sequence[Batch]) -> bool:
+    """Returns whether a run computes it once for each text.
+
+    Were no text to come again, it would be computed for nothing.
+    """
+    again = config.steps * config.batch_size > len(facts)
+    return config.reuse_prefix and config.optim.method == "smf" and again
 
 
 def require_room(
     facts: Sequence[Batch], model: ModelConfig, placement: Placement
 ) -> float:
-    """Returns the GiB that every host needs for what is kept of all texts.
+    """Returns the GiB that each process needs for what is kept of all texts.
 
     Raises:
-      ConfigError: That is more than half of its memory.
+      ConfigError: That is more than half of its host's memory.
     """
     width = np.dtype(placement.compute.activations).itemsize
     reads = model.memory.num_heads * model.memory.top_k
@@ -47,7 +52,7 @@ def require_room(
     require(
         needs <= MOST * has,
         f"reuse_prefix=True would keep {needs:.1f} GiB of outputs of {len(facts):,} "
-        f"facts in this host's {has:.1f} GiB of memory: set it to False",
+        f"facts for each process on this host of {has:.1f} GiB: set it to False",
     )
     return needs
 
@@ -70,7 +75,7 @@ def with_prefixes(
     """
     placement = nnx.merge(graph, *params).placement
     rows = len(facts[0].tokens)
-    kept = []
+    kept, told = [], 0
     starts = track(
         range(0, len(facts), at_once),
         "prefix",
@@ -80,6 +85,9 @@ def with_prefixes(
     )
     for start in starts:
         distributed.working(f"what lies below the memory, from fact {start} on")
+        if not console.is_terminal and start * LINES // len(facts) > told:
+            told = start * LINES // len(facts)
+            console.print(f"prefix {start}/{len(facts)}", highlight=False)
         some = facts[start : start + at_once]
         lacking = (at_once - len(some)) * rows  # filled up: one shape, one compilation
         batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some)

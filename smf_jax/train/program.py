@@ -14,7 +14,6 @@ from smf_jax.model.build import abstract_model
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.sharding import BATCH, Placement, with_places
-from smf_jax.train.prefix import is_reused
 from smf_jax.train.state import abstract_split
 from smf_jax.train.step import (
     Background,
@@ -48,7 +47,7 @@ def step_program(
     rows: int,
     seq_len: int,
 ) -> Program:
-    """Returns the step that a run would take.
+    """Returns the step that a run would take, on texts that it has not seen before.
 
     Args:
       config: The run.
@@ -83,20 +82,7 @@ def step_program(
     integers = jax.ShapeDtypeStruct(shape, np.int32, sharding=split)
     floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
     batch = Batch(*(integers,) * 6)._replace(weights=floats)
-    if isinstance(config, FinetuneConfig) and is_reused(config):
-        batch = batch._replace(prefix=_prefix(graph, (state.trainable, frozen), batch))
     return Program(step, Arguments(state, frozen, background, batch))
-
-
-def _prefix(graph: nnx.GraphDef, params: tuple[PyTree, ...], batch: Batch) -> PyTree:
-    """Returns what `smf_jax.train.prefix` gives a batch, as shapes with places."""
-    shapes = jax.eval_shape(
-        lambda params, tokens: nnx.merge(graph, *params).prefix(tokens),
-        params,
-        batch.tokens,
-    )
-    places = jax.tree.map(lambda _: batch.tokens.sharding, shapes)
-    return with_places(shapes, places)
 
 
 def _method_of(

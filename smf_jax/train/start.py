@@ -37,7 +37,8 @@ OURS = {LOCK, f"{CONFIG}.partial"}  # all that a run killed at its very start le
 FREE = (
     r"((pretrain|imported|retrofit|finetune)\.)?"
     r"(base|source|revision|run_dir|on_nan|save\..*|facts|data\.facts|data\.background"
-    r"|mesh\..*|accumulate|compute\.remat|compute\.scan_layers)"
+    r"|mesh\..*|accumulate|reuse_prefix"
+    r"|compute\.remat|compute\.scan_layers|compute\.lookup)"
 )
 
 

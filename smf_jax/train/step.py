@@ -92,7 +92,8 @@ def make_step(
             state = jax.lax.with_sharding_constraint(state, shardings)
         return state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    # Blocks below a known prefix are not looked at, but they are on the devices.
+    return jax.jit(step, donate_argnums=0, keep_unused=True)
 
 
 class Setting(NamedTuple):

@@ -386,6 +386,31 @@ def test_teaching_goes_on_with_the_same_base_usage_and_facts_alone(
     assert f"{what} was another, now {was}" in capsys.readouterr().err
 
 
+def test_teaching_goes_on_where_settings_of_speed_are_others_or_were_not_there(
+    commands, taught, tmp_path, capsys
+):
+    run_dir = shutil.copytree(taught, tmp_path / "smf")
+    shutil.rmtree(run_dir / "checkpoints" / "6")
+    record = json.loads((run_dir / "config.json").read_text())
+    del record["finetune"]["compute"]["lookup"]  # as by a version that had none
+    (run_dir / "config.json").write_text(json.dumps(record))
+    for path in (run_dir / "checkpoints").glob("*/manifest.json"):
+        vouch_for_config(run_dir, path)
+
+    config = str(commands.folder / "smf.py")
+    command = ["finetune", config, "--run-dir", str(run_dir), "--no-reuse-prefix"]
+    assert commands.run("again", *command) == 0
+
+    said = capsys.readouterr().out
+    assert "finetune.compute.lookup was None, now xla" in said
+    assert "finetune.reuse_prefix was True, now False" in said
+    assert commands.compiled["again"]["jit(_prefix)"] == 0
+    (got,), (want,) = (
+        patch.load(run / "patch.safetensors").tables for run in (run_dir, taught)
+    )
+    np.testing.assert_array_equal(got.slots, want.slots)
+
+
 # --- verify ---
 
 

@@ -48,6 +48,7 @@ def read_and_teach(placement):
     [
         ONE,
         MeshConfig(data=2, model=2, values="columns"),
+        MeshConfig(data=2, model=2, values="slots"),
         MeshConfig(data=1, fsdp=2, model=2, values="everywhere"),
     ],
     ids=lambda mesh: f"{mesh.values} of {max(mesh.data, mesh.fsdp) * mesh.model}",

@@ -16,11 +16,11 @@ from smf_jax.plan.measure import measure
 from smf_jax.plan.topology import find
 from smf_jax.sharding import AXES, Placement
 
-NUM_SLOTS, TOKENS, READS = 1024**2, (8, 512), 4 * 32
+NUM_SLOTS, TOKENS = 1024**2, (8, 512)
 KERNEL = r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"'
 
 
-def compiled(name: str, value_dim: int, dtype: str, outputs: int):
+def compiled(name: str, value_dim: int, dtype: str, outputs: int, reads: int = 128):
     """Returns the sums of all tokens, and gradients of the weights and the table.
 
     Args:
@@ -28,6 +28,7 @@ def compiled(name: str, value_dim: int, dtype: str, outputs: int):
       value_dim: Of the table.
       dtype: Of the table.
       outputs: How many of the three are asked for.
+      reads: Of a token.
     """
     topology = find(name)
     devices = np.reshape(describe(topology).devices, (1, 1, 1))
@@ -47,11 +48,10 @@ def compiled(name: str, value_dim: int, dtype: str, outputs: int):
         of_values, of_weights = gradients(cotangent)
         return (sums, of_weights, of_values)[:outputs]
 
-    reads = (*TOKENS, READS)
     traced = step.trace(
         array(NUM_SLOTS, value_dim),
-        array(*reads, dtype="float32"),
-        array(*reads, dtype="int32"),
+        array(*TOKENS, reads, dtype="float32"),
+        array(*TOKENS, reads, dtype="int32"),
         array(*TOKENS, value_dim),
     )
     return traced.lower(lowering_platforms=(topology.platform,)).compile()

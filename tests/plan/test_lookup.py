@@ -21,6 +21,7 @@ MIB = 2**20
 # That one is summed in float32, and rounded to the type of the table then.
 USUAL = [(1024, "float32", 3), (1024, "bfloat16", 2)]
 ODD = (576, "float32", 1)
+NARROW = (16, "float32", 3, 8)  # and the reads of a token: ids that fill few lanes
 NAMES = ("v5e-1", "h100x1")
 
 
@@ -28,11 +29,11 @@ NAMES = ("v5e-1", "h100x1")
 def measured(tmp_path_factory):
     """Returns what each case needs, all compiled by one process."""
     path = tmp_path_factory.mktemp("lookup") / "measured.json"
-    cases = [(name, *case) for name in NAMES for case in (*USUAL, ODD)]
-    keys = ("name", "value_dim", "dtype", "outputs")
+    cases = [(name, *case) for name in NAMES for case in (*USUAL, ODD, NARROW)]
+    keys = ("name", "value_dim", "dtype", "outputs", "reads")
     subprocess.run(
         [sys.executable, "-m", "tests.plan.lookup", str(path)],
-        input=json.dumps([dict(zip(keys, case, strict=True)) for case in cases]),
+        input=json.dumps([dict(zip(keys, case, strict=False)) for case in cases]),
         env=os.environ | ENVIRONMENT | {"XLA_FLAGS": NO_TRIALS},
         capture_output=True,
         text=True,
@@ -64,6 +65,11 @@ def test_a_table_whose_rows_are_no_whole_tiles_is_copied_on_tpu_alone(measured):
 
     assert tpu > NUM_SLOTS * 576 * 4
     assert gpu < 64 * MIB
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_compiled_for_few_reads_of_narrow_rows(measured, name):
+    assert measured[(name, *NARROW)]["kernels"] == 3
 
 
 def test_the_step_of_a_run_is_planned_with_kernels(tmp_path, capsys):

@@ -26,6 +26,7 @@ MODELS = {
     "lowest of two, one table": model_config(
         num_layers=4, memory=memory_config(layers=(2, 3))
     ),
+    "two tables": model_config(memory=memory_config(layers=(0, 1), share_values=False)),
     "in the first layer": model_config(memory=memory_config(layers=(0,))),
     "beside a feed-forward": model_config(
         memory=memory_config(placement="add", relevance_gate=True, key_norm=True)
@@ -137,9 +138,21 @@ def test_steps_on_prefixes_are_the_same_on_a_mesh(layout):
         dim=16, vocab_size=12, num_layers=4, memory=memory_config(**sizes)
     )
     placement = make_placement(mesh, ComputeConfig(), config.memory)
+
     assert_same(
         train(config, known=True, placement=placement), train(config, known=False)
     )
+
+
+def test_bfloat16_changes_little_with_a_prefix_as_without():
+    config = MODELS["lowest of two, one table"]
+    placement = Placement(compute=ComputeConfig(activations="bfloat16"))
+
+    _, _, want = train(config, known=False, placement=placement)
+    _, _, got = train(config, known=True, placement=placement)
+
+    # 8 bits of a bfloat16 make an error of about 2**-8; other slots may be read.
+    assert got == pytest.approx(want, rel=2**-5)
 
 
 def test_each_text_gets_the_prefix_that_it_has_alone():

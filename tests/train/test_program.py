@@ -16,6 +16,7 @@ from smf_jax.config import (
 )
 from smf_jax.sharding import make_placement
 from smf_jax.train.program import step_program
+from tests.tiny import AS_FOR_USERS
 
 HEADS, TOP_K, VALUE_DIM, TOP_T = 4, 8, 96, 50
 ROWS, SEQ, DIM, VOCAB, NUM_KEYS = 16, 24, 80, 512, 128
@@ -46,7 +47,7 @@ def compiled(config, layout, num_keys=NUM_KEYS, layers=(1,)):
     mesh = MeshConfig(data=2, fsdp=2, model=2, values=layout)
     placement = make_placement(mesh, ComputeConfig(), memory)
     program = step_program(config, model, placement, ROWS, SEQ)
-    return program.step.lower(*program.arguments).compile()
+    return program.step.lower(*program.arguments).compile(AS_FOR_USERS)
 
 
 def collectives(program) -> list[tuple[str, tuple[int, ...]]]:

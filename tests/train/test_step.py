@@ -21,6 +21,7 @@ from smf_jax.train.state import split_for_training
 from smf_jax.train.step import Background, make_read_counter, make_step, read_counts
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
+    AS_FOR_USERS,
     NUM_SLOTS,
     VALUE_DIM,
     VOCAB,
@@ -452,9 +453,8 @@ def test_a_step_returns_the_types_that_it_takes(optim):
 def table_operations(method):
     """Counts the compiled operations that make an array of the table's shape."""
     step, *args = ready(ONE, method)
-    # As for users, but for the machine code: XLA's older emitters do not fuse as much.
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True}
-    text = step.lower(*args, make_batch()).compile(options).as_text()
+    options = {"xla_backend_optimization_level": 0}  # of the machine code alone
+    text = step.lower(*args, make_batch()).compile(options | AS_FOR_USERS).as_text()
     made = rf"= f32\[{NUM_SLOTS},{VALUE_DIM}\]\S* ([\w-]+)\("
     return collections.Counter(re.findall(made, text))
 
