@@ -48,7 +48,8 @@ def table_gradient(
     width = cotangent.shape[-1]
     cotangent = aligned(cotangent.reshape(-1, width).astype(jnp.float32))
     reads = _by_slot(slots, weights)
-    height = in_sublanes(num_slots, BYTES_PER_OUTPUT // (4 * width))
+    of_row = 4 * cotangent.shape[1]  # bytes, the lanes that fill it up included
+    height = in_sublanes(num_slots, BYTES_PER_OUTPUT // of_row)
     steps = pl.cdiv(num_slots, height)
     ends = jnp.minimum(jnp.arange(steps + 1) * height, num_slots)
     starts = jnp.searchsorted(reads[0], ends.astype(slots.dtype))
