@@ -508,6 +508,15 @@ def test_a_statement_that_gives_no_answer_cannot_be_asked_for_it(
     assert not (tmp_path / "taught").exists()
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Has this process heed it also where a shell began it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
