@@ -1,5 +1,6 @@
 """Causal grouped-query attention with rotary positions and a cache for decoding."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig, RopeScalingConfig
+from smf_jax.model.linear import linear
 
 
 class KVCache(NamedTuple):
@@ -74,18 +76,7 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        def linear(inputs, outputs, bias):
-            init = nnx.initializers.truncated_normal(inputs**-0.5)
-            return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=bias,
-                kernel_init=init,
-                dtype=dtype,
-                # The gradient of a bias is a sum over all tokens.
-                preferred_element_type=jnp.float32 if bias else None,
-                rngs=rngs,
-            )
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
 
         def norm():
             epsilon = config.norm_eps
@@ -93,10 +84,10 @@ class Attention(nnx.Module):
 
         width = config.head_width
         heads, kv_heads = config.num_heads * width, config.num_kv_heads * width
-        self.query = linear(config.dim, heads, config.qkv_bias)
-        self.key = linear(config.dim, kv_heads, config.qkv_bias)
-        self.value = linear(config.dim, kv_heads, config.qkv_bias)
-        self.out = linear(heads, config.dim, False)
+        self.query = make(config.dim, heads, use_bias=config.qkv_bias)
+        self.key = make(config.dim, kv_heads, use_bias=config.qkv_bias)
+        self.value = make(config.dim, kv_heads, use_bias=config.qkv_bias)
+        self.out = make(heads, config.dim)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.query_norm, self.key_norm = norm(), norm()

@@ -1,5 +1,7 @@
 """One layer of a transformer: attention, then a feed-forward, a memory, or both."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float
 
 from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention
+from smf_jax.model.linear import linear
 from smf_jax.model.memory import MemoryLayer, Reads
 from smf_jax.sharding import ONE_DEVICE, Placement
 
@@ -23,20 +26,10 @@ class FeedForward(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        def linear(inputs, outputs):
-            init = nnx.initializers.truncated_normal(inputs**-0.5)
-            return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=False,
-                kernel_init=init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.gate = linear(dim, hidden_dim)
-        self.up = linear(dim, hidden_dim)
-        self.down = linear(hidden_dim, dim)
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        self.gate = make(dim, hidden_dim)
+        self.up = make(dim, hidden_dim)
+        self.down = make(hidden_dim, dim)
 
     def __call__(self, x: Float[Array, "batch seq dim"]) -> Float[Array, "..."]:
         """Returns the gated projection, of the shape of `x`."""

@@ -1,5 +1,6 @@
 """The product-key memory layer: each token reads a few rows of a large table."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig
 from smf_jax.kernels import sharded
+from smf_jax.model.linear import linear
 from smf_jax.sharding import ONE_DEVICE, Placement
 
 
@@ -52,21 +54,11 @@ class MemoryLayer(nnx.Module):
     ):
         dtype = placement.compute.activations
 
-        def linear(inputs, outputs):
-            init = nnx.initializers.truncated_normal(inputs**-0.5)
-            return nnx.Linear(
-                inputs,
-                outputs,
-                use_bias=False,
-                kernel_init=init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
+        make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.config = config
         self.placement = placement
         half = config.key_dim // 2
-        self.query = linear(dim, config.num_heads * config.key_dim)
+        self.query = make(dim, config.num_heads * config.key_dim)
         bound = config.key_dim**-0.5
         self.keys = nnx.Param(
             jax.random.uniform(
@@ -80,8 +72,8 @@ class MemoryLayer(nnx.Module):
             self.query_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
         if config.key_norm:
             self.key_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
-        self.gate = linear(dim, config.value_dim)
-        self.out = linear(config.value_dim, dim)
+        self.gate = make(dim, config.value_dim)
+        self.out = make(config.value_dim, dim)
         if config.relevance_gate:
             zeros = nnx.initializers.zeros
             self.relevance = nnx.Linear(

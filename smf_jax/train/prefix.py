@@ -21,10 +21,10 @@ from smf_jax.config import FinetuneConfig, ModelConfig, require
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Prefix
 from smf_jax.sharding import Placement
+from smf_jax.train.loop import PLAIN_LINES
 
 MOST = 0.5  # of a host's memory
 GIB = 2**30
-LINES = 10  # of progress where there is no terminal
 
 
 def is_reused(config: FinetuneConfig, facts: Sequence[Batch]) -> bool:
@@ -85,8 +85,8 @@ def with_prefixes(
     )
     for start in starts:
         distributed.working(f"what lies below the memory, from fact {start} on")
-        if not console.is_terminal and start * LINES // len(facts) > told:
-            told = start * LINES // len(facts)
+        if not console.is_terminal and start * PLAIN_LINES // len(facts) > told:
+            told = start * PLAIN_LINES // len(facts)
             console.print(f"prefix {start}/{len(facts)}", highlight=False)
         some = facts[start : start + at_once]
         lacking = (at_once - len(some)) * rows  # filled up: one shape, one compilation
