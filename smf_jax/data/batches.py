@@ -1,11 +1,10 @@
-"""Batches of tokens, by grain: packed for pretraining, one text a row for teaching."""
+"""Batches of tokens for pretraining: texts packed into rows, by grain."""
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import grain
-import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
@@ -14,7 +13,7 @@ from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.tokenizer import Tokenizer, encode_answered, encode_text
 
 # Handing small rows over from a thread costs more than making them.
-_IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 CUT_LIMIT = 0.01  # share of examples that may be left out for being too long
 
 
@@ -102,7 +101,10 @@ def pack_corpus(
             piece = _row(ids[start : start + seq_len + 1], place)
             (whole if len(piece["tokens"]) == seq_len else ends).append(piece)
     texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
-    return Packed(_pack(facts, seq_len), texts, dropped, records)
+    facts = _pack(facts, seq_len)
+    if facts and not texts:  # rows of a batch are alike, and texts have no places
+        facts = with_scored(facts)
+    return Packed(facts, texts, dropped, records)
 
 
 def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
@@ -136,7 +138,7 @@ def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
     if not rows:
         return []
     packed = grain.experimental.FirstFitPackIterDataset(
-        grain.MapDataset.source(rows).to_iter_dataset(_IN_LINE),
+        grain.MapDataset.source(rows).to_iter_dataset(IN_LINE),
         length_struct={name: seq_len for name in rows[0]},
         num_packing_bins=32,
     )
@@ -205,70 +207,23 @@ def packed_batches(
     if len(sources) > 1:
         weights = [fact_share, 1 - fact_share]
         source = grain.MapDataset.mix(sources, weights)
-    return iter(source.to_iter_dataset(_IN_LINE).batch(batch_size))
+    return iter(source.to_iter_dataset(IN_LINE).batch(batch_size))
 
 
-def stack_facts(facts: Sequence[Sequence[Row]]) -> list[Batch]:
-    """Returns the rows of each fact, one text a row, as many rows of each fact.
-
-    Rows are never packed, and padded to the longest of all; a fact with fewer texts
-    than another is given rows of padding.
-    """
-    longest = max(len(row["tokens"]) for rows in facts for row in rows)
-    seq_len = -(-longest // 8) * 8
-    most = max(len(rows) for rows in facts)
-    nothing = {
-        "tokens": np.zeros(0, np.int32),
-        "targets": np.zeros(0, np.int32),
-        "weights": np.zeros(0, np.float32),
-        "records": np.zeros(0, np.int32),
-    }
-
-    def pad(row: Row) -> Batch:
-        fill = (0, seq_len - len(row["tokens"]))
-        # PAD is 0
-        return jax.tree.map(lambda part: np.pad(part, fill), _one_segment(row))
-
-    def stack(rows: Sequence[Row]) -> Batch:
-        rows = [*rows, *[nothing] * (most - len(rows))]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, rows))
-
-    return with_scored([stack(rows) for rows in facts])
-
-
-def with_scored(facts: Sequence[Batch]) -> list[Batch]:
+def with_scored(rows: Sequence[Batch]) -> list[Batch]:
     """Returns rows with the places of targets that have a loss, as many in each.
 
     Where a row has a loss on all of its targets, there are no places to name.
-    """
-    most = max(int((fact.weights > 0).sum(1).max()) for fact in facts)
-    if most == facts[0].weights.shape[1]:
-        return list(facts)
-    # First the places with a loss; where a row has fewer, others fill it up.
-    orders = (np.argsort(fact.weights <= 0, 1, kind="stable") for fact in facts)
-    return [
-        fact._replace(scored=order[:, :most].astype(np.int32))
-        for fact, order in zip(facts, orders, strict=True)
-    ]
-
-
-def taught_batches(
-    facts: Sequence[Batch], batch_size: int, seed: int
-) -> grain.DatasetIterator:
-    """Returns an iterator over batches, each with all the texts of a few facts.
-
-    What states one fact stands together, as in the paper: its own slots are then read
-    many times in a batch.
 
     Args:
-      facts: The rows of each fact, as `stack_facts` has them.
-      batch_size: Facts in a batch.
-      seed: Of their order.
+      rows: Single rows, or some rows each, all of one width.
     """
-    source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
-    batches = source.to_iter_dataset(_IN_LINE).batch(batch_size)
-    return iter(batches.map(lambda batch: jax.tree.map(_flatten, batch)))
-
-
-def _flatten(leaf: np.ndarray) -> np.ndarray:
-    return leaf.reshape(-1, *leaf.shape[2:])
+    most = max(int((row.weights > 0).sum(-1).max()) for row in rows)
+    if most == rows[0].weights.shape[-1]:
+        return list(rows)
+    # First the places with a loss; where a row has fewer, others fill it up.
+    orders = (np.argsort(row.weights <= 0, -1, kind="stable") for row in rows)
+    return [
+        row._replace(scored=order[..., :most].astype(np.int32))
+        for row, order in zip(rows, orders, strict=True)
+    ]

@@ -12,15 +12,9 @@ from rich.console import Console
 
 from smf_jax import distributed
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import (
-    Batch,
-    drop_long,
-    encode_example,
-    fits,
-    stack_facts,
-    taught_batches,
-)
+from smf_jax.data.batches import Batch, drop_long, encode_example, fits
 from smf_jax.data.corpus import taught_examples
+from smf_jax.data.taught import stack_facts, taught_batches
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
@@ -223,7 +217,7 @@ def _facts(
         f"batch_size={config.batch_size} exceeds the {len(encoded)} facts that there "
         "are to teach",
     )
-    facts = stack_facts(encoded)
+    facts = stack_facts(encoded, seq_len)
     if is_reused(config, facts):
         needs = require_room(facts, base.model.config, base.model.placement)
         console.print(

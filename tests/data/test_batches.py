@@ -14,13 +14,12 @@ from smf_jax.data.batches import (
     hold_out,
     pack_corpus,
     packed_batches,
-    stack_facts,
-    taught_batches,
     with_scored,
 )
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.records import Text
 from smf_jax.data.tokenizer import END, PAD, train_tokenizer
+from tests.data.rows import Counted, row, same, take, texts_of
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
@@ -47,40 +46,6 @@ def corpus(examples=(), texts=()) -> Corpus:
         texts=[Text(str(number), text) for number, text in enumerate(texts)],
         notes=[],
         hash="",
-    )
-
-
-def texts_of(rows) -> list[tuple[int, ...]]:
-    """Returns tokens and last target of each text in packed rows, sorted."""
-    found = []
-    for row in rows:
-        for segment in range(1, row.segments.max() + 1):
-            here = row.segments == segment
-            found.append((*row.tokens[here].tolist(), int(row.targets[here][-1])))
-    return sorted(found)
-
-
-def row(length: int):
-    """Returns a row of `length` tokens that nothing else has."""
-    tokens = np.arange(length, dtype=np.int32) + 10 * length
-    weights = np.ones(length, np.float32)
-    records = np.full(length, length, np.int32)
-    return {
-        "tokens": tokens,
-        "targets": tokens + 1,
-        "weights": weights,
-        "records": records,
-    }
-
-
-def take(batches, count):
-    return list(itertools.islice(batches, count))
-
-
-def same(batches, others) -> bool:
-    pairs = zip(batches, others, strict=True)
-    return all(
-        np.array_equal(x, y) for pair in pairs for x, y in zip(*pair, strict=True)
     )
 
 
@@ -148,7 +113,9 @@ def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
 
 
 def test_packed_rows_are_full_width(packed):
-    assert {leaf.shape for batch in packed for leaf in jax.tree.leaves(batch)} == {(7,)}
+    leaves = jax.tree.leaves([batch._replace(scored=None) for batch in packed])
+
+    assert {leaf.shape for leaf in leaves} == {(7,)}
 
 
 def test_each_text_of_a_packed_row_counts_its_positions_from_0(packed):
@@ -232,77 +199,6 @@ def test_facts_longer_than_the_context_cannot_be_pretrained(tokenizer):
         )
 
 
-# Six facts of one text each; its first token tells which.
-FACTS_OF_ONE = [[row(length)] for length in (1, 2, 3, 4, 5, 9)]
-
-
-def first_tokens(batches) -> list[int]:
-    return [int(token) for batch in batches for token in batch.tokens[:, 0]]
-
-
-def test_a_round_of_taught_batches_has_every_fact_once():
-    batches = take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=2, seed=0), 6)
-
-    for of_round in (batches[:3], batches[3:]):
-        assert sorted(first_tokens(of_round)) == [10, 20, 30, 40, 50, 90]
-
-
-def test_rounds_come_in_different_orders():
-    first, second = take(
-        taught_batches(stack_facts(FACTS_OF_ONE), batch_size=6, seed=0), 2
-    )
-
-    assert not same([first], [second])
-
-
-def test_the_last_batch_of_a_round_goes_on_into_the_next():
-    batches = take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=4, seed=0), 3)
-
-    assert {batch.tokens.shape for batch in batches} == {(4, 16)}
-    assert sorted(first_tokens(batches)) == sorted([10, 20, 30, 40, 50, 90] * 2)
-
-
-def test_the_texts_of_a_fact_stand_together():
-    facts = [[row(1), row(2), row(3)], [row(4), row(5), row(6)], [row(7)] * 3]
-
-    batches = take(taught_batches(stack_facts(facts), batch_size=2, seed=0), 3)
-
-    found = first_tokens(batches)
-    triples = [tuple(found[start : start + 3]) for start in range(0, len(found), 3)]
-    want = {(10, 20, 30), (40, 50, 60), (70, 70, 70)}
-    assert sorted(triples) == sorted(2 * list(want))
-
-
-def test_a_fact_with_fewer_texts_brings_rows_of_padding():
-    facts = [[row(1), row(2), row(3)], [row(4)]]
-
-    (batch,) = take(taught_batches(stack_facts(facts), batch_size=2, seed=0), 1)
-
-    trained = batch.weights.sum(axis=1).tolist()
-    assert trained in ([1, 2, 3, 4, 0, 0], [4, 0, 0, 1, 2, 3])
-    assert ((batch.segments > 0).sum(axis=1) == trained).all()
-    assert (batch.tokens[batch.segments == 0] == PAD).all()
-
-
-@pytest.mark.parametrize(("longest", "want"), [(1, 8), (8, 8), (9, 16)])
-def test_taught_batches_are_padded_to_a_multiple_of_8(longest, want):
-    (batch,) = take(
-        taught_batches(stack_facts([[row(longest)], [row(1)]]), 2, seed=0), 1
-    )
-
-    assert batch.tokens.shape == batch.weights.shape == (2, want)
-
-
-def test_the_padding_of_taught_batches_has_no_segment_and_no_weight():
-    (batch,) = take(taught_batches(stack_facts([[row(3)], [row(3)]]), 2, seed=0), 1)
-
-    assert batch.tokens.tolist() == [[30, 31, 32, PAD, PAD, PAD, PAD, PAD]] * 2
-    assert batch.targets.tolist() == [[31, 32, 33, PAD, PAD, PAD, PAD, PAD]] * 2
-    assert batch.weights.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
-    assert batch.positions.tolist() == [[0, 1, 2, 0, 0, 0, 0, 0]] * 2
-    assert batch.segments.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]] * 2
-
-
 def test_places_with_a_loss_are_named_and_none_twice():
     weights = np.array([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], np.float32)
     empty = np.zeros(weights.shape, np.int32)
@@ -317,20 +213,31 @@ def test_places_with_a_loss_are_named_and_none_twice():
         assert all(len(set(row)) == 2 for row in got.scored.tolist())
 
 
-def test_a_batch_may_have_one_fact():
-    (batch,) = take(taught_batches(stack_facts(FACTS_OF_ONE), 1, seed=0), 1)
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_packed_facts_alone_name_their_places_with_a_loss(tokenizer, loss_on):
+    content = corpus([("a b c", "d"), ("e f", "g")])
 
-    assert batch.tokens.shape == (1, 16)
+    rows, *_ = pack_corpus(tokenizer, content, seq_len=7, loss_on=loss_on)
+
+    (packed,) = rows
+    if loss_on == "all":  # 4 tokens of one fact and 3 of the other
+        assert packed.scored is None
+    else:
+        assert packed.scored.tolist() == np.flatnonzero(packed.weights).tolist()
+
+
+def test_packed_facts_among_texts_name_no_places(tokenizer):
+    content = corpus([("a b c", "d")], ["e f"])
+
+    (fact,), _, *_ = pack_corpus(tokenizer, content, seq_len=7, loss_on="answer")
+
+    assert fact.scored is None
 
 
 def test_a_batch_may_have_one_packed_row(packed):
     (batch,) = take(packed_batches(packed, [], 0.5, 1, seed=0), 1)
 
     assert batch.tokens.shape == (1, 7)
-
-
-def taught(seed):
-    return take(taught_batches(stack_facts(FACTS_OF_ONE), batch_size=2, seed=seed), 5)
 
 
 @pytest.fixture(scope="module")
@@ -345,9 +252,8 @@ def pretrained(tokenizer):
 
 
 def test_one_seed_gives_the_same_batches_and_another_one_others(pretrained):
-    for batches in (taught, pretrained):
-        assert same(batches(0), batches(0))
-        assert not same(batches(0), batches(1))
+    assert same(pretrained(0), pretrained(0))
+    assert not same(pretrained(0), pretrained(1))
 
 
 def test_packed_batches_hold_whole_packed_rows(packed):
@@ -388,30 +294,15 @@ def test_a_fact_too_long_for_its_row_is_left_out_and_counted(tokenizer):
     assert packed.dropped == 1
 
 
-class Counted(list):
-    """A list that counts how often something was taken from it."""
-
-    taken = 0
-
-    def __getitem__(self, place):
-        self.taken += 1
-        return super().__getitem__(place)
-
-
-def iterators():
-    """Returns makers of both kinds of batches, each from a list that counts."""
+def counted():
+    """Returns rows that count how often one is taken, and a maker of batches."""
     packed = Counted(Batch(*[np.full(4, number)] * 6) for number in range(11))
-    facts = Counted(stack_facts([[row(2), row(3)] for _ in range(11)]))
-    return [
-        (packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)),
-        (facts, lambda: taught_batches(facts, batch_size=3, seed=5)),
-    ]
+    return packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)
 
 
-@pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("done", [0, 1, 3, 17])
-def test_batches_go_on_where_they_were(kind, done):
-    _, make = iterators()[kind]
+def test_batches_go_on_where_they_were(done):
+    _, make = counted()
     batches = make()
     take(batches, done)
     state = json.loads(json.dumps(batches.get_state()))  # as a checkpoint keeps it
@@ -422,9 +313,8 @@ def test_batches_go_on_where_they_were(kind, done):
     assert same(take(again, 5), take(batches, 5))
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_going_on_reads_nothing_of_what_was_read_before(kind):
-    source, make = iterators()[kind]
+def test_going_on_reads_nothing_of_what_was_read_before():
+    source, make = counted()
     batches = make()
     before = source.taken
 

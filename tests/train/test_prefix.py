@@ -10,7 +10,7 @@ from flax import nnx
 from rich.console import Console
 
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig, OptimConfig
-from smf_jax.data.batches import stack_facts, taught_batches
+from smf_jax.data.taught import stack_facts, taught_batches
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.sharding import ONE_DEVICE, Placement, make_placement
@@ -47,7 +47,8 @@ def facts():
         return texts | {"weights": weights, "records": records}
 
     return stack_facts(
-        [[row(place) for _ in range(1 + place % 3)] for place in range(FACTS)]
+        [[row(place) for _ in range(1 + place % 3)] for place in range(FACTS)],
+        seq_len=24,
     )
 
 
@@ -177,8 +178,8 @@ def test_each_text_gets_the_prefix_that_it_has_alone():
 def test_more_than_half_of_a_host_is_refused(monkeypatch):
     config = model_config(dim=16, num_heads=4, head_dim=4)
     rows = facts()
-    # 16 floats, and a slot and a weight for 2 heads of 3 reads, of 7 x 3 x 8 tokens
-    needs = FACTS * 3 * 8 * (16 * 4 + 2 * 3 * 8)
+    # 16 floats, and a slot and a weight for 2 heads of 3 reads, of each token
+    needs = FACTS * rows[0].tokens.size * (16 * 4 + 2 * 3 * 8)
 
     def host(size):
         monkeypatch.setattr(
