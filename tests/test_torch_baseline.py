@@ -12,8 +12,10 @@ from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.slots import select
+from smf_jax.train.counts import make_read_counter
+from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import Background, make_read_counter, make_step
+from smf_jax.train.step import make_step
 from tests import tiny, torch_models
 from tests.tiny import make_batch, make_model, memory_config, model_config
 

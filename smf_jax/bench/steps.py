@@ -26,8 +26,9 @@ from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 from smf_jax.optim.methods import make_method
 from smf_jax.train.prefix import with_prefixes
+from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import Background, make_step
+from smf_jax.train.step import make_step
 
 DOCUMENTS, STEPS = 1000, 1000
 SCALE = 0.02  # of parameters

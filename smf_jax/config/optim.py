@@ -7,6 +7,7 @@ from typing import Literal
 from smf_jax.config.checks import require, require_not_negative, require_positive
 
 Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
+Rows = Literal["all", "read"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,12 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = 0  # rises linearly over these
     final_fraction: float = 0.0  # of learning_rate, where cosine and linear end
-    weight_decay: float = 0.0  # not SGD's; never applied to vectors
+    weight_decay: float = 0.0  # not SGD's; of matrices, and of rows that smf chose
     momentum: float = 0.0  # SGD's
     clip_norm: float | None = None  # of the gradient of what trains; None: no clipping
+    rows: Rows = (
+        "all"  # full, memory: of tables, that move; the others keep moments, too
+    )
     top_t: int = 500  # smf: slots written per step and table
     select: Selector = "tfidf"  # smf: what ranks the slots
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
@@ -56,6 +60,11 @@ class OptimConfig:
             self.momentum == 0 or self.optimizer == "sgd",
             f"optim.momentum={self.momentum} is SGD's, but optim.optimizer is "
             f"{self.optimizer}",
+        )
+        require(
+            self.rows == "all" or self.method in ("full", "memory"),
+            f"optim.rows={self.rows} is for optim.method=full and memory; "
+            f"{self.method} says itself what moves",
         )
         require(
             self.optimizer != "muon" or self.method in ("full", "memory"),

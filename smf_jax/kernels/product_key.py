@@ -10,6 +10,11 @@ from jaxtyping import Array, Float, Int
 from smf_jax.kernels.blocks import in_blocks
 
 SCORES_PER_BLOCK = 2**22  # 16 MiB
+EXACT = functools.partial(
+    jnp.einsum,
+    precision=jax.lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+)
 GROUP = 16  # scores of which the best is kept: 64 groups of 16 cost least of 1,024
 
 
@@ -24,6 +29,7 @@ def candidate_pairs(top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero((first + 1) * (second + 1) <= top_k)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product_key_top_k(
     query: Float[Array, "*batch heads 2 half"],
     keys: Float[Array, "heads 2 num_keys half"],
@@ -50,13 +56,73 @@ def product_key_top_k(
     return slots.reshape(shape), scores.reshape(shape)
 
 
+def _forward(query, keys, top_k):
+    slots, scores = product_key_top_k(query, keys, top_k)
+    return (slots, scores), (query, keys, slots)
+
+
+def _backward(top_k, residuals, cotangents):
+    del top_k
+    return scores_gradient(*residuals, cotangents[1])
+
+
+product_key_top_k.defvjp(_forward, _backward)
+
+
+def scores_gradient(
+    query: Float[Array, "*batch heads 2 half"],
+    keys: Float[Array, "heads 2 num_keys half"],
+    slots: Int[Array, "*batch heads top_k"],
+    cotangent: Float[Array, "*batch heads top_k"],
+) -> tuple[Float[Array, "*batch heads 2 half"], Float[Array, "heads 2 num_keys half"]]:
+    """Returns the gradients that scores of slots give queries and keys.
+
+    A score is a sum of two dot products, whatever the others are: how slots were found
+    does not matter.
+    """
+    heads, pair, num_keys, half = keys.shape
+    tokens = slots.size // (heads * slots.shape[-1])
+
+    def add_block(of_keys, block):
+        query, slots, cotangent = block  # [tokens, heads, ...] of a block
+        places = jnp.stack([slots // num_keys, slots % num_keys])
+        weights = jnp.broadcast_to(cotangent, places.shape)
+        places, weights = (jnp.moveaxis(leaf, 2, 0) for leaf in (places, weights))
+        row = jnp.arange(places[..., 0].size)[:, None]
+        mix = jnp.zeros((row.size, num_keys), jnp.float32)
+        mix = mix.at[row, places.reshape(row.size, -1)].add(
+            weights.reshape(row.size, -1), mode="promise_in_bounds"
+        )
+        mix = mix.reshape(heads, pair, -1, num_keys)
+        of_query = EXACT("hptn,hpnc->thpc", mix, keys)
+        return of_keys + EXACT("hptn,thpc->hpnc", mix, query), of_query
+
+    blocks = [
+        in_blocks(leaf.reshape(tokens, *shape), _tokens_of_block(tokens, keys))
+        for leaf, *shape in (
+            (query, heads, pair, half),
+            (slots, heads, slots.shape[-1]),
+            (cotangent, heads, slots.shape[-1]),
+        )
+    ]
+    start = jnp.zeros(keys.shape, jnp.float32)
+    of_keys, of_query = jax.lax.scan(add_block, start, blocks)
+    of_query = of_query.reshape(-1, heads, pair, half)[:tokens].reshape(query.shape)
+    return of_query.astype(query.dtype), of_keys.astype(keys.dtype)
+
+
+def _tokens_of_block(tokens: int, keys: Array) -> int:
+    scores = tokens * (keys.size // keys.shape[-1])
+    blocks = max(1, -(-scores // SCORES_PER_BLOCK))
+    return -(-tokens // blocks)  # as many in each
+
+
 def _rank_blocks(query, keys, top_k):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
-    tokens, (heads, pair, num_keys, _) = len(query), keys.shape
-    blocks = max(1, -(-tokens * heads * pair * num_keys // SCORES_PER_BLOCK))
+    tokens, heads = len(query), len(keys)
     found = jax.lax.map(
         lambda query: _rank(query, keys, _largest_by_groups, top_k),
-        in_blocks(query, -(-tokens // blocks)),  # as many tokens in each
+        in_blocks(query, _tokens_of_block(tokens, keys)),
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 
@@ -64,19 +130,13 @@ def _rank_blocks(query, keys, top_k):
 def _rank(query, keys, largest, top_k):
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
-    halves = jnp.einsum(
-        "thpc,hpnc->hptn",  # transposed, it would take a CPU twice as long
-        query,
-        keys,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    # Transposed, it would take a CPU twice as long.
+    halves = EXACT("thpc,hpnc->hptn", query, keys)
     best, ids = largest(halves, top_k)
     first, second = candidate_pairs(top_k)
-    # From the best alone, so that the many other scores need not be kept for it.
     scores = best[:, 0][..., first] + best[:, 1][..., second]
     slots = ids[:, 0][..., first] * num_keys + ids[:, 1][..., second]
-    chosen = _best_candidates(jax.lax.stop_gradient(scores), slots, top_k)
+    chosen = _best_candidates(scores, slots, top_k)
     return _take(slots, chosen).swapaxes(0, 1), _take(scores, chosen).swapaxes(0, 1)
 
 
@@ -91,7 +151,7 @@ def _largest_by_groups(
     of 1,024 scores, 32,768 rows: 57 ms against 246 on two cores.)
     """
     *batch, width = scores.shape
-    rows = jax.lax.stop_gradient(scores).reshape(-1, width)
+    rows = scores.reshape(-1, width)
     rows = jnp.pad(rows, ((0, 0), (0, -width % GROUP)), constant_values=-jnp.inf)
     groups = rows.reshape(len(rows), rows.shape[1] // GROUP, GROUP)
     of_group = jnp.arange(groups.shape[1])[None]
@@ -122,18 +182,7 @@ def _largest_by_groups(
     state = (maxima, last, jnp.full_like(last, -1, of_group.dtype))
     _, taken = jax.lax.scan(take_one, state, length=top_k)
     best, places = (leaf.T.reshape(*batch, top_k) for leaf in taken)
-    return _found(best, scores, places), places
-
-
-@jax.custom_jvp
-def _found(best, scores, places):
-    """Returns the best, which need not be looked up again to have a gradient."""
-    return best
-
-
-@_found.defjvp
-def _tangent_of_found(primals, tangents):
-    return primals[0], _take(tangents[1], primals[2])
+    return best, places
 
 
 def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:

@@ -13,6 +13,7 @@ from smf_jax.kernels.blocks import in_blocks
 
 EXACT = jax.lax.Precision.HIGHEST  # float32 products of float32 on accelerators, too
 READS_AT_ONCE = 16  # added in one pass over the sums, which are then written once
+TPU_TOKENS_PER_BLOCK = 64  # 64 x 16 rows of 1,024 floats are 4 MiB
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
 
 
@@ -28,8 +29,15 @@ def weighted_rows(
     `chosen_rows_gradient` gives that of a few rows. Slots must exist. Sums are float32
     until they are whole, and of the type of `values` then.
     """
-    *batch, reads = slots.shape
-    slots, weights = (leaf.reshape(-1, reads).T for leaf in (slots, weights))
+    batch = slots.shape[:-1]
+    tokens = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (slots, weights))
+    sums = jax.lax.platform_dependent(values, *tokens, tpu=_sum_blocks, default=_sum)
+    return sums.astype(values.dtype).reshape(*batch, values.shape[1])
+
+
+def _sum(values, slots, weights):
+    """Returns float32 sums [tokens, value_dim], by loops over reads."""
+    reads = slots.shape[1]
     whole = reads - reads % READS_AT_ONCE
 
     def add(sums, some):
@@ -39,14 +47,22 @@ def weighted_rows(
             sums = sums + weight.astype(jnp.float32)[:, None] * row
         return sums, None
 
-    sums = jnp.zeros((slots.shape[1], values.shape[1]), jnp.float32)
+    sums = jnp.zeros((len(slots), values.shape[1]), jnp.float32)
+    slots, weights = slots.T, weights.T
     blocks = [
         leaf[:whole].reshape(-1, READS_AT_ONCE, leaf.shape[1])
         for leaf in (slots, weights)
     ]
     sums, _ = jax.lax.scan(add, sums, blocks)
-    sums, _ = add(sums, (slots[whole:], weights[whole:]))
-    return sums.astype(values.dtype).reshape(*batch, values.shape[1])
+    return add(sums, (slots[whole:], weights[whole:]))[0]
+
+
+def _sum_blocks(values, slots, weights):
+    # Compiled for TPU, the rows that are added in one pass are all there at once.
+    def of_block(slots, weights):
+        return _sum(values, slots, weights)
+
+    return _map_tokens(of_block, slots, weights, size=TPU_TOKENS_PER_BLOCK)
 
 
 def _forward(values, slots, weights):
@@ -152,9 +168,9 @@ def _blocks(array: Array, size: int = TOKENS_PER_BLOCK) -> Array:
     return in_blocks(array.reshape(-1, array.shape[-1]), size)
 
 
-def _map_tokens(function, *arrays: Array) -> Array:
-    batch = arrays[0].shape[:-1]
-    out = jax.lax.map(lambda block: function(*block), [_blocks(a) for a in arrays])
+def _map_tokens(function, *arrays: Array, size: int = TOKENS_PER_BLOCK) -> Array:
+    batch, blocks = arrays[0].shape[:-1], [_blocks(leaf, size) for leaf in arrays]
+    out = jax.lax.map(lambda block: function(*block), blocks)
     out = out.reshape(-1, out.shape[-1])
     tokens = 1
     for size in batch:

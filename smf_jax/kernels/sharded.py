@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from smf_jax.kernels import product_key, rows
 from smf_jax.sharding import BATCH, Placement
 
-_ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of chosen slots
+SQUARES_AT_ONCE = 256  # rows: 256 x 1,024 floats are 1 MiB
 
 
-def _tokens(array: Array, last: str | None = None) -> PartitionSpec:
+def of_tokens(array: Array, last: str | None = None) -> PartitionSpec:
     """Returns how [..., batch, seq, width] is split."""
     return PartitionSpec(*(None,) * (array.ndim - 3), BATCH, None, last)
 
@@ -43,7 +43,7 @@ def embed(
         first = 0
         if placement.mesh is not None:
             if split[1]:
-                table = _gather(table, split[1], 1)
+                table = gather(table, split[1], 1)
             if split[0]:
                 first = jax.lax.axis_index(split[0]) * len(table)
         place = tokens - first
@@ -82,10 +82,38 @@ def product_key_top_k(
     top_k: int,
 ) -> tuple[Int[Array, "batch seq heads top_k"], Float[Array, "batch seq heads top_k"]]:
     """Returns what `product_key.product_key_top_k` does; each ranks its own tokens."""
+    if placement.mesh is None:
+        return product_key.product_key_top_k(query, keys, top_k)
+    return _product_key_top_k(placement, top_k, query, keys)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product_key_top_k(placement, top_k, query, keys):
     tokens = PartitionSpec(BATCH)
     local = functools.partial(product_key.product_key_top_k, top_k=top_k)
     specs = (tokens, PartitionSpec())
-    return placement.on_shards(local, specs, (tokens, tokens), check=True)(query, keys)
+    return placement.on_shards(local, specs, (tokens, tokens))(query, keys)
+
+
+def _rank_forward(placement, top_k, query, keys):
+    slots, scores = _product_key_top_k(placement, top_k, query, keys)
+    return (slots, scores), (query, keys, slots)
+
+
+def _rank_backward(placement, top_k, residuals, cotangents):
+    del top_k
+
+    def local(*given):
+        of_query, of_keys = product_key.scores_gradient(*given)
+        return of_query, jax.lax.psum(of_keys, BATCH)
+
+    tokens, everywhere = PartitionSpec(BATCH), PartitionSpec()
+    specs = (tokens, everywhere, tokens, tokens)
+    run = placement.on_shards(local, specs, (tokens, everywhere))
+    return run(*residuals, cotangents[1])
+
+
+_product_key_top_k.defvjp(_rank_forward, _rank_backward)
 
 
 def weighted_rows(
@@ -105,7 +133,8 @@ def weighted_rows(
     return _weighted_rows(placement, values, slots, weights)
 
 
-def _kernels(placement: Placement) -> ModuleType:
+def kernels(placement: Placement) -> ModuleType:
+    """Returns the module that sums rows on a placement's devices."""
     if placement.compute.lookup == "xla":
         return rows
     # Not before they are asked for: they load what of jax few need.
@@ -125,16 +154,16 @@ def _weighted_rows(placement, values, slots, weights):
             _from_others(placement, slots),
             _from_others(placement, weights),
         )
-        place, is_here = _places(placement, len(values), slots)
-        sums = _kernels(placement).weighted_rows(
+        place, is_here = places(placement, len(values), slots)
+        sums = kernels(placement).weighted_rows(
             values, jnp.where(is_here, place, 0), jnp.where(is_here, weights, 0)
         )
         if "model" in placement.row_axes:
-            sums = _scatter(sums, "model", sums.ndim - 1)
+            sums = scatter(sums, "model", sums.ndim - 1)
         return _back_to_others(placement, sums)
 
-    specs = (placement.table, _tokens(slots), _tokens(slots))
-    out = _tokens(slots, "model")
+    specs = (placement.table, of_tokens(slots), of_tokens(slots))
+    out = of_tokens(slots, "model")
     return placement.on_shards(local, specs, out)(values, slots, weights)
 
 
@@ -144,15 +173,10 @@ def _forward(placement, values, slots, weights):
 
 def _backward(placement, residuals, cotangent):
     def of_table(values, slots, weights, cotangent):
-        if placement.mesh is not None:
-            slots, weights, cotangent = (
-                _gather(leaf, BATCH, 0) for leaf in (slots, weights, cotangent)
-            )
-        if "model" in placement.row_axes:
-            cotangent = _gather(cotangent, "model", cotangent.ndim - 1)
-        place, is_here = _places(placement, len(values), slots)
+        cotangent, slots, weights = all_tokens(placement, cotangent, slots, weights)
+        place, is_here = places(placement, len(values), slots)
         place = jnp.where(is_here, place, len(values))
-        table_gradient = _kernels(placement).table_gradient
+        table_gradient = kernels(placement).table_gradient
         gradient = table_gradient(cotangent, place, weights, len(values))
         return gradient.astype(values.dtype)
 
@@ -162,9 +186,9 @@ def _backward(placement, residuals, cotangent):
             _from_others(placement, cotangent),
         )
         if "model" in placement.row_axes:
-            cotangent = _gather(cotangent, "model", cotangent.ndim - 1)
-        place, is_here = _places(placement, len(values), slots)
-        weight_gradient = _kernels(placement).weight_gradient
+            cotangent = gather(cotangent, "model", cotangent.ndim - 1)
+        place, is_here = places(placement, len(values), slots)
+        weight_gradient = kernels(placement).weight_gradient
         gradient = weight_gradient(values, jnp.where(is_here, place, 0), cotangent)
         gradient = jnp.where(is_here, gradient, 0)
         if placement.mesh is not None:
@@ -172,8 +196,8 @@ def _backward(placement, residuals, cotangent):
         return _back_to_others(placement, gradient).astype(weights.dtype)
 
     slots = residuals[1]
-    tokens = _tokens(slots)
-    specs = (placement.table, tokens, tokens, _tokens(slots, "model"))
+    tokens = of_tokens(slots)
+    specs = (placement.table, tokens, tokens, of_tokens(slots, "model"))
     # Two, so that the one that nobody asks for is not computed.
     return (
         placement.on_shards(of_table, specs, placement.table)(*residuals, cotangent),
@@ -183,29 +207,6 @@ def _backward(placement, residuals, cotangent):
 
 
 _weighted_rows.defvjp(_forward, _backward)
-
-
-def chosen_rows_gradient(
-    placement: Placement,
-    cotangent: Float[Array, "*parts batch seq value_dim"],
-    slots: Int[Array, "*parts batch seq reads"],
-    weights: Float[Array, "*parts batch seq reads"],
-    chosen: Int[Array, " top_t"],
-    num_slots: int,
-) -> Float[Array, "top_t value_dim"]:
-    """Returns what `rows.chosen_rows_gradient` does: sums of each device's tokens."""
-
-    def local(cotangent, slots, weights, chosen):
-        gradient = rows.chosen_rows_gradient(
-            cotangent, slots, weights, chosen, num_slots
-        )
-        return gradient if placement.mesh is None else jax.lax.psum(gradient, BATCH)
-
-    specs = (
-        *(_tokens(cotangent, "model"), _tokens(slots), _tokens(slots)),
-        PartitionSpec(),
-    )
-    return placement.on_shards(local, specs, _ROWS)(cotangent, slots, weights, chosen)
 
 
 def sum_weights(
@@ -220,55 +221,53 @@ def sum_weights(
         sums = jnp.zeros(num_slots, weights.dtype).at[slots].add(weights, mode="drop")
         return sums if placement.mesh is None else jax.lax.psum(sums, BATCH)
 
-    specs = (_tokens(slots), _tokens(slots))
+    specs = (of_tokens(slots), of_tokens(slots))
     summed = placement.on_shards(local, specs, PartitionSpec(), check=True)
     return summed(slots, weights)
 
 
-def take_rows(
-    placement: Placement,
-    table: Shaped[Array, "num_slots ..."],
-    slots: Int[Array, " top_t"],
-) -> Shaped[Array, "top_t ..."]:
-    """Returns rows of a table, and zeros for ids of num_slots or more."""
+def sum_of_squares(
+    placement: Placement, table: Float[Array, "rows value_dim"]
+) -> Float[Array, ""]:
+    """Returns the sum of the squares of the numbers of a table, or of rows split alike.
 
-    def local(table, slots):
-        place, is_here = _places(placement, len(table), slots)
-        place = jnp.where(is_here, place, len(table))
-        taken = table.at[place].get(mode="fill", fill_value=0)
-        if "model" in placement.row_axes:
-            taken = _scatter(taken, "model", 1)
-        others = tuple(axis for axis in placement.row_axes if axis in BATCH)
-        return jax.lax.psum(taken, others) if others else taken
+    No array of them is made.
+    """
+    size = min(SQUARES_AT_ONCE, len(table))
 
-    specs = (placement.table, PartitionSpec())
-    return placement.on_shards(local, specs, _ROWS)(table, slots)
+    def local(table):
+        def add(number, total):
+            rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
+            return total + jnp.square(rows).sum()
+
+        blocks = len(table) // size
+        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(()))
+        total = total + jnp.square(table[blocks * size :]).sum()
+        if placement.mesh is None:
+            return total
+        columns = ("model",) if placement.layout == "columns" else ()
+        return jax.lax.psum(total, (*placement.row_axes, *columns))
+
+    return placement.on_shards(local, (placement.table,), PartitionSpec())(table)
 
 
-def put_rows(
-    placement: Placement,
-    table: Shaped[Array, "num_slots ..."],
-    slots: Int[Array, " top_t"],
-    new: Shaped[Array, "top_t ..."],
-) -> Shaped[Array, "num_slots ..."]:
-    """Returns a table with rows replaced; ids, all different, past its end are none."""
+def all_tokens(
+    placement: Placement, cotangent: Array, slots: Array, weights: Array
+) -> tuple[Array, Array, Array]:
+    """Returns what a device needs for the gradient of the rows that it holds.
 
-    def local(table, slots, new):
-        if "model" in placement.row_axes:
-            new = _gather(new, "model", 1)
-        place, is_here = _places(placement, len(table), slots)
-        # Different from one another, as is promised.
-        none = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
-        place = jnp.where(is_here, place, none)
-        return table.at[place].set(
-            new.astype(table.dtype), mode="drop", unique_indices=True
+    These are the tokens of all devices, and whole rows unless it holds some columns.
+    """
+    if placement.mesh is not None:
+        cotangent, slots, weights = (
+            gather(leaf, BATCH, leaf.ndim - 3) for leaf in (cotangent, slots, weights)
         )
+    if "model" in placement.row_axes:
+        cotangent = gather(cotangent, "model", cotangent.ndim - 1)
+    return cotangent, slots, weights
 
-    specs = (placement.table, PartitionSpec(), _ROWS)
-    return placement.on_shards(local, specs, placement.table)(table, slots, new)
 
-
-def _places(placement: Placement, held: int, slots: Array) -> tuple[Array, Array]:
+def places(placement: Placement, held: int, slots: Array) -> tuple[Array, Array]:
     """Returns where slots are in this device's rows of a table, and which are there."""
     first = 0
     if placement.mesh is not None and placement.row_axes:
@@ -279,17 +278,19 @@ def _places(placement: Placement, held: int, slots: Array) -> tuple[Array, Array
 
 def _from_others(placement: Placement, array: Array) -> Array:
     """Returns tokens [batch, ...] of all devices that hold other slots than this."""
-    return _gather(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
+    return gather(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
 
 
 def _back_to_others(placement: Placement, array: Array) -> Array:
     """Returns the sum of what such devices have for the tokens of this one."""
-    return _scatter(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
+    return scatter(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
 
 
-def _gather(array, axes, dimension):
+def gather(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
+    """Returns the parts of all devices along some axes, one after the other."""
     return jax.lax.all_gather(array, axes, axis=dimension, tiled=True)
 
 
-def _scatter(array, axes, dimension):
+def scatter(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
+    """Returns a device's part of the sum over all devices along some axes."""
     return jax.lax.psum_scatter(array, axes, scatter_dimension=dimension, tiled=True)

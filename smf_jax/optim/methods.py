@@ -1,5 +1,6 @@
 """Finetuning methods as values: what trains, by which rule, on which rows."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,13 @@ TRAINABLE = {
 }
 
 
+class ReadRows(NamedTuple):
+    """The parts of a `Method.tx` that moves rows of tables only if they are read."""
+
+    whole: optax.GradientTransformation  # of all but tables
+    rows: optax.GradientTransformation  # of tables alone, which it has masked
+
+
 class Method(NamedTuple):
     """What the train step needs to know; it asks for no name."""
 
@@ -37,6 +45,8 @@ class Method(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     score: Score | None  # ranks the rows that may move; None: all of them move
     top_t: int  # rows a step and table; without meaning where score is None
+    clip_norm: float | None = None  # of the gradient of what moves
+    read: ReadRows | None = None  # None: whole tables move, or scored rows
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -64,41 +74,62 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def optimizer(
     config: OptimConfig, steps: int, values_rate: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns clipping, if any, followed by SGD, AdamW or Muon on the schedule.
+    """Returns SGD, AdamW or Muon on the schedule.
 
-    The updates of whole memory tables, decay included, are multiplied by
-    `values_rate`: each row is read by few tokens and has to learn from them.
-
-    Clipping measures the gradient that the transform is given: all of it for a dense
-    method, the chosen rows for a sparse one.
+    The updates of memory tables are multiplied by `values_rate`: each row is read by
+    few tokens and has to learn from them. Where more than chosen rows train, tables do
+    not decay.
 
     Source: Lample et al. 2019, arXiv:1907.05242, for a rate of the values' own.
     """
-    rate = schedule(config, steps)
-    match config.optimizer:
-        case "sgd":
-            rule = optax.sgd(rate, momentum=config.momentum or None)
-        case "adamw":
-            decay = config.weight_decay
-            rule = optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=_decays)
-        case "muon":
-            rule = optax.contrib.muon(
-                rate,
-                weight_decay=config.weight_decay,
-                weight_decay_mask=_decays,
-                adam_b2=ADAM_B2,
-                muon_weight_dimension_numbers=_maps,
-            )
-    if config.clip_norm is not None:
-        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    rule = _rule(config, steps)
     if values_rate != 1:
         rule = optax.chain(rule, _scale_values(values_rate))
     return optax.with_extra_args_support(rule)
 
 
-def _decays(params: PyTree) -> PyTree:
-    # Norm scales and biases are vectors; pulling them to 0 has no use.
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _of_read_rows(config, steps, values_rate) -> ReadRows:
+    rule = _rule(config, steps)
+    return ReadRows(
+        optax.masked(rule, functools.partial(_tables, are=False)),
+        optax.chain(rule, optax.scale(values_rate)),
+    )
+
+
+def _rule(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    rate, decay = schedule(config, steps), config.weight_decay
+    decays = functools.partial(_decays, tables=config.method == "smf")
+    match config.optimizer:
+        case "sgd":
+            return optax.sgd(rate, momentum=config.momentum or None)
+        case "adamw":
+            return optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=decays)
+        case "muon":
+            return optax.contrib.muon(
+                rate,
+                weight_decay=decay,
+                weight_decay_mask=decays,
+                adam_b2=ADAM_B2,
+                muon_weight_dimension_numbers=_maps,
+            )
+
+
+def _tables(params: PyTree, are: bool) -> PyTree:
+    return jax.tree.map_with_path(lambda path, _: is_of_table(path) == are, params)
+
+
+def _decays(params: PyTree, tables: bool) -> PyTree:
+    # Norm scales and biases are vectors; pulling them to 0 has no use. Of a table most
+    # rows are not read in a step, and would fade.
+    def decays(path, leaf):
+        return leaf.ndim > 1 and (tables or not is_of_table(path))
+
+    return jax.tree.map_with_path(decays, params)
+
+
+def is_of_table(path: tuple) -> bool:
+    """Returns whether a parameter is a memory's table, given jax's path of it."""
+    return getattr(path[0], "key", None) == "values"
 
 
 def _maps(params: PyTree) -> PyTree:
@@ -113,15 +144,20 @@ def _maps(params: PyTree) -> PyTree:
 
 def _scale_values(rate: float) -> optax.GradientTransformation:
     def scale(path, leaf):
-        return rate * leaf if getattr(path[0], "key", None) == "values" else leaf
+        return rate * leaf if is_of_table(path) else leaf
 
     return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
 def make_method(config: OptimConfig, steps: int, values_rate: float = 1.0) -> Method:
     """Returns the method that a configuration names."""
+    trainable, clip_norm = TRAINABLE[config.method], config.clip_norm
+    if config.rows == "read":
+        read = _of_read_rows(config, steps, values_rate)
+        of_tables = optax.masked(read.rows, functools.partial(_tables, are=True))
+        tx = optax.with_extra_args_support(optax.chain(read.whole, of_tables))
+        return Method(trainable, tx, None, 0, clip_norm, read)
     tx = optimizer(config, steps, values_rate)
-    trainable = TRAINABLE[config.method]
     if config.method == "smf":
-        return Method(trainable, tx, scorer(config.select), config.top_t)
-    return Method(trainable, tx, None, 0)
+        return Method(trainable, tx, scorer(config.select), config.top_t, clip_norm)
+    return Method(trainable, tx, None, 0, clip_norm)

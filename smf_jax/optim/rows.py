@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from smf_jax.kernels import sharded
+from smf_jax.kernels.chosen import put_rows, take_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 
 
@@ -33,9 +33,9 @@ def update_rows(
 ) -> RowUpdate:
     """Runs `inner` on chosen rows, and returns their updates and the whole new state.
 
-    `inner` sees only those rows: its clipping measures their gradient, its decay and
-    its moments touch them alone. What its state shares between rows, like Adam's step
-    count, counts every step: a row first chosen late gets little bias correction.
+    `inner` sees only those rows: its decay and its moments touch them alone. What its
+    state shares between rows, like Adam's step count, counts every step: a row first
+    chosen late gets little bias correction.
 
     Args:
       inner: Any optimizer, initialised on the whole of `params`.
@@ -49,10 +49,10 @@ def update_rows(
       placement: Where the tables are, and what of the state has their shape.
       extra_args: For `inner`.
     """
-    take = functools.partial(sharded.take_rows, placement)
+    take = functools.partial(take_rows, placement)
 
     def put(new, leaf, slots):
-        return sharded.put_rows(placement, leaf, slots, new)
+        return put_rows(placement, leaf, slots, new)
 
     inner = optax.with_extra_args_support(inner)
     is_row = optax.tree.map_params(
@@ -108,8 +108,8 @@ def write_rows(
     """Adds updates [top_t, ...] to the chosen rows; every other row keeps its bits."""
 
     def add(leaf, update, slots):
-        rows = sharded.take_rows(placement, leaf, slots)
-        return sharded.put_rows(placement, leaf, slots, rows + update)
+        rows = take_rows(placement, leaf, slots)
+        return put_rows(placement, leaf, slots, rows + update)
 
     return jax.tree.map(add, params, updates, slots)
 

@@ -43,6 +43,7 @@ from smf_jax.train.record import (
 )
 from smf_jax.train.run import Run, corpus_of, load_base, require_fitting
 from smf_jax.train.session import Session, train_to_end
+from smf_jax.train.setting import Background, TrainState
 from smf_jax.train.start import (
     AUTO,
     Resume,
@@ -56,12 +57,7 @@ from smf_jax.train.state import (
     split_for_training,
     split_to_restore,
 )
-from smf_jax.train.step import (
-    Background,
-    TrainState,
-    background_shardings,
-    make_step,
-)
+from smf_jax.train.step import background_shardings, make_step
 
 
 class Finetuned(NamedTuple):

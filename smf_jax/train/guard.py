@@ -16,7 +16,7 @@ from smf_jax.data.batches import Batch
 from smf_jax.optim.rows import all_finite
 from smf_jax.train.loop import keep_rows
 from smf_jax.train.record import NONFINITE
-from smf_jax.train.step import Metrics
+from smf_jax.train.setting import Metrics
 
 WINDOW = 10  # steps in a row that must look alike before a run is called diverged
 SHOWN = 5  # records named in a message; the file names all

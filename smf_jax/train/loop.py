@@ -22,7 +22,8 @@ from smf_jax import distributed
 from smf_jax.config import ConfigError, require
 from smf_jax.data.batches import Batch
 from smf_jax.train.record import write_text
-from smf_jax.train.step import Background, Metrics, Step, TrainState
+from smf_jax.train.setting import Background, Metrics, TrainState
+from smf_jax.train.step import Step
 
 Observe = Callable[[int, Metrics, Batch], None]
 Log = Callable[[int, Metrics], None]

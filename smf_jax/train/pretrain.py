@@ -32,6 +32,7 @@ from smf_jax.optim.methods import make_method
 from smf_jax.sharding import make_placement
 from smf_jax.slots import usage
 from smf_jax.slots.usage import Usage
+from smf_jax.train.counts import make_read_counter
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.record import TOKENIZER, USAGE, Made, describe
 from smf_jax.train.run import (
@@ -50,7 +51,7 @@ from smf_jax.train.start import (
     find_start,
 )
 from smf_jax.train.state import abstract_split, restore, split_for_training
-from smf_jax.train.step import make_read_counter, make_step
+from smf_jax.train.step import make_step
 
 CROWDED = 0.5  # share of slots that every document reads, above which it warns
 

@@ -14,14 +14,9 @@ from smf_jax.model.build import abstract_model
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.sharding import BATCH, Placement, with_places
+from smf_jax.train.setting import Background, TrainState
 from smf_jax.train.state import abstract_split
-from smf_jax.train.step import (
-    Background,
-    Step,
-    TrainState,
-    background_shardings,
-    make_step,
-)
+from smf_jax.train.step import Step, background_shardings, make_step
 
 
 class Arguments(NamedTuple):

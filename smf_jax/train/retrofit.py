@@ -20,6 +20,7 @@ from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.build import add_memory
 from smf_jax.optim.methods import make_method
 from smf_jax.slots.health import CROWDED, health
+from smf_jax.train.counts import make_read_counter
 from smf_jax.train.guard import nothing_strange, skips
 from smf_jax.train.loop import is_due
 from smf_jax.train.pretrain import pack, tell_left_out, training_batches
@@ -29,7 +30,7 @@ from smf_jax.train.run import Run, load_base, require_fitting
 from smf_jax.train.session import Session, train_to_end
 from smf_jax.train.start import AUTO, Resume, claim, enter_run_dir, find_start
 from smf_jax.train.state import restore, split_for_training, split_to_restore
-from smf_jax.train.step import make_read_counter, make_step
+from smf_jax.train.step import make_step
 
 HEALTH_BATCHES = 16  # batches of training text whose reads tell how slots are used
 Measures = dict[str, Any]

@@ -19,8 +19,9 @@ from smf_jax.train.interrupt import stop_on_signal
 from smf_jax.train.loop import due_steps, is_due, metrics_log, train
 from smf_jax.train.record import METRICS
 from smf_jax.train.run import tell_placement
+from smf_jax.train.setting import Background, TrainState
 from smf_jax.train.state import as_saved
-from smf_jax.train.step import Background, Step, TrainState
+from smf_jax.train.step import Step
 
 
 class Session(NamedTuple):

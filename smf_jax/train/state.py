@@ -13,7 +13,8 @@ from smf_jax import checkpoint
 from smf_jax.config import require
 from smf_jax.optim.methods import Method
 from smf_jax.sharding import with_places
-from smf_jax.train.step import TrainState, state_shardings
+from smf_jax.train.setting import TrainState
+from smf_jax.train.step import state_shardings
 
 
 def split_for_training(

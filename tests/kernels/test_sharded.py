@@ -61,7 +61,7 @@ def test_kernels_on_a_mesh_do_what_xla_does_on_one_device(monkeypatch, mesh):
         name: functools.partial(getattr(rows_gpu, name), interpret=True)
         for name in ("weighted_rows", "weight_gradient", "table_gradient")
     }
-    monkeypatch.setattr(sharded, "_kernels", lambda _: SimpleNamespace(**interpreted))
+    monkeypatch.setattr(sharded, "kernels", lambda _: SimpleNamespace(**interpreted))
 
     got = read_and_teach(placement)
 

@@ -14,14 +14,10 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.sharding import ONE_DEVICE, make_placement
+from smf_jax.train.counts import make_read_counter
+from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import (
-    Background,
-    background_shardings,
-    make_read_counter,
-    make_step,
-    state_shardings,
-)
+from smf_jax.train.step import background_shardings, make_step, state_shardings
 from tests.tiny import fill, make_batch, memory_config, model_config, moved_rows
 
 NUM_SLOTS, VALUE_DIM, STEPS = 64, 16, 3

@@ -15,8 +15,9 @@ from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.sharding import ONE_DEVICE, Placement, make_placement
 from smf_jax.train import prefix
+from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import Background, background_shardings, make_step
+from smf_jax.train.step import background_shardings, make_step
 from tests.tiny import VOCAB, fill, make_batch, memory_config, model_config, moved_rows
 
 FACTS, AT_ONCE, STEPS = 7, 3, 4

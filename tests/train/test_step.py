@@ -17,8 +17,10 @@ from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
+from smf_jax.train.counts import make_read_counter, read_counts
+from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
-from smf_jax.train.step import Background, make_read_counter, make_step, read_counts
+from smf_jax.train.step import make_step
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
     AS_FOR_USERS,

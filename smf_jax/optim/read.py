@@ -1,0 +1,113 @@
+"""An optimizer on the rows of tables that a batch read, some at a time.
+
+The rows, their moments and what an optimizer makes of them would else be arrays of
+their own, as large as all that was read.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, PyTree
+
+from smf_jax.kernels.held import ROWS_AT_ONCE, places_spec
+from smf_jax.sharding import ONE_DEVICE, Placement
+
+
+def update_read_rows(
+    inner: optax.GradientTransformation,
+    grads: PyTree,
+    state: optax.OptState,
+    params: PyTree,
+    places: PyTree,
+    allowed: Bool[Array, ""] | bool = True,
+    placement: Placement = ONE_DEVICE,
+) -> tuple[optax.OptState, PyTree]:
+    """Returns an optimizer's state and tables, with the rows that were read moved.
+
+    No other row changes, nor what the state keeps for it. What the state shares between
+    rows, like Adam's step count, counts every step.
+
+    Args:
+      inner: An optimizer to which each row is alone: none that measures several.
+      grads: `ReadRows.gradient` of each table.
+      state: The optimizer's state, initialised on `params`.
+      params: The tables [num_slots, value_dim].
+      places: `ReadRows.places` of each table.
+      allowed: Whether anything may change at all.
+      placement: Where the tables are.
+    """
+    is_row = optax.tree.map_params(
+        inner, lambda _: True, state, transform_non_params=lambda _: False
+    )
+    local = functools.partial(_update_held, inner, is_row)
+    spec = jax.tree.map(
+        lambda is_row: placement.table if is_row else PartitionSpec(), is_row
+    )
+    split = (spec, placement.table)
+    specs = (placement.table, *split, places_spec(placement), PartitionSpec())
+    run = placement.on_shards(local, specs, split)
+    return run(grads, state, params, places, jnp.asarray(allowed))
+
+
+def _update_held(inner, is_row, grads, state, params, places, allowed):
+    """Does it with the rows that one device holds."""
+    held = len(jax.tree.leaves(params)[0])
+    room = len(jax.tree.leaves(places)[0])
+    size = min(room, ROWS_AT_ONCE)
+    read = [(of_table < held).sum() for of_table in jax.tree.leaves(places)]
+    most = functools.reduce(jnp.maximum, read)
+    # At least once, for what rows share; not at all if nothing may change.
+    times = jnp.where(allowed, jnp.maximum(-(-most // size), 1), 0)
+
+    def rows_of(tree, function, *trees):
+        def apply(is_row, leaf, *rest):
+            return function(leaf, *rest) if is_row else leaf
+
+        return jax.tree.map(apply, is_row, tree, *trees)
+
+    places_of = optax.tree.map_params(inner, lambda _, of: of, state, places)
+
+    def cut(number, leaf):
+        return jax.lax.dynamic_slice_in_dim(leaf, number * size, size)
+
+    def move(number, carry):
+        moved, params = carry
+        cut_here = functools.partial(cut, number)
+        here = jax.tree.map(cut_here, places)
+        here_of = rows_of(places_of, cut_here)
+        # What rows share is that of before the step, each time.
+        some = jax.tree.map(
+            lambda is_row, new, old, at: _take(new, at) if is_row else old,
+            is_row,
+            moved,
+            state,
+            here_of,
+        )
+        before = jax.tree.map(_take, params, here)
+        updates, after = inner.update(jax.tree.map(cut_here, grads), some, before)
+        moved = jax.tree.map(
+            lambda is_row, leaf, new, at: _put(leaf, new, at) if is_row else new,
+            is_row,
+            moved,
+            after,
+            here_of,
+        )
+        new = optax.apply_updates(before, updates)
+        return moved, jax.tree.map(_put, params, new, here)
+
+    return jax.lax.fori_loop(0, times, move, (state, params))
+
+
+def _take(table, places):
+    # Where places stand for none it is the last row, which is not put back.
+    places = jnp.minimum(places, len(table) - 1)
+    return table.at[places].get(mode="promise_in_bounds", indices_are_sorted=True)
+
+
+def _put(table, rows, places):
+    return table.at[places].set(
+        rows, mode="drop", indices_are_sorted=True, unique_indices=True
+    )
