@@ -233,9 +233,10 @@ def sum_of_squares(
 
     No array of them is made.
     """
-    size = min(SQUARES_AT_ONCE, len(table))
 
     def local(table):
+        size = min(SQUARES_AT_ONCE, len(table))
+
         def add(number, total):
             rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
             return total + jnp.square(rows).sum()

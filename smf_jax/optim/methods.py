@@ -127,6 +127,32 @@ def _decays(params: PyTree, tables: bool) -> PyTree:
     return jax.tree.map_with_path(decays, params)
 
 
+def map_state(
+    tx: optax.GradientTransformation,
+    of_param: Callable[..., Any],
+    state: optax.OptState,
+    *params: PyTree,
+    otherwise: Callable[[Any], Any],
+) -> PyTree:
+    """Returns what `of_param` makes of all that a state keeps for a parameter.
+
+    It is given a leaf of the state, and those of `params` for that parameter; of what
+    parameters share, `otherwise` is taken.
+    """
+
+    def is_left_out(leaf):  # of one of several rules, as Muon and Adam share parameters
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree.map_params(
+        tx,
+        lambda leaf, *of: leaf if is_left_out(leaf) else of_param(leaf, *of),
+        state,
+        *params,
+        transform_non_params=otherwise,
+        is_leaf=is_left_out,
+    )
+
+
 def is_of_table(path: tuple) -> bool:
     """Returns whether a parameter is a memory's table, given jax's path of it."""
     return getattr(path[0], "key", None) == "values"

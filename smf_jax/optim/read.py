@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
 from smf_jax.kernels.held import ROWS_AT_ONCE, places_spec
+from smf_jax.optim.methods import map_state
 from smf_jax.sharding import ONE_DEVICE, Placement
 
 
@@ -39,9 +40,7 @@ def update_read_rows(
       allowed: Whether anything may change at all.
       placement: Where the tables are.
     """
-    is_row = optax.tree.map_params(
-        inner, lambda _: True, state, transform_non_params=lambda _: False
-    )
+    is_row = map_state(inner, lambda _: True, state, otherwise=lambda _: False)
     local = functools.partial(_update_held, inner, is_row)
     spec = jax.tree.map(
         lambda is_row: placement.table if is_row else PartitionSpec(), is_row
@@ -68,7 +67,9 @@ def _update_held(inner, is_row, grads, state, params, places, allowed):
 
         return jax.tree.map(apply, is_row, tree, *trees)
 
-    places_of = optax.tree.map_params(inner, lambda _, of: of, state, places)
+    places_of = map_state(
+        inner, lambda _, places: places, state, places, otherwise=lambda leaf: leaf
+    )
 
     def cut(number, leaf):
         return jax.lax.dynamic_slice_in_dim(leaf, number * size, size)

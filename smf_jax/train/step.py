@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.optim.methods import Method
+from smf_jax.optim.methods import Method, map_state
 from smf_jax.sharding import ONE_DEVICE, Placement
 from smf_jax.train.chosen import update_chosen_rows
 from smf_jax.train.dense import update_all
@@ -78,17 +77,12 @@ def state_shardings(
     What an optimizer keeps for a parameter is where the parameter is.
     """
     trainable = placement.of_params(state.trainable)
-
-    def is_left_out(leaf):  # of one of several rules, as Muon and Adam share parameters
-        return isinstance(leaf, optax.MaskedNode)
-
-    opt_state = optax.tree.map_params(
+    opt_state = map_state(
         method.tx,
-        lambda leaf, sharding: leaf if is_left_out(leaf) else sharding,
+        lambda _, sharding: sharding,
         state.opt_state,
         trainable,
-        transform_non_params=lambda _: placement.everywhere,
-        is_leaf=is_left_out,
+        otherwise=lambda _: placement.everywhere,
     )
     return TrainState(trainable, opt_state, placement.everywhere)
 

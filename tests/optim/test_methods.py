@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -54,27 +55,6 @@ def test_a_rate_with_warmup_still_ends_with_the_run(name):
     np.testing.assert_allclose(got, [8, 8, 5, 2], rtol=1e-6)  # float32
 
 
-def test_a_gradient_above_clip_norm_is_scaled_to_it():
-    config = OptimConfig(optimizer="sgd", learning_rate=0.5, clip_norm=1.0)
-    grads = {
-        "matrix": jnp.zeros((2, 3)).at[0, 1].set(3.0),
-        "vector": jnp.zeros(5).at[2].set(4.0),
-    }
-
-    updates = one_update(config, grads)
-
-    assert float(updates["matrix"][0, 1]) == pytest.approx(-0.5 * 0.6)
-    assert float(updates["vector"][2]) == pytest.approx(-0.5 * 0.8)
-
-
-def test_a_gradient_below_clip_norm_stays_as_it_is():
-    config = OptimConfig(optimizer="sgd", learning_rate=1.0, clip_norm=100.0)
-
-    updates = one_update(config, PARAMS)
-
-    np.testing.assert_array_equal(updates["matrix"], -PARAMS["matrix"])
-
-
 def test_decay_pulls_matrices_and_leaves_vectors_alone():
     config = OptimConfig(optimizer="adamw", learning_rate=0.5, weight_decay=0.25)
     zeros = {"matrix": jnp.zeros((2, 3)), "vector": jnp.zeros(5)}
@@ -83,6 +63,24 @@ def test_decay_pulls_matrices_and_leaves_vectors_alone():
 
     np.testing.assert_array_equal(updates["matrix"], np.full((2, 3), -1.0))
     np.testing.assert_array_equal(updates["vector"], np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "moved"),
+    [("full", "adamw", 0.0), ("full", "muon", 0.0), ("smf", "adamw", -1.0)],
+)
+def test_tables_decay_where_their_rows_are_chosen_and_only_there(method, rule, moved):
+    config = OptimConfig(
+        method=method, optimizer=rule, learning_rate=0.5, weight_decay=0.25
+    )
+    tables = {"values": {0: jnp.full((2, 3), 8.0)}}
+    tx = optimizer(config, steps=10)
+
+    updates, _ = tx.update(
+        jax.tree.map(jnp.zeros_like, tables), tx.init(tables), tables
+    )
+
+    np.testing.assert_array_equal(updates["values"][0], np.full((2, 3), moved))
 
 
 def test_momentum_remembers_the_gradient_before():

@@ -31,6 +31,9 @@ SGD = {"optimizer": "sgd", "clip_norm": 1.0}
 METHODS = {
     "smf": OptimConfig(method="smf", learning_rate=1.0, momentum=0.5, top_t=8, **SGD),
     "pretraining": OptimConfig(method="full", learning_rate=0.05, **SGD),
+    "read rows": OptimConfig(
+        method="full", learning_rate=0.05, momentum=0.5, rows="read", **SGD
+    ),
     "lora": OptimConfig(
         method="lora", learning_rate=0.05, lora=LoraConfig(rank=4, alpha=1.0), **SGD
     ),
@@ -83,7 +86,7 @@ def train(method: str, memory: str, placement, parts: int = 1, scored=False):
         background = placement.put(
             Background(frequency, np.int32(9)), background_shardings(placement)
         )
-    balance = 1.0 if method == "pretraining" else 0.0
+    balance = 1.0 if method in ("pretraining", "read rows") else 0.0
     step = jax.jit(
         make_step(graph, config.memory, rule, parts, balance, placement=placement)
     )
@@ -151,6 +154,14 @@ def test_a_mesh_teaches_by_lora_what_one_device_does(shape):
     assert_same(got, on_one_device("lora", "one memory"), "lora")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory", ["one memory", "two memories", "two tables"])
+def test_rows_that_were_read_move_on_the_devices_that_hold_them(layout, memory):
+    got = train("read rows", memory, placement_on((2, 2, 2), layout))
+
+    assert_same(got, on_one_device("read rows", memory), "read rows")
+
+
 def test_slots_that_are_split_over_all_devices_are_pretrained_as_on_one():
     got = train("pretraining", "one memory", placement_on((2, 2, 2), "everywhere"))
 
@@ -167,7 +178,7 @@ def test_memories_on_a_mesh_share_a_table_or_have_one_each(method, layout, memor
     assert_same(got, on_one_device(method, memory), method)
 
 
-@pytest.mark.parametrize("method", ["smf", "pretraining"])
+@pytest.mark.parametrize("method", ["smf", "pretraining", "read rows"])
 def test_a_batch_in_parts_on_a_mesh_is_the_whole_batch_on_one_device(method):
     got = train(method, "one memory", placement_on((2, 2, 2)), parts=3)
 

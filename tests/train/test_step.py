@@ -14,7 +14,7 @@ from smf_jax.config import LoraConfig, ModelConfig, OptimConfig
 from smf_jax.data.batches import with_scored
 from smf_jax.model import loss
 from smf_jax.model.lora import LoRAParam, add_lora
-from smf_jax.model.memory import MemoryValues, Reads
+from smf_jax.model.memory import MemoryValues, Reads, pool_of
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.train.counts import make_read_counter, read_counts
@@ -310,6 +310,94 @@ def test_a_full_step_moves_every_parameter():
     ] == []
 
 
+READ = {
+    "sgd": dataclasses.replace(FULL, rows="read", momentum=0.5),
+    "adamw": OptimConfig(rows="read", learning_rate=0.1, clip_norm=1.0),
+    "muon": dataclasses.replace(MUON, rows="read"),
+}
+every_rule = pytest.mark.parametrize("optim", READ.values(), ids=READ.keys())
+
+
+@every_memory
+@every_rule
+def test_a_first_step_moves_read_rows_as_it_moves_all(config, optim):
+    # Then the others have no gradient, no moment and no decay.
+    _, got, metrics = teach(config, optim, make_batch())
+
+    before, want, _ = teach(
+        config, dataclasses.replace(optim, rows="all"), make_batch()
+    )
+
+    for name, leaf in named(want).items():
+        # Adam makes a rate of any gradient, and Muon a matrix: of other programs.
+        np.testing.assert_allclose(named(got)[name], leaf, rtol=0, atol=1e-5)
+    read = read_by_tokens(config, before, make_batch())
+    moved = map(moved_rows, tables(before), tables(got))
+    assert all(of_table <= slots for of_table, slots in zip(moved, read, strict=True))
+    assert int(metrics["slots_written"]) == sum(map(len, read))
+
+
+@every_memory
+@every_rule
+def test_rows_that_no_token_reads_keep_their_bits_and_their_moments(config, optim):
+    # 13 tokens, of which the first text is taught first: its rows then have moments.
+    first, second = (make_batch((length,), seed=3 + length) for length in (8, 5))
+    model, method = make_model(config), make_method(optim, steps=10)
+    graph, state, frozen = split_for_training(model, method)
+    step = compiled_step(config, optim, 1)
+    state, _ = step(state, frozen, None, first)
+    taught = nnx.merge(graph, jax.tree.map(jnp.copy, state.trainable), frozen)
+    before = [np.asarray(leaf) for leaf in per_row(state, config)]
+
+    state, _ = step(state, frozen, None, second)
+
+    pools = read_by_tokens(config, taught, second)
+    after = per_row(state, config)
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        assert moved_rows(old, new) <= pools[number % len(pools)]
+    assert any(map(moved_rows, before, after))
+
+
+def read_by_tokens(config, model, batch) -> list[set[int]]:
+    """Returns the slots of each table that tokens read."""
+    pools = [set() for _ in range(config.memory.num_pools)]
+    for layer, slots in enumerate(read_slots(model, batch)):
+        pools[pool_of(config.memory, layer)].update(slots[batch.segments > 0].ravel())
+    return pools
+
+
+def per_row(state, config):
+    """Returns the tables and what the optimizer keeps of them, pool by pool."""
+    shape = (config.memory.num_slots, config.memory.value_dim)
+    trees = (state.trainable, state.opt_state)
+    return [leaf for leaf in jax.tree.leaves(trees) if leaf.shape == shape]
+
+
+@every_memory
+def test_read_rows_of_a_batch_in_parts_are_those_of_the_whole(config):
+    optim = READ["sgd"]
+
+    _, got, metrics = teach(config, optim, make_batch(), accumulate=2)
+    _, want, want_metrics = teach(config, optim, make_batch())
+
+    assert metrics["slots_written"] == want_metrics["slots_written"]
+    for mine, theirs in zip(named(got).values(), named(want).values(), strict=True):
+        # float32 sums in another order
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+@every_rule
+def test_read_rows_stay_where_a_loss_is_not_finite(optim):
+    batch = make_batch()
+    before, after, metrics = teach(
+        ONE, optim, batch._replace(weights=np.inf * np.ones_like(batch.weights))
+    )
+
+    assert not metrics["updated"]
+    assert int(metrics["slots_written"]) == 0
+    assert_same_bits(after, before)
+
+
 def test_balance_makes_a_dense_step_read_more_evenly():
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
     batch, method = make_batch(), make_method(optim, steps=10)
@@ -452,12 +540,13 @@ def test_a_step_returns_the_types_that_it_takes(optim):
     assert jax.tree.map(type_of, got) == jax.tree.map(type_of, want)
 
 
-def table_operations(method):
+def table_operations(method, config=ONE, shape=(NUM_SLOTS, VALUE_DIM)):
     """Counts the compiled operations that make an array of the table's shape."""
-    step, *args = ready(ONE, method)
+    step, *args = ready(config, method)
     options = {"xla_backend_optimization_level": 0}  # of the machine code alone
     text = step.lower(*args, make_batch()).compile(options | AS_FOR_USERS).as_text()
-    made = rf"= f32\[{NUM_SLOTS},{VALUE_DIM}\]\S* ([\w-]+)\("
+    rows, width = shape
+    made = rf"= f32\[{rows},{width}\]\S* ([\w-]+)\("
     return collections.Counter(re.findall(made, text))
 
 
@@ -468,6 +557,19 @@ def test_a_sparse_step_makes_no_array_as_large_as_the_table():
     assert made.keys() <= {"parameter", "get-tuple-element", "scatter", "fusion"}
     assert made["scatter"] == 3  # the table and two moments
     assert made["fusion"] <= 3
+
+
+def test_a_step_on_read_rows_makes_no_array_as_large_as_the_table():
+    # 216 reads of 256 slots: the gradient of the rows is smaller than that of all.
+    config = model_config(memory=memory_config(num_keys=16))
+    shape = (config.memory.num_slots, VALUE_DIM)
+
+    made = table_operations(make_method(READ["adamw"], steps=10), config, shape)
+    dense = table_operations(make_method(OptimConfig(), steps=10), config, shape)
+
+    passing = {"parameter", "get-tuple-element", "scatter", "fusion"}
+    assert made.keys() <= passing
+    assert not dense.keys() <= passing
 
 
 def test_a_dense_step_shows_what_a_sparse_one_must_not():
