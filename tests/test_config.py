@@ -84,6 +84,17 @@ CLASHES = [
         {"run_dir": "r", "optim": OptimConfig(method="smf")},
         "optim.method=smf optim.method=full",
     ),
+    (OptimConfig, {"rows": "read", "method": "smf"}, "optim.rows=read smf"),
+    (OptimConfig, {"rows": "read", "method": "lora"}, "optim.rows=read lora"),
+    (
+        PretrainConfig,
+        {
+            "run_dir": "r",
+            "optim": OptimConfig(rows="read"),
+            "model": ModelConfig(memory=None),
+        },
+        "optim.rows=read model.memory",
+    ),
     (PretrainConfig, {"run_dir": "r", "steps": 0}, "steps=0"),
     (PretrainConfig, {"run_dir": "r", "balance": -0.1}, "balance=-0.1"),
     (PretrainConfig, {"run_dir": "r", "values_rate": 0.0}, "values_rate=0.0"),

@@ -31,7 +31,8 @@ def show(config: BenchConfig, results: dict[str, Any], console: Console) -> None
         for line in _beyond_dense(methods["groups"]):
             console.print(line, highlight=False)
     if pretraining := results.get("pretraining"):
-        console.print(_ratios("pretraining with", pretraining["times"], tokens))
+        for group in pretraining["groups"]:
+            console.print(_ratios("pretraining with", group, tokens))
         console.print(_sizes(pretraining["sizes"]))
     if slots := results.get("slots"):
         console.print(_slots(slots))

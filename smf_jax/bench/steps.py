@@ -17,6 +17,7 @@ from smf_jax.config import (
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    Rows,
 )
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model, assemble
@@ -131,10 +132,15 @@ def stepping(
     return stepping
 
 
-def pretraining(config: BenchConfig, model: ModelConfig) -> Stepping:
-    """Returns a step that trains everything by AdamW, and evens out what is read."""
+def pretraining(
+    config: BenchConfig, model: ModelConfig, rows: Rows = "all"
+) -> Stepping:
+    """Returns a step that trains everything by AdamW, and evens out what is read.
+
+    Of tables all rows move in it, or those that the batch reads.
+    """
     settings = PretrainConfig(run_dir="", steps=STEPS, model=model)
-    rule = make_method(settings.optim, STEPS, settings.values_rate)
+    rule = make_method(OptimConfig(rows=rows), STEPS, settings.values_rate)
     graph, state, frozen = split_for_training(fill_model(model), rule)
     balance = settings.balance if model.memory is not None else 0.0
     step = make_step(graph, model.memory, rule, 1, balance)

@@ -147,15 +147,19 @@ def _sizes(stepping: steps.Stepping) -> dict[str, int]:
 
 
 def _pretraining(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
-    """Times steps with a memory, and with the feed-forward that it replaces."""
-    models = {
-        "a memory": config.model,
-        "a feed-forward": dataclasses.replace(config.model, memory=None),
-    }
-    made = {name: steps.pretraining(config, model) for name, model in models.items()}
-    times = take_turns({name: of.work for name, of in made.items()}, config.repeats)
-    sizes = {name: _sizes(of) for name, of in made.items()}
-    return {"times": _told(times), "sizes": sizes}
+    """Times steps with a memory, each beside one with the feed-forward in its place."""
+    plain = steps.pretraining(config, dataclasses.replace(config.model, memory=None))
+    always, sizes = {"a feed-forward": plain.work}, {"a feed-forward": _sizes(plain)}
+    groups = []
+    for name, rows in (("a memory", "all"), ("a memory, rows that are read", "read")):
+        tell(f"  a feed-forward beside {name}")
+        made = steps.pretraining(config, config.model, rows)
+        sizes[name] = _sizes(made)
+        times = take_turns(always | {name: made.work}, config.repeats)
+        groups.append(_told(times))
+        del made
+        gc.collect()
+    return {"groups": groups, "sizes": sizes}
 
 
 def _slots(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:

@@ -7,7 +7,7 @@ written to the run directory as JSON, and later commands read that record.
 from smf_jax.config.checks import ConfigError, require
 from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig, name_mesh
 from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
-from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
+from smf_jax.config.optim import LoraConfig, OptimConfig, Rows, Selector
 from smf_jax.config.run import (
     USAGE_DOCUMENTS,
     DataConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "PretrainConfig",
     "RetrofitConfig",
     "RopeScalingConfig",
+    "Rows",
     "SaveConfig",
     "Selector",
     "Teach",

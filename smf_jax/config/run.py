@@ -142,6 +142,11 @@ class PretrainConfig:
             f"optim.method={self.optim.method} teaches a model that exists; "
             "pretraining is optim.method=full",
         )
+        require(
+            self.optim.rows == "all" or self.model.memory is not None,
+            f"optim.rows={self.optim.rows} is of a memory's rows, and model.memory is "
+            "None",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -243,7 +243,8 @@ def _seq_len(config: FinetuneConfig, base: Run) -> int:
 
 def _usage(config: FinetuneConfig, base: Run, console: Console) -> Usage | None:
     method = config.optim.method
-    memory = base.memory if method in ("smf", "memory") else None
+    of_memory = method in ("smf", "memory") or config.optim.rows == "read"
+    memory = base.memory if of_memory else None
     if method != "smf":
         return None
     require(
