@@ -139,6 +139,22 @@ def test_a_run_with_the_tokenizer_of_another_is_refused(base, tmp_path, verify):
 # --- going on ---
 
 
+def test_moments_of_rows_that_were_not_read_go_on_as_they_were(commands):
+    whole, killed = (commands.folder / name for name in ("whole", "killed"))
+    config = pretrain_config(whole)
+    optim = dataclasses.replace(config.optim, rows="read", weight_decay=0.1)
+    config = dataclasses.replace(config, optim=optim)
+    assert commands.run_config("read", "pretrain", config) == 0
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / str(STEPS))
+
+    again = ("pretrain", str(commands.folder / "read.py"), "--run-dir", str(killed))
+    assert commands.run("again", *again) == 0
+
+    got, want = (checkpoint.read(run_dir, STEPS) for run_dir in (killed, whole))
+    assert (got.arrays, got.progress) == (want.arrays, want.progress)
+
+
 def test_it_goes_on_and_is_the_same_as_if_never_interrupted(base, interrupted, go_on):
     code, said = go_on(interrupted)
 
