@@ -35,9 +35,7 @@ class OptimConfig:
     weight_decay: float = 0.0  # not SGD's; of matrices, and of rows that smf chose
     momentum: float = 0.0  # SGD's
     clip_norm: float | None = None  # of the gradient of what trains; None: no clipping
-    rows: Rows = (
-        "all"  # full, memory: of tables, that move; the others keep moments, too
-    )
+    rows: Rows = "all"  # full, memory: which of a table's move, with their moments
     top_t: int = 500  # smf: slots written per step and table
     select: Selector = "tfidf"  # smf: what ranks the slots
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)

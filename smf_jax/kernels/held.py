@@ -26,6 +26,11 @@ class ReadRows(NamedTuple):
     gradient: Float[Array, "room value_dim"]
 
 
+def rows_held(placement: Placement, num_slots: int) -> int:
+    """Returns how many rows of a table each device holds."""
+    return num_slots // placement.ways(*placement.row_axes)
+
+
 def places_spec(placement: Placement) -> PartitionSpec:
     """Returns how `ReadRows.places` are split."""
     return PartitionSpec(placement.row_axes or None)
@@ -44,7 +49,7 @@ def read_rows_gradient(
     is room for as many rows as there are reads, or as a device holds; above
     `ROWS_AT_ONCE` it is a multiple of that.
     """
-    held = num_slots // placement.ways(*placement.row_axes)
+    held = rows_held(placement, num_slots)
     room = min(held, math.prod(slots.shape))
     room += -room % min(room, ROWS_AT_ONCE)
 

@@ -61,24 +61,16 @@ def _update_held(inner, is_row, grads, state, params, places, allowed):
     # At least once, for what rows share; not at all if nothing may change.
     times = jnp.where(allowed, jnp.maximum(-(-most // size), 1), 0)
 
-    def rows_of(tree, function, *trees):
-        def apply(is_row, leaf, *rest):
-            return function(leaf, *rest) if is_row else leaf
-
-        return jax.tree.map(apply, is_row, tree, *trees)
-
-    places_of = map_state(
-        inner, lambda _, places: places, state, places, otherwise=lambda leaf: leaf
-    )
-
-    def cut(number, leaf):
-        return jax.lax.dynamic_slice_in_dim(leaf, number * size, size)
-
     def move(number, carry):
         moved, params = carry
-        cut_here = functools.partial(cut, number)
-        here = jax.tree.map(cut_here, places)
-        here_of = rows_of(places_of, cut_here)
+
+        def cut(leaf):
+            return jax.lax.dynamic_slice_in_dim(leaf, number * size, size)
+
+        here = jax.tree.map(cut, places)
+        here_of = map_state(
+            inner, lambda _, here: here, state, here, otherwise=lambda leaf: leaf
+        )
         # What rows share is that of before the step, each time.
         some = jax.tree.map(
             lambda is_row, new, old, at: _take(new, at) if is_row else old,
@@ -88,7 +80,7 @@ def _update_held(inner, is_row, grads, state, params, places, allowed):
             here_of,
         )
         before = jax.tree.map(_take, params, here)
-        updates, after = inner.update(jax.tree.map(cut_here, grads), some, before)
+        updates, after = inner.update(jax.tree.map(cut, grads), some, before)
         moved = jax.tree.map(
             lambda is_row, leaf, new, at: _put(leaf, new, at) if is_row else new,
             is_row,

@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, PyTree
 
 from smf_jax.data.batches import Batch
 from smf_jax.kernels.chosen import chosen_rows_gradient
 from smf_jax.model.memory import pool_of, zero_taps
-from smf_jax.optim.clip import clip
+from smf_jax.optim.clip import clip, norm
 from smf_jax.optim.rows import all_finite, update_rows, write_rows
 from smf_jax.slots.select import top_slots
 from smf_jax.train.counts import read_counts
@@ -60,7 +59,7 @@ def update_chosen_rows(
         )
 
     structure = jax.tree.structure(state.trainable)
-    gradient_norm = optax.tree.norm(row_grads)
+    gradient_norm = norm(row_grads)
     moved = update_rows(
         method.tx,
         structure.unflatten(clip(row_grads, gradient_norm, method.clip_norm)),

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from smf_jax.data.batches import Batch
-from smf_jax.kernels.held import ReadRows, read_rows_gradient
+from smf_jax.kernels.held import ReadRows, read_rows_gradient, rows_held
 from smf_jax.model.memory import (
     Reads,
     imbalance,
@@ -91,7 +91,7 @@ def update_all(
         return moved, metrics
 
     places = {place: of.places for place, of in read.items()}
-    held = memory.num_slots // setting.placement.ways(*setting.placement.row_axes)
+    held = rows_held(setting.placement, memory.num_slots)
     written = sum((of_table < held).sum() for of_table in places.values())
     metrics["slots_written"] = jnp.where(updated, written, 0)
     return _move_read_rows(setting, parts, state, grads, places, updated), metrics

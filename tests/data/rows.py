@@ -1,6 +1,7 @@
 """Rows of tokens to make batches of, and what is looked at in batches."""
 
 import itertools
+import json
 
 import numpy as np
 
@@ -39,6 +40,29 @@ def same(batches, others) -> bool:
     return all(
         np.array_equal(x, y) for pair in pairs for x, y in zip(*pair, strict=True)
     )
+
+
+def assert_go_on(make, done: int) -> None:
+    """Asserts that batches go on from the state that a checkpoint keeps of them."""
+    batches = make()
+    take(batches, done)
+    state = json.loads(json.dumps(batches.get_state()))
+
+    again = make()
+    again.set_state(state)
+
+    assert same(take(again, 5), take(batches, 5))
+
+
+def assert_nothing_read_again(source, make) -> None:
+    """Asserts that to go on takes from a `Counted` source the rows of a batch alone."""
+    batches = make()
+    before = source.taken
+
+    batches.set_state({"next_index": 3 * 10**9})
+    next(batches)
+
+    assert source.taken - before == 3
 
 
 class Counted(list):

@@ -1,5 +1,4 @@
 import itertools
-import json
 
 import jax
 import numpy as np
@@ -19,7 +18,15 @@ from smf_jax.data.batches import (
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.records import Text
 from smf_jax.data.tokenizer import END, PAD, train_tokenizer
-from tests.data.rows import Counted, row, same, take, texts_of
+from tests.data.rows import (
+    Counted,
+    assert_go_on,
+    assert_nothing_read_again,
+    row,
+    same,
+    take,
+    texts_of,
+)
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
 
@@ -303,25 +310,12 @@ def counted():
 @pytest.mark.parametrize("done", [0, 1, 3, 17])
 def test_batches_go_on_where_they_were(done):
     _, make = counted()
-    batches = make()
-    take(batches, done)
-    state = json.loads(json.dumps(batches.get_state()))  # as a checkpoint keeps it
 
-    again = make()
-    again.set_state(state)
-
-    assert same(take(again, 5), take(batches, 5))
+    assert_go_on(make, done)
 
 
 def test_going_on_reads_nothing_of_what_was_read_before():
-    source, make = counted()
-    batches = make()
-    before = source.taken
-
-    batches.set_state({"next_index": 3 * 10**9})
-    next(batches)
-
-    assert source.taken - before == 3
+    assert_nothing_read_again(*counted())
 
 
 @pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.5, 2), (0.3, 4)])

@@ -1,5 +1,4 @@
 import itertools
-import json
 
 import jax
 import pytest
@@ -8,7 +7,15 @@ from hypothesis import strategies as st
 
 from smf_jax.data.taught import stack_facts, taught_batches
 from smf_jax.data.tokenizer import PAD
-from tests.data.rows import Counted, row, same, take, texts_of
+from tests.data.rows import (
+    Counted,
+    assert_go_on,
+    assert_nothing_read_again,
+    row,
+    same,
+    take,
+    texts_of,
+)
 
 # Six facts of one text each; its first token tells which.
 FACTS_OF_ONE = [[row(length)] for length in (1, 2, 3, 4, 5, 9)]
@@ -159,22 +166,9 @@ def counted():
 @pytest.mark.parametrize("done", [0, 1, 3, 17])
 def test_batches_go_on_where_they_were(done):
     _, make = counted()
-    batches = make()
-    take(batches, done)
-    state = json.loads(json.dumps(batches.get_state()))  # as a checkpoint keeps it
 
-    again = make()
-    again.set_state(state)
-
-    assert same(take(again, 5), take(batches, 5))
+    assert_go_on(make, done)
 
 
 def test_going_on_reads_nothing_of_what_was_read_before():
-    source, make = counted()
-    batches = make()
-    before = source.taken
-
-    batches.set_state({"next_index": 3 * 10**9})
-    next(batches)
-
-    assert source.taken - before == 3
+    assert_nothing_read_again(*counted())
