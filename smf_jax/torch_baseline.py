@@ -203,7 +203,7 @@ def top_slots(scores: Float[Tensor, " num_slots"], top_t: int) -> Int[Tensor, " 
     Ties go to the lower slot, which `topk` alone does not promise: the bits of floats
     above 0 are in the order of the floats, and what follows them ranks the slots.
     """
-    rank = torch.arange(len(scores)).flip(0)
+    rank = torch.arange(len(scores), device=scores.device).flip(0)
     order = (scores.float().view(torch.int32).long() << 32) + rank
     slots = order.topk(top_t).indices
     return slots[scores[slots] > 0]
@@ -214,7 +214,8 @@ def count_reads(
 ) -> Int[Tensor, "pools num_slots"]:
     """Returns how often tokens of the last batch read each slot of each table."""
     tables = model.model.memory_values
-    counts = torch.zeros(len(tables), len(tables[0]), dtype=torch.int64)
+    shape, device = (len(tables), len(tables[0])), tables[0].device
+    counts = torch.zeros(shape, dtype=torch.int64, device=device)
     for layer in model.model.layers:
         if isinstance(layer.mlp, MemoryFeedForward):
             memory = layer.mlp.memory
@@ -260,12 +261,14 @@ def smf_step(
       model: With memory layers; see `train_only_values`.
       optimizer: Of the tables.
       batch: One text a row, padding at the end: no token then attends to padding.
-      document_frequency: Background batches that read each slot.
+      document_frequency: Background batches that read each slot; where tables are.
       num_documents: Background batches in all.
       top_t: Slots written per table.
     """
-    tokens, targets, weights = (
-        torch.as_tensor(part) for part in (batch.tokens, batch.targets, batch.weights)
+    tables = model.model.memory_values
+    tokens, targets, weights, segments = (
+        torch.as_tensor(part, device=tables[0].device)
+        for part in (batch.tokens, batch.targets, batch.weights, batch.segments)
     )
     logits = model(input_ids=tokens.long()).logits
     losses = F.cross_entropy(
@@ -275,9 +278,7 @@ def smf_step(
     optimizer.zero_grad()
     loss.backward()
     with torch.no_grad():
-        counts = count_reads(model, torch.as_tensor(batch.segments) > 0)
-        written = []
-        tables = model.model.memory_values
+        counts, written = count_reads(model, segments > 0), []
         for table, *known in zip(tables, counts, document_frequency, strict=True):
             slots = top_slots(tfidf(*known, num_documents), top_t)
             _keep_rows(table, slots)
@@ -288,7 +289,7 @@ def smf_step(
 
 def _keep_rows(table: nn.Parameter, slots: Int[Tensor, " top"]) -> None:
     """Takes all rows but the chosen ones out of a table's gradient."""
-    mask = torch.zeros(len(table), 1).index_fill(0, slots, 1)
+    mask = torch.zeros(len(table), 1, device=table.device).index_fill(0, slots, 1)
     if not table.grad.is_sparse:
         table.grad.mul_(mask)
         return

@@ -6,20 +6,24 @@ from pathlib import Path
 import hypothesis
 import jax
 
-# For the processes that tests start, too: jax would look for the devices of every
-# compiler that is installed, and print what it does not find.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# An accelerator is for the tests that name it. For the processes that tests start, too:
+# jax would look for the devices of every compiler that is installed.
+PLATFORM = os.environ.get("SMF_TEST_PLATFORM", "cpu")
+os.environ["JAX_PLATFORMS"] = PLATFORM
 # With so few numbers the time goes into compiling, so the machine code may be slow: it
 # is not optimized, comes of XLA's older emitters, and of a program in one piece.
 # Devices that wait for one another are given time where the machine is busy.
-FLAGS = (
+FLAGS = [
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_collective_call_terminate_timeout_seconds=300",
-)
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
-jax.config.update("jax_platforms", "cpu")
+]
+if jax.__version_info__ < (0, 11):  # later ones have no older emitters
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+if PLATFORM == "cpu":
+    FLAGS.insert(0, os.environ.get("XLA_FLAGS", ""))
+    os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
+jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -24,7 +24,9 @@ from smf_jax.model.transformer import Transformer
 VOCAB, NUM_SLOTS, VALUE_DIM = 11, 25, 7
 # Where a compiled program is looked at: XLA's older emitters, which tests/conftest.py
 # takes since they compile quickly, do not fuse as much.
-AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
+AS_FOR_USERS = (
+    {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
+)
 ONE = MeshConfig(data=1)  # of the eight devices: tests/train/test_mesh.py takes all
 
 

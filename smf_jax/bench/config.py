@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, get_args
 
-from smf_jax.config import MemoryConfig, ModelConfig, require
+from smf_jax.config import ComputeConfig, MemoryConfig, ModelConfig, require
 
 Part = Literal["lookup", "ranking", "methods", "pretraining", "slots", "decoding"]
 KNOWN = "smf, texts seen before"  # the name of that work
@@ -30,7 +30,7 @@ class BenchConfig:
 
     What is compared takes turns, so that both meet the same noise; medians are told.
     Needs 24 GB of memory at its default size. With the extra `torch`, PyTorch does the
-    same work beside it.
+    same work beside it, on the same device.
     """
 
     out: str = "runs/bench"  # where bench.json and the figures are written
@@ -41,6 +41,8 @@ class BenchConfig:
     top_t: int = 500  # rows that a step of SMF writes
     rank: int = 8  # of LoRA
     most_keys: int = 2048  # of a half, in the largest of the growing tables
+    table: Literal["float32", "bfloat16"] = "float32"  # rows of the part lookup
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     model: ModelConfig = dataclasses.field(default_factory=_model)
 
     def __post_init__(self):

@@ -1,33 +1,54 @@
 """Works of the memory layer alone: reading rows, their gradients, ranking keys."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from smf_jax.bench.config import BenchConfig
-from smf_jax.bench.timing import Work, done
+from smf_jax.bench.timing import Work, copying
+from smf_jax.config import ComputeConfig
 from smf_jax.kernels import rows
 from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.kernels.sharded import kernels
 from smf_jax.optim.rows import write_rows
+from smf_jax.sharding import ONE_DEVICE, Placement
 
 ROWS_WRITTEN = 10_000  # more than a large batch chooses
-WRITTEN = "rows written in place, smf_jax"
 
 
 class Reading(NamedTuple):
     """Reads of a batch, on the host."""
 
-    values: np.ndarray  # [num_slots, value_dim]
+    values: np.ndarray  # [num_slots, value_dim] float32
     slots: np.ndarray  # [tokens, reads]
     weights: np.ndarray  # [tokens, reads]
-    cotangent: np.ndarray  # [tokens, value_dim]
+    cotangent: np.ndarray  # [tokens, value_dim] float32
     chosen: np.ndarray  # [top_t]
+    table: str  # the type that rows and cotangents are given
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row."""
+        return self.values.shape[1] * (2 if self.table == "bfloat16" else 4)
 
     @property
     def bytes_read(self) -> int:
         """Bytes of all rows that are read, each as often as it is."""
-        return self.slots.size * self.values.shape[1] * self.values.itemsize
+        return self.slots.size * self.width
+
+    @property
+    def bytes_of_gradient(self) -> int:
+        """The fewest bytes of a table's float32 gradient: it, and each token's once."""
+        return self.values.size * 4 + len(self.cotangent) * self.width
+
+
+class Moving(NamedTuple):
+    """A work, and the fewest bytes it moves; none told for arithmetic."""
+
+    work: Work
+    bytes: int | None
 
 
 def draw(config: BenchConfig) -> Reading:
@@ -42,27 +63,53 @@ def draw(config: BenchConfig) -> Reading:
         rng.random(reads, np.float32) / memory.top_k,
         rng.standard_normal((tokens, memory.value_dim), np.float32),
         rng.permutation(np.unique(slots))[: config.top_t].astype(np.int32),
+        config.table,
     )
 
 
-def ours(reading: Reading) -> dict[str, Work]:
-    """Returns the works of a lookup."""
-    values, slots, weights, cotangent, chosen = map(jax.numpy.asarray, reading)
-    num_slots = len(values)
-    forward = jax.jit(rows.weighted_rows)
+def ours(reading: Reading) -> dict[str, Moving]:
+    """Returns the works of a lookup, by XLA and, where they are for it, by kernels."""
+    as_table = functools.partial(jax.numpy.asarray, dtype=reading.table)
+    values, cotangent = map(as_table, (reading.values, reading.cotangent))
+    of_host = (reading.slots, reading.weights, reading.chosen)
+    slots, weights, chosen = map(jax.numpy.asarray, of_host)
     of_chosen = jax.jit(rows.chosen_rows_gradient, static_argnums=4)
-    of_weights = jax.jit(rows.weight_gradient)
-    reads = (cotangent, slots, weights)
-    return {
-        "rows summed, smf_jax": done(forward, values, slots, weights),
-        "chosen rows' gradient, smf_jax": done(of_chosen, *reads, chosen, num_slots),
-        "weights' gradient, smf_jax": done(of_weights, values, slots, cotangent),
-    }
+    work = functools.partial(of_chosen, cotangent, slots, weights, chosen, len(values))
+    works = {"chosen rows' gradient, smf_jax": Moving(work, None)}
+    for name, module in _ways().items():
+        reads = (cotangent, slots, weights, len(values))
+        # As many reads of one slot as there are: no two threads may add at once.
+        crowded = (cotangent, jax.numpy.zeros_like(slots), *reads[2:])
+        forward = jax.jit(module.weighted_rows)
+        of_weights = jax.jit(module.weight_gradient)
+        of_table = jax.jit(module.table_gradient, static_argnums=3)
+        read, made = reading.bytes_read, reading.bytes_of_gradient
+        for what, function, arguments, moved in (
+            ("rows summed", forward, (values, slots, weights), read),
+            ("weights' gradient", of_weights, (values, slots, cotangent), read),
+            ("table's gradient", of_table, reads, made),
+            ("table's gradient, all of one slot", of_table, crowded, made),
+        ):
+            work = functools.partial(function, *arguments)
+            works[f"{what}, {name}"] = Moving(work, moved)
+    return works
 
 
-def writing(reading: Reading) -> tuple[dict[str, Work], int]:
-    """Returns the work that adds to rows of a table, and the bytes it moves."""
-    table = jax.numpy.asarray(reading.values) + 0  # its own: it is donated
+def _ways():
+    if jax.default_backend() == "cpu":
+        return {"smf_jax": rows}
+    placement = Placement(compute=ComputeConfig(lookup="pallas"))
+    return {"XLA": kernels(ONE_DEVICE), "kernels": kernels(placement)}
+
+
+def copy() -> dict[str, Moving]:
+    """Returns the work that others are measured by."""
+    return {"copying": Moving(*copying())}
+
+
+def writing(reading: Reading) -> dict[str, Moving]:
+    """Returns the work that adds to rows of a table."""
+    table = jax.numpy.array(reading.values)  # its own: it is donated
     count = min(ROWS_WRITTEN, len(table))
     slots = np.random.default_rng(1).permutation(len(table))[:count].astype(np.int32)
     updates = jax.numpy.ones((count, table.shape[1]))
@@ -70,10 +117,11 @@ def writing(reading: Reading) -> tuple[dict[str, Work], int]:
 
     def work():
         nonlocal table
-        table = jax.block_until_ready(write(table, updates, slots))
+        table = write(table, updates, slots)
+        return table
 
     # Rows are read and written, updates read.
-    return {WRITTEN: work}, 3 * updates.nbytes
+    return {"rows written in place, smf_jax": Moving(work, 3 * updates.nbytes)}
 
 
 def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -95,4 +143,4 @@ def ranking(config: BenchConfig) -> dict[str, Work]:
     memory = config.model.memory
     rank = jax.jit(product_key_top_k, static_argnums=2)
     arrays = map(jax.numpy.asarray, draw_keys(config))
-    return {"slots ranked, smf_jax": done(rank, *arrays, memory.top_k)}
+    return {"slots ranked, smf_jax": functools.partial(rank, *arrays, memory.top_k)}

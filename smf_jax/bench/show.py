@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.bench.config import KNOWN, BenchConfig
-from smf_jax.bench.lookup import WRITTEN
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -43,19 +42,18 @@ def show(config: BenchConfig, results: dict[str, Any], console: Console) -> None
 
 
 def _row(name: str, of: dict[str, float], *more: str) -> tuple[str, ...]:
-    spread = f"{of['least'] * 1e3:.1f} - {of['most'] * 1e3:.1f}"
-    return (name, f"{of['median'] * 1e3:.1f}", spread, *more)
+    median, least, most = (of[key] * 1e3 for key in ("median", "least", "most"))
+    digits = 3 if median < 10 else 1
+    spread = f"{least:.{digits}f} - {most:.{digits}f}"
+    return (name, f"{median:.{digits}f}", spread, *more)
 
 
 def _lookup(lookup: dict[str, Any]) -> Table:
-    copy = lookup["bytes_copied"] / lookup["copying"]["median"]
+    copy = lookup["copying"]["bytes"] / lookup["copying"]["median"]
     table = Table("lookup", "ms", "from - to", "GB/s", "of copying")
-    moved = {"copying": "bytes_copied", WRITTEN: "bytes_written"}
     for name, of in lookup.items():
-        if not isinstance(of, dict):
-            continue
-        speed = lookup[moved.get(name, "bytes_read")] / of["median"]
-        cells = (f"{speed / 1e9:.2f}", f"{speed / copy:.2f}")
+        speed = (of["bytes"] or 0) / of["median"]
+        cells = (f"{speed / 1e9:.2f}", f"{speed / copy:.2f}") if speed else ()
         table.add_row(*_row(name, of, *cells))
     return table
 

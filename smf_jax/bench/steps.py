@@ -1,6 +1,7 @@
 """Works that are whole steps of training, and the memory that they take."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 from smf_jax.optim.methods import make_method
+from smf_jax.sharding import ONE_DEVICE, Placement
 from smf_jax.train.prefix import with_prefixes
 from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
@@ -81,13 +83,13 @@ def dense_part(model: ModelConfig) -> ModelConfig:
     return with_memory(model, num_keys=32, num_heads=1, top_k=1)
 
 
-def fill_model(config: ModelConfig) -> Transformer:
+def fill_model(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Transformer:
     """Returns a model of random parameters, all rows of its tables alike.
 
     How long a row takes does not depend on its numbers, and to draw a table takes four
     times its memory on a CPU.
     """
-    abstract = abstract_model(config)
+    abstract = abstract_model(config, placement)
     rngs = nnx.Rngs(0)
 
     def fill(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -111,7 +113,8 @@ def stepping(
       known: Whether what lies below the memory is known, as it is of texts that come
         again (`smf_jax.train.prefix`).
     """
-    made = fill_model(model)
+    placement = Placement(compute=config.compute)
+    made = fill_model(model, placement)
     if method == "lora":
         add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
     top_t = min(config.top_t, model.memory.num_slots)
@@ -125,7 +128,7 @@ def stepping(
     if known:
         params = (state.trainable, frozen)
         (batch,) = with_prefixes([batch], graph, params, 1, Console(quiet=True))
-    step = make_step(graph, model.memory, rule, 1)
+    step = make_step(graph, model.memory, rule, 1, placement=placement)
     stepping = _stepping(step, state, frozen, background, batch)
     if method == "smf":  # of the table the chosen rows
         stepping = stepping._replace(trainable=top_t * model.memory.value_dim)
@@ -141,9 +144,10 @@ def pretraining(
     """
     settings = PretrainConfig(run_dir="", steps=STEPS, model=model)
     rule = make_method(OptimConfig(rows=rows), STEPS, settings.values_rate)
-    graph, state, frozen = split_for_training(fill_model(model), rule)
+    placement = Placement(compute=config.compute)
+    graph, state, frozen = split_for_training(fill_model(model, placement), rule)
     balance = settings.balance if model.memory is not None else 0.0
-    step = make_step(graph, model.memory, rule, 1, balance)
+    step = make_step(graph, model.memory, rule, 1, balance, placement=placement)
     return _stepping(step, state, frozen, None, draw_batch(config))
 
 
@@ -154,8 +158,8 @@ def _stepping(step, state, frozen, background, batch) -> Stepping:
 
     def work():
         nonlocal state
-        state, _ = compiled(state, frozen, background, batch)
-        jax.block_until_ready(state)
+        state, metrics = compiled(state, frozen, background, batch)
+        return metrics
 
     held = compiled.memory_analysis().argument_size_in_bytes
     return Stepping(work, _peak(compiled), held, trainable)
@@ -163,7 +167,8 @@ def _stepping(step, state, frozen, background, batch) -> Stepping:
 
 def forward_peak(config: BenchConfig) -> int:
     """Returns the bytes that a forward pass holds at most, its logits included."""
-    graph, params = nnx.split(fill_model(config.model))
+    model = fill_model(config.model, Placement(compute=config.compute))
+    graph, params = nnx.split(model)
     batch = draw_batch(config)
 
     def logits(params, batch):
@@ -183,7 +188,8 @@ def _peak(compiled: jax.stages.Compiled) -> int:
 
 def decoding(config: BenchConfig, new: int) -> dict[str, Work]:
     """Returns the work of continuing each text by so many tokens."""
-    graph, params = nnx.split(fill_model(config.model))
+    model = fill_model(config.model, Placement(compute=config.compute))
+    graph, params = nnx.split(model)
     tokens = jnp.asarray(draw_batch(config).tokens)
     no_end = config.model.vocab_size  # an id that never comes
 
@@ -194,6 +200,4 @@ def decoding(config: BenchConfig, new: int) -> dict[str, Work]:
             nnx.merge(graph, params), tokens, is_prompt, new, no_end
         )
 
-    return {
-        "tokens decoded, smf_jax": lambda: generate(params, tokens).block_until_ready()
-    }
+    return {"tokens decoded, smf_jax": functools.partial(generate, params, tokens)}

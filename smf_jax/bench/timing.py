@@ -1,5 +1,6 @@
 """Times of works that take turns."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 REST = 0.3  # seconds
+SHORTEST = 0.05  # seconds of a turn: a GPU is given work without waiting for it
 COPIED = 2**28  # bytes: more than any cache holds
 
 Work = Callable[[], Any]
 
 
 class Times(NamedTuple):
-    """Seconds of one work."""
+    """Seconds of one work done once."""
 
     median: float
     least: float
@@ -24,32 +26,36 @@ class Times(NamedTuple):
 
 
 def take_turns(works: Mapping[str, Work], repeats: int) -> dict[str, Times]:
-    """Returns the times of works, each done once a turn, after one that is not counted.
+    """Returns the times of works that take turns, after two that are not counted.
 
-    A work returns when it is done; the next one starts when its threads have come to
+    A work returns what there is to wait for. It is done as often in a turn as fills
+    `SHORTEST`, and waited for once. The next one starts when its threads have come to
     rest, as those of some libraries look for more work for a while.
     """
-    for work in works.values():
-        work()
+    often = {}
+    for name, work in works.items():
+        _time(work, 1)
+        often[name] = max(1, int(SHORTEST / _time(work, 1)))
     seconds = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             time.sleep(REST)
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_time(work, often[name]))
     return {
         name: Times(statistics.median(of), min(of), max(of), tuple(of))
         for name, of in seconds.items()
     }
 
 
-def done(function: Callable, *arguments: Any) -> Work:
-    """Returns a work that waits for what jax computes."""
-    return lambda: jax.block_until_ready(function(*arguments))
+def _time(work: Work, times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        last = work()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - start) / times
 
 
 def copying() -> tuple[Work, int]:
     """Returns a work that copies an array, and the bytes it reads and writes."""
     array = jnp.zeros(COPIED // 4, jnp.float32)
-    return done(jax.jit(lambda array: array + 1), array), 2 * COPIED
+    return functools.partial(jax.jit(lambda array: array + 1), array), 2 * COPIED

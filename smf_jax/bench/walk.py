@@ -14,7 +14,7 @@ from rich.console import Console
 
 from smf_jax.bench import lookup, steps
 from smf_jax.bench.config import KNOWN, BenchConfig
-from smf_jax.bench.timing import Times, Work, copying, take_turns
+from smf_jax.bench.timing import Times, Work, take_turns
 from smf_jax.config import require
 from smf_jax.train.record import code_version, write_json
 
@@ -32,9 +32,10 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
       ConfigError: There are several processes.
     """
     require(jax.process_count() == 1, "a bench is run by one process")
-    with_torch = all(importlib.util.find_spec(name) is not None for name in TORCH)
-    if not with_torch:
-        console.print("PyTorch is not installed (the extra `torch`): timed without it")
+    missing = _why_no_torch()
+    if missing is not None:
+        console.print(f"{missing}: timed without it")
+    with_torch = missing is None
     results = {
         "config": dataclasses.asdict(config),
         "machine": _machine(with_torch),
@@ -46,6 +47,14 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
         write_json(_folder(config) / RESULTS, results)  # what is done is not lost
         gc.collect()
     return results
+
+
+def _why_no_torch() -> str | None:
+    if any(importlib.util.find_spec(name) is None for name in TORCH):
+        return "PyTorch is not installed (the extra `torch`)"
+    from smf_jax.bench import theirs
+
+    return theirs.why_not()
 
 
 def _folder(config: BenchConfig) -> Path:
@@ -70,19 +79,14 @@ def _machine(with_torch: bool) -> dict[str, Any]:
 
 def _lookup(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:
     reading = lookup.draw(config)
-    copy, copied = copying()
-    writing, written = lookup.writing(reading)
-    works = {"copying": copy} | lookup.ours(reading) | writing
+    works = lookup.copy() | lookup.ours(reading) | lookup.writing(reading)
     if with_torch:
         from smf_jax.bench import theirs
 
         works |= theirs.lookup(reading)
-    times = take_turns(works, config.repeats)
-    return _told(times) | {
-        "bytes_read": reading.bytes_read,
-        "bytes_copied": copied,
-        "bytes_written": written,
-    }
+    times = take_turns({name: of.work for name, of in works.items()}, config.repeats)
+    told = _told(times)
+    return {name: of | {"bytes": works[name].bytes} for name, of in told.items()}
 
 
 def _ranking(config: BenchConfig, with_torch: bool, tell: Tell) -> dict[str, Any]:

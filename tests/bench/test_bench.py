@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import jax
 import numpy as np
@@ -9,9 +10,8 @@ import pytest
 from rich.console import Console
 
 from smf_jax import cli
-from smf_jax.bench import lookup, show, steps, walk
+from smf_jax.bench import lookup, show, steps, timing, walk
 from smf_jax.bench.config import BenchConfig
-from smf_jax.bench.timing import take_turns
 from smf_jax.config import ConfigError
 from tests import tiny
 
@@ -27,15 +27,33 @@ CONFIG = BenchConfig(
 )
 
 
-def test_works_take_turns_and_the_first_of_each_is_not_counted():
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    monkeypatch.setattr(timing, "SHORTEST", 0)
+
+
+def test_works_take_turns_and_the_first_ones_are_not_counted():
     order = []
     works = {name: lambda name=name: order.append(name) for name in "ab"}
 
-    times = take_turns(works, 3)
+    times = timing.take_turns(works, 3)
 
-    assert "".join(order) == "ab" * 4
+    assert "".join(order) == "aabb" + "ab" * 3
     assert all(of.least <= of.median <= of.most for of in times.values())
     assert all(len(of.turns) == 3 for of in times.values())
+
+
+def test_a_short_work_is_done_often_in_a_turn_and_its_time_is_that_of_once(monkeypatch):
+    monkeypatch.setattr(timing, "SHORTEST", 0.1)
+    calls = []
+
+    def work():
+        calls.append(time.sleep(0.01))
+
+    (times,) = timing.take_turns({"a": work}, 2).values()
+
+    assert len(calls) > 2 + 2 * 2
+    assert 0.01 <= times.median < 0.1
 
 
 def test_a_reading_is_of_slots_that_exist_and_chosen_rows_are_read():

@@ -56,5 +56,5 @@ def test_a_step_can_be_taken_again(sparse):
 
 
 def test_every_lookup_does_its_work():
-    for work in theirs.lookup(lookup.draw(CONFIG)).values():
-        work()
+    for moving in theirs.lookup(lookup.draw(CONFIG)).values():
+        moving.work()

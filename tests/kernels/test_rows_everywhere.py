@@ -1,4 +1,8 @@
-"""All ways to sum rows, those for GPU and TPU interpreted, do what plain numpy does."""
+"""All ways to sum rows do what plain numpy does.
+
+Those for GPU and TPU are interpreted, but for the ones of the device that there is
+(`SMF_TEST_PLATFORM=cuda pytest tests/kernels/test_rows_everywhere.py`).
+"""
 
 import functools
 
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from smf_jax.kernels import rows, rows_gpu, rows_tpu, table_tpu
+from smf_jax.kernels import gpu, rows, rows_gpu, rows_tpu, table_gpu, table_tpu
 from tests.reference import rows as reference
 
 # Widths: less than a tile, one, one and a part. Tokens that read 9 of 7 slots read some
@@ -28,7 +32,8 @@ by_table = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(rows_gpu, "COLUMNS", 64)
+    monkeypatch.setattr(gpu, "COLUMNS", 64)
+    monkeypatch.setattr(table_gpu, "RUN", 8)
     monkeypatch.setattr(rows_tpu, "BYTES_PER_BUFFER", 2**14)
     for module in (rows_tpu, table_tpu):
         monkeypatch.setattr(module, "BYTES_PER_OUTPUT", 2**13)
@@ -39,7 +44,7 @@ def small_blocks(monkeypatch):
 def call(way: str, name: str, dtype: str, *arguments):
     """Calls a function of one of the ways, compiled as it is in a step."""
     function = getattr(KERNELS[way], name)
-    if way != "xla":
+    if way not in ("xla", jax.default_backend()):
         # The simulation of copies that are under way knows no words of two numbers.
         simulated = way == "tpu" and dtype == "float32"
         interpret = pltpu.InterpretParams() if simulated else True
@@ -99,6 +104,22 @@ def test_a_row_gets_the_gradient_of_every_token_that_read_it(way, dtype, shape):
 
 
 # --- what is read in other ways than at random ---
+
+
+@by_way
+def test_rows_that_many_tokens_read_get_the_gradient_of_all(way):
+    # Slots of 0, 1, 31, 33, 40 and 500 reads and some past the table, in any order.
+    slots = np.repeat(np.array([1, 4, 2, 5, 3, 7, 900]), [1, 31, 33, 40, 500, 16, 19])
+    rng = np.random.default_rng(0)
+    slots = jnp.asarray(rng.permutation(slots).reshape(32, 20), jnp.int32)
+    weights = jnp.asarray(rng.normal(size=slots.shape), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(32, 70)), jnp.float32)
+
+    got = call(way, "table_gradient", "float32", cotangent, slots, weights, 8)
+
+    known = jnp.minimum(slots, 8)
+    want = reference.values_gradient(cotangent, known, weights, 9)[:8]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)  # float32 sums of 500
 
 
 @by_way

@@ -53,7 +53,7 @@ def test_kernels_hold_neither_rows_before_their_sum_nor_a_copy_of_the_table(
 
     size = {"float32": 4, "bfloat16": 2}[dtype]
     table, sums = NUM_SLOTS * value_dim * size, TOKENS * value_dim * size
-    assert found["kernels"] == outputs
+    assert found["kernels"] == outputs + (name == "h100x1" and outputs == 3)
     assert found["arguments"] >= table
     assert found["outputs"] >= sums + (table if outputs == 3 else 0)
     # Rows before their sum would be 1 or 2 GiB, a table 2 or 4.
@@ -69,7 +69,8 @@ def test_a_table_whose_rows_are_no_whole_tiles_is_copied_on_tpu_alone(measured):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_are_compiled_for_few_reads_of_narrow_rows(measured, name):
-    assert measured[(name, *NARROW)]["kernels"] == 3
+    want = {"v5e-1": 3, "h100x1": 4}  # where two make the table's gradient
+    assert measured[(name, *NARROW)]["kernels"] == want[name]
 
 
 def test_the_step_of_a_run_is_planned_with_kernels(tmp_path, capsys):

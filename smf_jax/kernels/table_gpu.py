@@ -1,0 +1,123 @@
+"""The gradient of a table, as Triton kernels for GPU; a part of `rows_gpu.py`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
+
+from smf_jax.kernels.gpu import call, load, tile
+
+# Most rows are read by few tokens or none.
+PAIRS_AT_ONCE = 8
+ROWS_PER_PROGRAM = 8
+RUN, RUNS = 512, 1024  # reads at least; so many runs at most
+
+
+def table_gradient(
+    cotangent: Float[Array, "*batch value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
+    num_slots: int,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "num_slots value_dim"]:
+    """Returns what `rows.table_gradient` does, the same bits in every run.
+
+    Reads are sorted by slot, and the reads of a row are summed by one program for each
+    part of it. A row of very many reads would keep that busy while others rest: runs of
+    `RUN` reads or more of one slot are summed before, each by a program of its own.
+    Beside the gradient it holds some numbers a read, one a slot, and `RUNS` rows.
+    """
+    reads, width = slots.shape[-1], cotangent.shape[-1]
+    cotangent, weights = cotangent.reshape(-1, width), weights.reshape(-1)
+    # Two operands: XLA has a radix sort for those.
+    numbers = jnp.arange(slots.size, dtype=jnp.int32)
+    slots, order = jax.lax.sort((slots.reshape(-1), numbers), num_keys=1)
+    starts = jnp.searchsorted(slots, jnp.arange(num_slots + 1, dtype=slots.dtype))
+    run = max(RUN, pl.next_power_of_2(pl.cdiv(slots.size, RUNS)))
+    columns = tile(reads, width)[1]
+    sizes = _Sizes(num_slots, reads, width, columns, run)
+
+    def run_kernel(kernel, programs, rows, *arrays):
+        grid = (programs, pl.cdiv(width, columns))
+        shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+        kernel = functools.partial(kernel, sizes)
+        return call(kernel, grid, shape, interpret)(*arrays)
+
+    pairs, runs = (order, weights, cotangent), slots.size // run
+    if runs:
+        summed = run_kernel(_sum_run, runs, runs, slots, *pairs)
+    else:
+        summed = jnp.zeros((1, width), jnp.float32)
+    programs = pl.cdiv(num_slots, ROWS_PER_PROGRAM)
+    return run_kernel(_sum_rows, programs, num_slots, starts, summed, *pairs)
+
+
+class _Sizes(NamedTuple):
+    num_slots: int
+    reads: int  # of a token
+    width: int
+    columns: int  # of them, that a program sums
+    run: int  # reads
+
+
+def _start(sizes: _Sizes):
+    column = pl.program_id(1) * sizes.columns + jnp.arange(sizes.columns)
+    return column, jnp.zeros((PAIRS_AT_ONCE, sizes.columns), jnp.float32)
+
+
+def _add_pairs(sizes: _Sizes, sums, begin, end, column, order, weights, cotangent):
+    """Returns sums with the reads from one place in their order to another."""
+
+    def add(step, sums):
+        place = begin + step * PAIRS_AT_ONCE + jnp.arange(PAIRS_AT_ONCE)
+        pair = load(order, (place,), place < end)
+        weight = load(weights, (pair,), place < end)
+        there = (place < end)[:, None] & (column < sizes.width)[None]
+        at = ((pair // sizes.reads)[:, None], column[None])
+        return sums + weight[:, None] * load(cotangent, at, there)
+
+    return jax.lax.fori_loop(0, pl.cdiv(end - begin, PAIRS_AT_ONCE), add, sums)
+
+
+def _sum_run(sizes: _Sizes, slots, order, weights, cotangent, out):
+    column, sums = _start(sizes)
+    begin = pl.program_id(0) * sizes.run
+    end = begin + sizes.run
+    slot = slots[begin]
+    is_one = (slot == slots[end - 1]) & (slot < sizes.num_slots)
+    # Of reads of several slots nothing is added, and nobody asks for their sum.
+    end = jnp.where(is_one, end, begin)
+    sums = _add_pairs(sizes, sums, begin, end, column, order, weights, cotangent)
+    place = out.at[pl.program_id(0), column]
+    plgpu.store(place, sums.sum(0), mask=column < sizes.width)
+
+
+def _sum_rows(sizes: _Sizes, starts, summed, order, weights, cotangent, out):
+    column, none = _start(sizes)
+    first = pl.program_id(0) * ROWS_PER_PROGRAM
+    pairs = (column, order, weights, cotangent)
+
+    def of_row(slot, _):
+        begin, end = starts[slot], starts[slot + 1]
+        first_run, last_run = pl.cdiv(begin, sizes.run), end // sizes.run
+        runs = jnp.maximum(last_run - first_run, 0)
+        head = jnp.where(runs > 0, first_run * sizes.run, end)
+        tail = jnp.where(runs > 0, last_run * sizes.run, end)
+
+        def add(step, sums):
+            number = first_run + step * PAIRS_AT_ONCE + jnp.arange(PAIRS_AT_ONCE)
+            there = (number < last_run)[:, None] & (column < sizes.width)[None]
+            return sums + load(summed, (number[:, None], column[None]), there)
+
+        sums = _add_pairs(sizes, none, begin, head, *pairs)
+        sums = jax.lax.fori_loop(0, pl.cdiv(runs, PAIRS_AT_ONCE), add, sums)
+        sums = _add_pairs(sizes, sums, tail, end, *pairs)
+        plgpu.store(out.at[slot, column], sums.sum(0), mask=column < sizes.width)
+
+    last = jnp.minimum(first + ROWS_PER_PROGRAM, sizes.num_slots)
+    jax.lax.fori_loop(first, last, of_row, None)
