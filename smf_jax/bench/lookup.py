@@ -16,6 +16,7 @@ from smf_jax.optim.rows import write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 
 ROWS_WRITTEN = 10_000  # more than a large batch chooses
+DRAWN = 2**14  # rows, as a table takes long to draw
 
 
 class Reading(NamedTuple):
@@ -57,8 +58,10 @@ def draw(config: BenchConfig) -> Reading:
     rng = np.random.default_rng(0)
     reads = (tokens, memory.num_heads * memory.top_k)
     slots = rng.integers(0, memory.num_slots, reads, np.int32)
+    shape = (memory.num_slots, memory.value_dim)
+    some = rng.standard_normal((min(DRAWN, shape[0]), shape[1]), np.float32)
     return Reading(
-        rng.standard_normal((memory.num_slots, memory.value_dim), np.float32),
+        np.resize(some, shape),  # the same ones again
         slots,
         rng.random(reads, np.float32) / memory.top_k,
         rng.standard_normal((tokens, memory.value_dim), np.float32),

@@ -4,18 +4,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-# A tile of 16 x 512 numbers is 64 registers of each of 128 threads, and 16 loads of 16
-# bytes under way in each, which leaves room for several programs a multiprocessor.
-READS_AT_ONCE = 16
-COLUMNS = 512
+WARPS = 4
 
 
-def tile(reads: int, width: int) -> tuple[int, int]:
-    """Returns the reads and the columns of a tile, which Triton has in powers of 2."""
-    return (
-        min(READS_AT_ONCE, pl.next_power_of_2(reads)),
-        min(COLUMNS, pl.next_power_of_2(width)),
-    )
+def at_most(size: int, most: int) -> int:
+    """Returns a size of a tile, which Triton has in powers of 2."""
+    return min(most, pl.next_power_of_2(size))
 
 
 def load(ref, at, there):
@@ -27,7 +21,7 @@ def load(ref, at, there):
 
 def call(kernel, grid, out_shape, interpret):
     """Returns a kernel that is compiled for GPU, or interpreted."""
-    params = plgpu.CompilerParams(num_warps=4)
+    params = plgpu.CompilerParams(num_warps=WARPS)
     return pl.pallas_call(
         kernel,
         grid=grid,

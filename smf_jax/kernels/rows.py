@@ -5,6 +5,8 @@ sums, and none of this makes an array of them. Sums go over reads, some at a tim
 all tokens at once; gradients over blocks of tokens that stay in the cache.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -88,18 +90,35 @@ def weight_gradient(
     cotangent: Float[Array, "*batch value_dim"],
 ) -> Float[Array, "*batch reads"]:
     """Returns the float32 gradient that `weighted_rows` gives its weights."""
+    tokens = slots.reshape(-1, slots.shape[-1])
+    gradient = jax.lax.platform_dependent(
+        values,
+        tokens,
+        cotangent.reshape(len(tokens), -1),
+        cuda=_multiply,
+        default=lambda values, *blocks: _map_tokens(
+            functools.partial(_multiply_block, values), *blocks
+        ),
+    )
+    return gradient.reshape(slots.shape)
 
-    def of_block(slots, cotangent):
-        rows = values.at[slots].get(mode="promise_in_bounds")
-        return jnp.einsum(
-            "tv,trv->tr",
-            cotangent,
-            rows,
-            precision=EXACT,
-            preferred_element_type=jnp.float32,
-        )
 
-    return _map_tokens(of_block, slots, cotangent)
+def _multiply(values, slots, cotangent):
+    # One loop for all, that reads, multiplies and adds, where a product of matrices
+    # would be given the rows as an array.
+    rows = values.at[slots].get(mode="promise_in_bounds").astype(jnp.float32)
+    return (rows * cotangent[:, None].astype(jnp.float32)).sum(-1)
+
+
+def _multiply_block(values, slots, cotangent):
+    rows = values.at[slots].get(mode="promise_in_bounds")
+    return jnp.einsum(
+        "tv,trv->tr",
+        cotangent,
+        rows,
+        precision=EXACT,
+        preferred_element_type=jnp.float32,
+    )
 
 
 def table_gradient(

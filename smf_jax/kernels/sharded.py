@@ -18,8 +18,6 @@ from jaxtyping import Array, Float, Int, Shaped
 from smf_jax.kernels import product_key, rows
 from smf_jax.sharding import BATCH, Placement
 
-SQUARES_AT_ONCE = 256  # rows: 256 x 1,024 floats are 1 MiB
-
 
 def of_tokens(array: Array, last: str | None = None) -> PartitionSpec:
     """Returns how [..., batch, seq, width] is split."""
@@ -224,32 +222,6 @@ def sum_weights(
     specs = (of_tokens(slots), of_tokens(slots))
     summed = placement.on_shards(local, specs, PartitionSpec(), check=True)
     return summed(slots, weights)
-
-
-def sum_of_squares(
-    placement: Placement, table: Float[Array, "rows value_dim"]
-) -> Float[Array, ""]:
-    """Returns the sum of the squares of the numbers of a table, or of rows split alike.
-
-    No array of them is made.
-    """
-
-    def local(table):
-        size = min(SQUARES_AT_ONCE, len(table))
-
-        def add(number, total):
-            rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
-            return total + jnp.square(rows).sum()
-
-        blocks = len(table) // size
-        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(()))
-        total = total + jnp.square(table[blocks * size :]).sum()
-        if placement.mesh is None:
-            return total
-        columns = ("model",) if placement.layout == "columns" else ()
-        return jax.lax.psum(total, (*placement.row_axes, *columns))
-
-    return placement.on_shards(local, (placement.table,), PartitionSpec())(table)
 
 
 def all_tokens(

@@ -9,12 +9,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from smf_jax.kernels.gpu import call, load, tile
+from smf_jax.kernels.gpu import at_most, call, load
 
-# Most rows are read by few tokens or none.
-PAIRS_AT_ONCE = 8
+COLUMNS = 512
 ROWS_PER_PROGRAM = 8
 RUN, RUNS = 512, 1024  # reads at least; so many runs at most
+# Most rows are read by few tokens or none, and those of a run by very many.
+PAIRS_OF_ROW, PAIRS_OF_RUN = 1, 8
 
 
 def table_gradient(
@@ -37,9 +38,12 @@ def table_gradient(
     # Two operands: XLA has a radix sort for those.
     numbers = jnp.arange(slots.size, dtype=jnp.int32)
     slots, order = jax.lax.sort((slots.reshape(-1), numbers), num_keys=1)
-    starts = jnp.searchsorted(slots, jnp.arange(num_slots + 1, dtype=slots.dtype))
+    # Of what comes after a slot: five times as fast as a binary search for each slot.
+    after = jnp.minimum(slots, num_slots) + 1
+    counts = jnp.zeros(num_slots + 1, jnp.int32).at[after].add(1, mode="drop")
+    starts = jnp.cumsum(counts)
     run = max(RUN, pl.next_power_of_2(pl.cdiv(slots.size, RUNS)))
-    columns = tile(reads, width)[1]
+    columns = at_most(width, COLUMNS)
     sizes = _Sizes(num_slots, reads, width, columns, run)
 
     def run_kernel(kernel, programs, rows, *arrays):
@@ -65,27 +69,29 @@ class _Sizes(NamedTuple):
     run: int  # reads
 
 
-def _start(sizes: _Sizes):
+def _start(sizes: _Sizes, at_once: int):
     column = pl.program_id(1) * sizes.columns + jnp.arange(sizes.columns)
-    return column, jnp.zeros((PAIRS_AT_ONCE, sizes.columns), jnp.float32)
+    return column, jnp.zeros((at_once, sizes.columns), jnp.float32)
 
 
 def _add_pairs(sizes: _Sizes, sums, begin, end, column, order, weights, cotangent):
     """Returns sums with the reads from one place in their order to another."""
 
+    at_once = len(sums)
+
     def add(step, sums):
-        place = begin + step * PAIRS_AT_ONCE + jnp.arange(PAIRS_AT_ONCE)
+        place = begin + step * at_once + jnp.arange(at_once)
         pair = load(order, (place,), place < end)
         weight = load(weights, (pair,), place < end)
         there = (place < end)[:, None] & (column < sizes.width)[None]
         at = ((pair // sizes.reads)[:, None], column[None])
         return sums + weight[:, None] * load(cotangent, at, there)
 
-    return jax.lax.fori_loop(0, pl.cdiv(end - begin, PAIRS_AT_ONCE), add, sums)
+    return jax.lax.fori_loop(0, pl.cdiv(end - begin, at_once), add, sums)
 
 
 def _sum_run(sizes: _Sizes, slots, order, weights, cotangent, out):
-    column, sums = _start(sizes)
+    column, sums = _start(sizes, PAIRS_OF_RUN)
     begin = pl.program_id(0) * sizes.run
     end = begin + sizes.run
     slot = slots[begin]
@@ -98,7 +104,8 @@ def _sum_run(sizes: _Sizes, slots, order, weights, cotangent, out):
 
 
 def _sum_rows(sizes: _Sizes, starts, summed, order, weights, cotangent, out):
-    column, none = _start(sizes)
+    column, none = _start(sizes, PAIRS_OF_ROW)
+    _, no_runs = _start(sizes, PAIRS_OF_RUN)
     first = pl.program_id(0) * ROWS_PER_PROGRAM
     pairs = (column, order, weights, cotangent)
 
@@ -110,14 +117,15 @@ def _sum_rows(sizes: _Sizes, starts, summed, order, weights, cotangent, out):
         tail = jnp.where(runs > 0, last_run * sizes.run, end)
 
         def add(step, sums):
-            number = first_run + step * PAIRS_AT_ONCE + jnp.arange(PAIRS_AT_ONCE)
+            number = first_run + step * PAIRS_OF_RUN + jnp.arange(PAIRS_OF_RUN)
             there = (number < last_run)[:, None] & (column < sizes.width)[None]
             return sums + load(summed, (number[:, None], column[None]), there)
 
         sums = _add_pairs(sizes, none, begin, head, *pairs)
-        sums = jax.lax.fori_loop(0, pl.cdiv(runs, PAIRS_AT_ONCE), add, sums)
-        sums = _add_pairs(sizes, sums, tail, end, *pairs)
-        plgpu.store(out.at[slot, column], sums.sum(0), mask=column < sizes.width)
+        sums = _add_pairs(sizes, sums, tail, end, *pairs).sum(0)
+        of_runs = jax.lax.fori_loop(0, pl.cdiv(runs, PAIRS_OF_RUN), add, no_runs)
+        total = sums + of_runs.sum(0)
+        plgpu.store(out.at[slot, column], total, mask=column < sizes.width)
 
     last = jnp.minimum(first + ROWS_PER_PROGRAM, sizes.num_slots)
     jax.lax.fori_loop(first, last, of_row, None)

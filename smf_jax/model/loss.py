@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Int
 from smf_jax.kernels.blocks import in_blocks
 from smf_jax.model.transformer import Transformer
 
-LOGITS_AT_ONCE = 2**22  # 16 MiB: what a CPU's cache holds
+# 16 MiB are what a CPU's cache holds. Each piece reads the head again, of which 256 MiB
+# of logits on an accelerator make little.
+LOGITS_AT_ONCE = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
 LEAST_TOKENS = 512  # of a piece: fewer would not keep an accelerator busy
 
 
@@ -34,7 +36,8 @@ def sum_losses(
     tokens, weights = targets.size, jax.lax.stop_gradient(weights)
     pieces = 1
     if model.placement.mesh is None:
-        many = -(-tokens * model.config.vocab_size // LOGITS_AT_ONCE)
+        at_once = LOGITS_AT_ONCE[model.placement.platform]
+        many = -(-tokens * model.config.vocab_size // at_once)
         pieces = max(1, min(many, tokens // LEAST_TOKENS))
     if pieces == 1:
         return _sum(logits_of, params, hidden, targets, weights)

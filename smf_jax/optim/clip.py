@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from smf_jax.kernels.sharded import sum_of_squares
 from smf_jax.optim.methods import is_of_table
 from smf_jax.sharding import ONE_DEVICE, Placement
+
+SQUARES_AT_ONCE = 256  # rows: 256 x 1,024 floats are 1 MiB
 
 
 def norm(grads: PyTree, placement: Placement = ONE_DEVICE) -> Float[Array, ""]:
@@ -17,10 +19,41 @@ def norm(grads: PyTree, placement: Placement = ONE_DEVICE) -> Float[Array, ""]:
 
     def squares(path, leaf):
         if is_of_table(path):
-            return sum_of_squares(placement, leaf)
+            return _sum_of_squares(placement, leaf)
         return jnp.square(leaf).sum()
 
     return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map_with_path(squares, grads))))
+
+
+def _sum_of_squares(
+    placement: Placement, table: Float[Array, "rows value_dim"]
+) -> Float[Array, ""]:
+    """Returns the sum of the squares of the numbers of a table, or of rows split alike.
+
+    No array of them is made, for which a CPU takes some rows at a time.
+    """
+
+    def in_blocks(table):
+        size = min(SQUARES_AT_ONCE, len(table))
+
+        def add(number, total):
+            rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
+            return total + jnp.square(rows).sum()
+
+        blocks = len(table) // size
+        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(()))
+        return total + jnp.square(table[blocks * size :]).sum()
+
+    def local(table):
+        total = jax.lax.platform_dependent(
+            table, cpu=in_blocks, default=lambda table: jnp.square(table).sum()
+        )
+        if placement.mesh is None:
+            return total
+        columns = ("model",) if placement.layout == "columns" else ()
+        return jax.lax.psum(total, (*placement.row_axes, *columns))
+
+    return placement.on_shards(local, (placement.table,), PartitionSpec())(table)
 
 
 def clip(grads: PyTree, norm: Float[Array, ""], longest: float | None) -> PyTree:

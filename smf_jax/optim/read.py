@@ -41,7 +41,8 @@ def update_read_rows(
       placement: Where the tables are.
     """
     is_row = map_state(inner, lambda _: True, state, otherwise=lambda _: False)
-    local = functools.partial(_update_held, inner, is_row)
+    at_once = ROWS_AT_ONCE[placement.platform]
+    local = functools.partial(_update_held, inner, is_row, at_once)
     spec = jax.tree.map(
         lambda is_row: placement.table if is_row else PartitionSpec(), is_row
     )
@@ -51,11 +52,11 @@ def update_read_rows(
     return run(grads, state, params, places, jnp.asarray(allowed))
 
 
-def _update_held(inner, is_row, grads, state, params, places, allowed):
+def _update_held(inner, is_row, at_once, grads, state, params, places, allowed):
     """Does it with the rows that one device holds."""
     held = len(jax.tree.leaves(params)[0])
     room = len(jax.tree.leaves(places)[0])
-    size = min(room, ROWS_AT_ONCE)
+    size = min(room, at_once)
     read = [(of_table < held).sum() for of_table in jax.tree.leaves(places)]
     most = functools.reduce(jnp.maximum, read)
     # At least once, for what rows share; not at all if nothing may change.

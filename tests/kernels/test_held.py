@@ -98,7 +98,7 @@ def test_each_device_has_the_rows_that_it_holds(layout, layers):
 def test_there_is_room_for_each_read_or_row_in_whole_blocks(
     monkeypatch, num_slots, at_once, room
 ):
-    monkeypatch.setattr(held, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setitem(held.ROWS_AT_ONCE, "cpu", at_once)
 
     read = read_rows_gradient(ONE_DEVICE, *drawn(0, below=7), num_slots)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from smf_jax.kernels import gpu, rows, rows_gpu, rows_tpu, table_gpu, table_tpu
+from smf_jax.kernels import rows, rows_gpu, rows_tpu, table_gpu, table_tpu
 from tests.reference import rows as reference
 
 # Widths: less than a tile, one, one and a part. Tokens that read 9 of 7 slots read some
@@ -32,7 +32,9 @@ by_table = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gpu, "COLUMNS", 64)
+    for name in ("SUMMED", "MULTIPLIED"):
+        monkeypatch.setattr(rows_gpu, name, (16, 64))
+    monkeypatch.setattr(table_gpu, "COLUMNS", 64)
     monkeypatch.setattr(table_gpu, "RUN", 8)
     monkeypatch.setattr(rows_tpu, "BYTES_PER_BUFFER", 2**14)
     for module in (rows_tpu, table_tpu):

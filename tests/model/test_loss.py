@@ -33,7 +33,7 @@ MODELS = {
 def pieces(request, monkeypatch):
     """Has logits computed in so many pieces, the last one short or not."""
     monkeypatch.setattr(loss, "LEAST_TOKENS", 36 // request.param)
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", -(-36 * 11 // request.param))
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", -(-36 * 11 // request.param))
     return request.param
 
 
@@ -72,7 +72,7 @@ def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
     model = MODELS[kind]()
     want = value_and_gradients(model)
     monkeypatch.setattr(loss, "LEAST_TOKENS", 7)
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 1)
 
     got = value_and_gradients(model)
 
@@ -121,5 +121,5 @@ def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(
     assert not made(0) & of_head
     assert made((0, 1)) & of_head
     jax.clear_caches()
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 2**22)
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 2**22)
     assert has_logits(made(0))

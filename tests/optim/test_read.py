@@ -51,7 +51,7 @@ def draw(seed: int):
 def as_read(is_read, gradient, placement):
     """Returns places and gradients as `read_rows_gradient` has them."""
     of_one = ROWS // placement.ways(*placement.row_axes)
-    size = min(of_one, held.ROWS_AT_ONCE)
+    size = min(of_one, held.ROWS_AT_ONCE["cpu"])
     room = -(-of_one // size) * size
     places, rows = [], []
     for start in range(0, ROWS, of_one):
@@ -83,8 +83,7 @@ def per_row(state):
 def test_read_rows_move_by_the_dense_rule_and_no_other_bit(
     monkeypatch, inner, layout, at_once
 ):
-    for module in (held, read):
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setitem(held.ROWS_AT_ONCE, "cpu", at_once)
     placement = place(layout)
     table = draw_table(placement)
     state = dense_state = jax.jit(inner.init)(table)

@@ -227,7 +227,7 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
 def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch):
     config = model_config(tie_embeddings=False)
     _, whole, want = teach(config, optim, make_batch(), accumulate=2)
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 1)
     monkeypatch.setattr(loss, "LEAST_TOKENS", 5)  # of the 18 of each part
     compiled_step.cache_clear()
 
