@@ -50,7 +50,12 @@ def product_key_top_k(
         flat,
         keys,
         cpu=functools.partial(_rank_blocks, top_k=top_k),
-        default=functools.partial(_rank, largest=jax.lax.top_k, top_k=top_k),
+        cuda=functools.partial(
+            _rank, largest=_largest_by_groups, best=_best_sorted, top_k=top_k
+        ),
+        default=functools.partial(
+            _rank, largest=jax.lax.top_k, best=_best_in_turn, top_k=top_k
+        ),
     )
     shape = (*batch, heads, top_k)
     return slots.reshape(shape), scores.reshape(shape)
@@ -121,34 +126,35 @@ def _rank_blocks(query, keys, top_k):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
     tokens, heads = len(query), len(keys)
     found = jax.lax.map(
-        lambda query: _rank(query, keys, _largest_by_groups, top_k),
+        lambda query: _rank(query, keys, _largest_by_groups, _best_in_turn, top_k),
         in_blocks(query, _tokens_of_block(tokens, keys)),
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 
 
-def _rank(query, keys, largest, top_k):
+def _rank(query, keys, largest, best, top_k):
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     # Transposed, it would take a CPU twice as long.
     halves = EXACT("thpc,hpnc->hptn", query, keys)
-    best, ids = largest(halves, top_k)
+    of_halves, ids = largest(halves, top_k)
     first, second = candidate_pairs(top_k)
-    scores = best[:, 0][..., first] + best[:, 1][..., second]
+    scores = of_halves[:, 0][..., first] + of_halves[:, 1][..., second]
     slots = ids[:, 0][..., first] * num_keys + ids[:, 1][..., second]
-    chosen = _best_candidates(scores, slots, top_k)
+    chosen = best(scores, slots, top_k)
     return _take(slots, chosen).swapaxes(0, 1), _take(scores, chosen).swapaxes(0, 1)
 
 
 def _largest_by_groups(
     scores: Float[Array, "*batch n"], top_k: int
 ) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
-    """Does what `lax.top_k` does, 0.0 and -0.0 being equal, and on a CPU faster.
+    """Does what `lax.top_k` does, 0.0 and -0.0 being equal, and faster but on TPU.
 
     Only the best of each group is compared with those of others; once it is taken, its
     group is read again. Scores are taken in falling order, ties by place: what was
     taken before is known by comparison with the last one, and need not be marked. (32
-    of 1,024 scores, 32,768 rows: 57 ms against 246 on two cores.)
+    of 1,024 scores, 32,768 rows: 57 ms against 246 on two cores, 0.73 against 1.53 on
+    an H100.)
     """
     *batch, width = scores.shape
     rows = scores.reshape(-1, width)
@@ -185,9 +191,11 @@ def _largest_by_groups(
     return best, places
 
 
-def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:
-    # Candidates are not in the order of their slots, so lax.top_k would break ties by
-    # rank. They are few: taking the best top_k times costs less than a sort of pairs.
+# Candidates are not in the order of their slots, so lax.top_k would break ties by rank.
+
+
+def _best_in_turn(scores: Array, slots: Array, top_k: int) -> Array:
+    # They are few: on a CPU to take the best top_k times costs less than to sort pairs.
     number = jax.lax.broadcasted_iota(slots.dtype, slots.shape, slots.ndim - 1)
     none = jnp.iinfo(slots.dtype).max
 
@@ -199,6 +207,13 @@ def _best_candidates(scores: Array, slots: Array, top_k: int) -> Array:
 
     _, chosen = jax.lax.scan(take_best, scores, length=top_k)
     return jnp.moveaxis(chosen, 0, -1)
+
+
+def _best_sorted(scores: Array, slots: Array, top_k: int) -> Array:
+    # On a GPU every round is several programs. (0.11 ms against 0.76 on an H100.)
+    number = jax.lax.broadcasted_iota(slots.dtype, slots.shape, slots.ndim - 1)
+    falling = jnp.where(jnp.isnan(scores), -jnp.inf, -scores)  # what is wrong shows
+    return jax.lax.sort((falling, slots, number), num_keys=2)[2][..., :top_k]
 
 
 def _take(array: Array, places: Array) -> Array:

@@ -9,6 +9,8 @@ from hypothesis.extra.numpy import arrays
 from smf_jax.kernels import product_key
 from smf_jax.kernels.product_key import (
     GROUP,
+    _best_in_turn,
+    _best_sorted,
     _largest_by_groups,
     _rank,
     candidate_pairs,
@@ -143,8 +145,12 @@ def test_scores_of_bfloat16_keys_are_summed_in_float32():
     assert scores.tolist() == [[2 * 259]]
 
 
-# CPUs find the largest scores in a way of their own: it must be that of accelerators.
-LARGEST = {"cpu": _largest_by_groups, "accelerators": jax.lax.top_k}
+# How a platform finds the largest scores of halves, and the best candidates of them.
+WAYS = {
+    "cpu": (_largest_by_groups, _best_in_turn),
+    "cuda": (_largest_by_groups, _best_sorted),
+    "others": (jax.lax.top_k, _best_in_turn),
+}
 
 
 @pytest.mark.parametrize("width", [5, GROUP, 3 * GROUP, 3 * GROUP + 7])
@@ -160,21 +166,21 @@ def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
     np.testing.assert_array_equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("platform", LARGEST)
+@pytest.mark.parametrize("platform", WAYS)
 @given(whole_numbers((6, HEADS, 2, HALF)), whole_numbers(KEYS))
 def test_every_platform_finds_the_slots_of_a_search_over_all_pairs(
     platform, query, keys
 ):
     want_slots, want_scores = reference.top_k(query, keys, 3)
 
-    rank = jax.jit(_rank, static_argnums=(2, 3))
-    got_slots, got_scores = rank(query, keys, LARGEST[platform], 3)
+    rank = jax.jit(_rank, static_argnums=(2, 3, 4))
+    got_slots, got_scores = rank(query, keys, *WAYS[platform], 3)
 
     np.testing.assert_array_equal(got_slots, want_slots)
     np.testing.assert_array_equal(got_scores, want_scores)
 
 
-@pytest.mark.parametrize("platform", LARGEST)
+@pytest.mark.parametrize("platform", WAYS)
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["query", "key"])
 def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, platform):
@@ -184,7 +190,7 @@ def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, pl
     else:
         keys = keys.at[:, 0, 2, 0].set(wrong)
 
-    slots, scores = _rank(query, keys, LARGEST[platform], NUM_KEYS)
+    slots, scores = _rank(query, keys, *WAYS[platform], NUM_KEYS)
 
     assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
     assert not np.isfinite(scores[0]).all()
