@@ -15,6 +15,7 @@ from smf_jax.kernels.blocks import in_blocks
 
 EXACT = jax.lax.Precision.HIGHEST  # float32 products of float32 on accelerators, too
 READS_AT_ONCE = 16  # added in one pass over the sums, which are then written once
+GPU_TOKENS_PER_BLOCK = 1024  # of the table's gradient, which adds as it multiplies
 TPU_TOKENS_PER_BLOCK = 64  # 64 x 16 rows of 1,024 floats are 4 MiB
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
 
@@ -131,15 +132,22 @@ def table_gradient(
 
     A slot of num_slots or more stands for none.
     """
+    return jax.lax.platform_dependent(
+        *(leaf.reshape(-1, leaf.shape[-1]) for leaf in (slots, weights, cotangent)),
+        cuda=functools.partial(_add_blocks, num_slots, GPU_TOKENS_PER_BLOCK),
+        default=functools.partial(_add_blocks, num_slots, TOKENS_PER_BLOCK),
+    )
 
+
+def _add_blocks(num_slots, size, *tokens):
     def add_rows(gradient, block):
         slots, weights, cotangent = block
         # float32 sums: many tokens may read one slot, and bfloat16 loses small terms
         rows = weights[..., None].astype(jnp.float32) * cotangent[:, None]
         return gradient.at[slots].add(rows, mode="drop"), None
 
-    blocks = [_blocks(leaf) for leaf in (slots, weights, cotangent)]
-    start = jnp.zeros((num_slots, cotangent.shape[-1]), jnp.float32)
+    blocks = [_blocks(leaf, size) for leaf in tokens]
+    start = jnp.zeros((num_slots, tokens[2].shape[-1]), jnp.float32)
     # The tokens that fill the last block have weight 0, so slot 0 gains nothing.
     return jax.lax.scan(add_rows, start, blocks)[0]
 
