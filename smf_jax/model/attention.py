@@ -25,6 +25,14 @@ class KVCache(NamedTuple):
     length: Int[Array, ""]
 
 
+class Asking(NamedTuple):
+    """Tokens that attend, where they are not all: those that are asked for."""
+
+    x: Float[Array, "batch some dim"]
+    positions: Int[Array, "batch some"]
+    mask: Bool[Array, "batch 1 some kv_len"]
+
+
 def empty_cache(
     config: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
 ) -> KVCache:
@@ -104,23 +112,28 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         mask: Bool[Array, "batch 1 seq kv_len"],
         cache: KVCache | None = None,
-    ) -> tuple[Float[Array, "batch seq dim"], KVCache | None]:
-        """Returns the attended values and, given one, the cache with these tokens."""
+        asking: Asking | None = None,
+    ) -> tuple[Float[Array, "batch some dim"], KVCache | None]:
+        """Returns the attended values and, given one, the cache with these tokens.
+
+        Values are those of all tokens, or of `asking` alone.
+        """
         batch, seq, _ = x.shape
+        asking = Asking(x, positions, mask) if asking is None else asking
         query, key, value = (
-            layer(x).astype(x.dtype).reshape(batch, seq, -1, self.head_dim)
-            for layer in (self.query, self.key, self.value)
+            layer(x).astype(x.dtype).reshape(batch, x.shape[1], -1, self.head_dim)
+            for layer, x in ((self.query, asking.x), (self.key, x), (self.value, x))
         )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rope is not None:
             frequencies = rope_frequencies(*self.rope)
-            query = rotate(query, positions, frequencies)
+            query = rotate(query, asking.positions, frequencies)
             key = rotate(key, positions, frequencies)
         if cache is not None:
             start = (0, cache.length, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.keys, key, start)
             value = jax.lax.dynamic_update_slice(cache.values, value, start)
             cache = KVCache(key, value, cache.length + seq)
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        return self.out(out.reshape(batch, seq, -1)), cache
+        out = jax.nn.dot_product_attention(query, key, value, mask=asking.mask)
+        return self.out(out.reshape(*asking.x.shape[:2], -1)), cache

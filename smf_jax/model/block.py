@@ -70,16 +70,24 @@ class Block(nnx.Module):
         # Starts at 0: a memory that was just added changes nothing.
         self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
 
-    def __call__(self, x, positions, mask, values, tap, cache):
-        """Returns the stream after this block, what was read (or None), the cache."""
-        x, cache = self.attend(x, positions, mask, cache)
+    def __call__(self, x, positions, mask, values, tap, cache, asking=None):
+        """Returns the stream after this block, what was read (or None), the cache.
+
+        The stream is that of all tokens, or of those `asking` (`attention.Asking`).
+        """
+        x, cache = self.attend(x, positions, mask, cache, asking)
         x, reads = self.feed(x, values, tap)
         return x, reads, cache
 
-    def attend(self, x, positions, mask, cache):
+    def attend(self, x, positions, mask, cache, asking=None):
         """Returns the stream with attention added, and the cache."""
-        attended, cache = self.attention(self.attention_norm(x), positions, mask, cache)
-        return x + attended, cache
+        given = (self.attention_norm(x), positions, mask, cache)
+        if asking is None:
+            attended, cache = self.attention(*given)
+            return x + attended, cache
+        normed = asking._replace(x=self.attention_norm(asking.x))
+        attended, cache = self.attention(*given, normed)
+        return asking.x + attended, cache
 
     def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
         """Returns what the memory reads for a stream with attention added."""

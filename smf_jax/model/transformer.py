@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
 from smf_jax.kernels import sharded
-from smf_jax.model.attention import KVCache, empty_cache
+from smf_jax.model.attention import Asking, KVCache, empty_cache
 from smf_jax.model.block import Block, norm
 from smf_jax.model.memory import Reads, init_values, pool_of
 from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
@@ -85,7 +85,8 @@ class Transformer(nnx.Module):
         segments: Int[Array, "batch seq"] | None = None,
         taps: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
         prefix: Prefix | None = None,
-    ) -> tuple[Float[Array, "batch seq dim"], tuple[Reads, ...]]:
+        places: Int[Array, "batch some"] | None = None,
+    ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
         """Returns what logits are computed from, and what each memory layer read.
 
         Args:
@@ -95,9 +96,10 @@ class Transformer(nnx.Module):
             token sees another text. By default a row is one text.
           taps: Added to the summed rows of each memory layer (`MemoryLayer`).
           prefix: What `self.prefix` returns of the same texts, if it is known.
+          places: Those of each row that are asked for; by default all.
         """
         given = _positions_and_mask(tokens, positions, segments)
-        x, reads, _ = self._run(tokens, *given, taps, None, prefix)
+        x, reads, _ = self._run(tokens, *given, taps, None, prefix, places)
         return x, reads
 
     def prefix(
@@ -145,16 +147,19 @@ class Transformer(nnx.Module):
         place = caches[0].length + jnp.arange(seq)
         causal = jnp.arange(max_len)[None] <= place[:, None]
         mask = causal[None, None] & is_token[:, None, None]
-        x, _, caches = self._run(tokens, positions, mask, None, caches)
+        last = jnp.full((len(tokens), 1), seq - 1)
+        x, _, caches = self._run(
+            tokens, positions, mask, None, caches, places=last if seq > 1 else None
+        )
         logits_of, params = self.head_parts()
-        return logits_of(params, x[:, -1]), caches
+        return logits_of(params, x[:, 0]), caches
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache for each layer."""
         dtype = self.placement.compute.activations
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
-    def _run(self, tokens, positions, mask, taps, caches, prefix=None):
+    def _run(self, tokens, positions, mask, taps, caches, prefix=None, places=None):
         reads, kept = [], []
         runs = self._runs_of_blocks(caches is None)
 
@@ -180,11 +185,25 @@ class Transformer(nnx.Module):
             memory = (None, None) if block.memory is None else of_memory()
             cache = None if caches is None else caches[len(kept)]
             run = self._again(block, Block.__call__)
-            x, read, cache = run(x, positions, mask, *memory, cache)
+            asking = None
+            # The reads of a memory count for all tokens.
+            if block is self.blocks[-1] and block.memory is None and places is not None:
+                asking, places = self._asking(places, x, positions, mask), None
+            x, read, cache = run(x, positions, mask, *memory, cache, asking)
             kept.append(cache)
             if read is not None:
                 reads.append(read)
+        if places is not None:
+            x = sharded.take_places(self.placement, x, places)
         return self.norm(x), tuple(reads), kept
+
+    def _asking(self, places, x, positions, mask) -> Asking:
+        """Returns the tokens that the last block is asked for: others see it not."""
+        x, positions, mask = (
+            sharded.take_places(self.placement, leaf, places)
+            for leaf in (x, positions, mask[:, 0])
+        )
+        return Asking(x, positions, mask[:, None])
 
     def _runs_of_blocks(self, may_scan: bool) -> list[list[Block]]:
         """Returns the blocks in order, together those that one scan is to go over."""

@@ -29,13 +29,13 @@ def loss_of_part(
     """
     model = nnx.merge(setting.graph, *params)
     text = (part.tokens, part.positions, part.segments)
-    hidden, reads = model.hidden(*text, taps, part.prefix)
-    scored = (hidden, part.targets, part.weights)
+    hidden, reads = model.hidden(*text, taps, part.prefix, part.scored)
+    targets = (part.targets, part.weights)
     if part.scored is not None:  # a large vocabulary is what costs most of all
-        scored = (
-            sharded.take_places(model.placement, leaf, part.scored) for leaf in scored
+        targets = (
+            sharded.take_places(model.placement, leaf, part.scored) for leaf in targets
         )
-    return sum_losses(model, *scored) / total, reads
+    return sum_losses(model, hidden, *targets) / total, reads
 
 
 def total_weight(batch: Batch) -> Float[Array, ""]:

@@ -313,3 +313,43 @@ def test_a_layer_without_rotary_positions_does_not_know_its_place():
 
     assert moved(knows)
     assert not moved(blind)
+
+
+def last_block(memory_layer: int, scan: bool = False, num_layers: int = 2):
+    memory = memory_config(layers=(memory_layer,))
+    config = model_config(memory=memory, num_layers=num_layers)
+    placement = Placement(compute=ComputeConfig(scan_layers=scan))
+    return Transformer(config, placement, rngs=nnx.Rngs(0))
+
+
+LAST_BLOCKS = {
+    "feed-forward": last_block(0),
+    "memory": last_block(1),
+    "in a scan": last_block(0, scan=True, num_layers=4),
+}
+
+
+@pytest.mark.parametrize("model", LAST_BLOCKS.values(), ids=LAST_BLOCKS.keys())
+def test_places_that_are_asked_for_alone_say_what_they_say_among_all(model):
+    row, positions, segments = packed([tokens(0, 1, 3), tokens(1, 1, 5)])
+    text = (row, jnp.asarray(positions), jnp.asarray(segments))
+    places = jnp.array([[2, 4, 7]])
+    want, want_reads = model.hidden(*text)
+
+    got, got_reads = model.hidden(*text, places=places)
+
+    # Products of fewer rows may be summed in another order.
+    np.testing.assert_allclose(got, want[:, places[0]], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(got_reads[0].slots, want_reads[0].slots)
+
+
+def test_the_last_feed_forward_is_computed_for_what_is_asked_for_alone():
+    places = jnp.array([[8], [8]])
+
+    def shapes(model):
+        hidden = jax.make_jaxpr(lambda: model.hidden(tokens(0), places=places)[0])()
+        return str(hidden).count("f32[2,9,10]"), str(hidden).count("f32[2,1,10]")
+
+    assert shapes(LAST_BLOCKS["feed-forward"])[0] == 0
+    assert shapes(LAST_BLOCKS["feed-forward"])[1] > 0
+    assert shapes(LAST_BLOCKS["memory"])[0] > 0
