@@ -15,7 +15,7 @@ from smf_jax.bench.config import BenchConfig
 from smf_jax.config import ConfigError
 from tests import tiny
 
-MEMORY = tiny.memory_config(num_keys=32, value_dim=16)
+MEMORY = tiny.memory_config(layers=(0,), num_keys=32, value_dim=16)
 CONFIG = BenchConfig(
     repeats=2,
     texts=3,
@@ -23,13 +23,14 @@ CONFIG = BenchConfig(
     top_t=4,
     rank=2,
     most_keys=256,
-    model=tiny.model_config(memory=MEMORY),
+    model=tiny.model_config(memory=MEMORY, num_layers=1),
 )
 
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch):
     monkeypatch.setattr(timing, "SHORTEST", 0)
+    monkeypatch.setattr(timing, "REST", 0)
 
 
 def test_works_take_turns_and_the_first_ones_are_not_counted():
