@@ -95,7 +95,11 @@ class Job(NamedTuple):
 
 def pretrain_config(run_dir: Path) -> PretrainConfig:
     config = tiny.pretrain_config(run_dir, STEPS)
-    return dataclasses.replace(config, save=SaveConfig(every=EVERY), log_every=2)
+    memory = dataclasses.replace(config.model.memory, layers=(0,))
+    # One layer: these runs are started hundreds of times.
+    model = dataclasses.replace(config.model, memory=memory, num_layers=1)
+    save = SaveConfig(every=EVERY)
+    return dataclasses.replace(config, model=model, save=save, log_every=2)
 
 
 def plain_config(run_dir: Path, **changes) -> PretrainConfig:

@@ -154,8 +154,14 @@ def test_a_mesh_teaches_by_lora_what_one_device_does(shape):
     assert_same(got, on_one_device("lora", "one memory"), "lora")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("memory", ["one memory", "two memories", "two tables"])
+@pytest.mark.parametrize(
+    ("layout", "memory"),
+    [
+        *((layout, "two tables") for layout in LAYOUTS),
+        ("columns", "one memory"),
+        ("everywhere", "two memories"),
+    ],
+)
 def test_rows_that_were_read_move_on_the_devices_that_hold_them(layout, memory):
     got = train("read rows", memory, placement_on((2, 2, 2), layout))
 

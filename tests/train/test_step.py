@@ -316,10 +316,20 @@ READ = {
     "muon": dataclasses.replace(MUON, rows="read"),
 }
 every_rule = pytest.mark.parametrize("optim", READ.values(), ids=READ.keys())
+# Each rule on one table, and one on several: how tables are read is not the rule's.
+rules_and_memories = pytest.mark.parametrize(
+    ("optim", "config"),
+    [
+        (READ[rule], MEMORIES[memory])
+        for rule, memory in (
+            *((rule, "one memory") for rule in READ),
+            *(("adamw", memory) for memory in MEMORIES if memory != "one memory"),
+        )
+    ],
+)
 
 
-@every_memory
-@every_rule
+@rules_and_memories
 def test_a_first_step_moves_read_rows_as_it_moves_all(config, optim):
     # Then the others have no gradient, no moment and no decay.
     _, got, metrics = teach(config, optim, make_batch())
@@ -337,8 +347,7 @@ def test_a_first_step_moves_read_rows_as_it_moves_all(config, optim):
     assert int(metrics["slots_written"]) == sum(map(len, read))
 
 
-@every_memory
-@every_rule
+@rules_and_memories
 def test_rows_that_no_token_reads_keep_their_bits_and_their_moments(config, optim):
     # 13 tokens, of which the first text is taught first: its rows then have moments.
     first, second = (make_batch((length,), seed=3 + length) for length in (8, 5))
