@@ -159,9 +159,9 @@ def test_gradients_of_bfloat16_activations_are_summed_in_float32():
 
     for name, of_float32 in want.items():
         off = jnp.linalg.norm(got[name] - of_float32) / jnp.linalg.norm(of_float32)
-        # Rounded on the way are the terms alone, in each layer by 1 part of 256.
-        # Sums in bfloat16 are off by 0.18 and more.
-        assert off < 0.1, name
+        # Rounded on the way are the terms alone, in each layer by 1 part of 256: by up
+        # to 0.11 in all. Sums in bfloat16 are off by 0.18 and more.
+        assert off < 0.13, name
 
 
 @pytest.mark.parametrize("token", [VOCAB, VOCAB + 7, -1, -VOCAB])
