@@ -93,7 +93,8 @@ class MemoryLayer(nn.Module):
         if config.key_norm:
             keys = self.key_norm(keys)
         slots, scores = product_key_top_k(query, keys, config.top_k)
-        return Reads(slots.flatten(-2), scores.softmax(-1).flatten(-2))
+        weights = scores.softmax(-1, dtype=torch.float32)  # the table's, as rows need
+        return Reads(slots.flatten(-2), weights.flatten(-2))
 
 
 def product_key_top_k(

@@ -1,10 +1,13 @@
 """PyTorch does the same work as we do."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from smf_jax.bench import lookup, steps
+from smf_jax.config import ComputeConfig
 from smf_jax.kernels.product_key import product_key_top_k
 from tests.bench.test_bench import CONFIG
 from tests.torch_models import require_torch
@@ -48,8 +51,10 @@ def test_a_sparse_gradient_writes_what_a_masked_one_does():
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_step_can_be_taken_again(sparse):
-    work = theirs.step(CONFIG, CONFIG.model, sparse)
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_a_step_can_be_taken_again(sparse, activations):
+    config = dataclasses.replace(CONFIG, compute=ComputeConfig(activations=activations))
+    work = theirs.step(config, config.model, sparse)
 
     work()
     work()
