@@ -89,11 +89,11 @@ class MemoryLayer(nn.Module):
         query = self.query(x).unflatten(-1, (config.num_heads, 2, -1))
         keys = self.keys
         if config.query_norm:
-            query = self.query_norm(query)
+            query = self.query_norm(query.float())  # of the type of its scale
         if config.key_norm:
             keys = self.key_norm(keys)
         slots, scores = product_key_top_k(query, keys, config.top_k)
-        weights = scores.softmax(-1, dtype=torch.float32)  # the table's, as rows need
+        weights = scores.softmax(-1, dtype=torch.float32)  # the type of the table
         return Reads(slots.flatten(-2), weights.flatten(-2))
 
 
@@ -144,8 +144,7 @@ def add_memory(model: nn.Module, config: MemoryConfig) -> nn.Module:
     """
     shape, std = (config.num_slots, config.value_dim), config.value_dim**-0.5
     tables = [torch.empty(shape).normal_(0, std) for _ in range(config.num_pools)]
-    tables = nn.ParameterList(map(nn.Parameter, tables))
-    model.model.memory_values = tables
+    model.model.memory_values = tables = nn.ParameterList(map(nn.Parameter, tables))
     for place, number in enumerate(config.layers):
         layer = model.model.layers[number]
         table = tables[0 if config.share_values else place]
@@ -215,8 +214,8 @@ def count_reads(
 ) -> Int[Tensor, "pools num_slots"]:
     """Returns how often tokens of the last batch read each slot of each table."""
     tables = model.model.memory_values
-    shape, device = (len(tables), len(tables[0])), tables[0].device
-    counts = torch.zeros(shape, dtype=torch.int64, device=device)
+    shape = (len(tables), len(tables[0]))
+    counts = torch.zeros(shape, dtype=torch.int64, device=tables[0].device)
     for layer in model.model.layers:
         if isinstance(layer.mlp, MemoryFeedForward):
             memory = layer.mlp.memory

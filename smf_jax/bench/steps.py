@@ -15,6 +15,7 @@ from smf_jax.bench.timing import Work
 from smf_jax.config import (
     LoraConfig,
     MemoryConfig,
+    MeshConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -27,7 +28,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.names import named
 from smf_jax.optim.methods import make_method
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, Placement, make_placement
 from smf_jax.train.prefix import with_prefixes
 from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
@@ -46,6 +47,15 @@ class Stepping(NamedTuple):
     peak: int  # bytes a device holds at most
     held: int  # of it, what the step is given
     trainable: int  # numbers that it may change
+
+
+def place(config: BenchConfig) -> Placement:
+    """Returns one device, and how it computes.
+
+    Raises:
+      ConfigError: There are no kernels for it.
+    """
+    return make_placement(MeshConfig(data=1), config.compute, None)
 
 
 def draw_batch(config: BenchConfig) -> Batch:
@@ -113,7 +123,7 @@ def stepping(
       known: Whether what lies below the memory is known, as it is of texts that come
         again (`smf_jax.train.prefix`).
     """
-    placement = Placement(compute=config.compute)
+    placement = place(config)
     made = fill_model(model, placement)
     if method == "lora":
         add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
@@ -144,7 +154,7 @@ def pretraining(
     """
     settings = PretrainConfig(run_dir="", steps=STEPS, model=model)
     rule = make_method(OptimConfig(rows=rows), STEPS, settings.values_rate)
-    placement = Placement(compute=config.compute)
+    placement = place(config)
     graph, state, frozen = split_for_training(fill_model(model, placement), rule)
     balance = settings.balance if model.memory is not None else 0.0
     step = make_step(graph, model.memory, rule, 1, balance, placement=placement)
@@ -167,7 +177,7 @@ def _stepping(step, state, frozen, background, batch) -> Stepping:
 
 def forward_peak(config: BenchConfig) -> int:
     """Returns the bytes that a forward pass holds at most, its logits included."""
-    model = fill_model(config.model, Placement(compute=config.compute))
+    model = fill_model(config.model, place(config))
     graph, params = nnx.split(model)
     batch = draw_batch(config)
 
@@ -188,7 +198,7 @@ def _peak(compiled: jax.stages.Compiled) -> int:
 
 def decoding(config: BenchConfig, new: int) -> dict[str, Work]:
     """Returns the work of continuing each text by so many tokens."""
-    model = fill_model(config.model, Placement(compute=config.compute))
+    model = fill_model(config.model, place(config))
     graph, params = nnx.split(model)
     tokens = jnp.asarray(draw_batch(config).tokens)
     no_end = config.model.vocab_size  # an id that never comes

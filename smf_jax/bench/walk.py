@@ -29,9 +29,10 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
     """Times what the configuration names, and writes `bench.json`.
 
     Raises:
-      ConfigError: There are several processes.
+      ConfigError: There are several processes, or no kernels for the device.
     """
     require(jax.process_count() == 1, "a bench is run by one process")
+    steps.place(config)
     missing = _why_no_torch()
     if missing is not None:
         console.print(f"{missing}: timed without it")

@@ -120,6 +120,16 @@ def test_what_is_no_bench_is_refused(capsys):
     assert caught.value.code == 2
 
 
+def test_kernels_are_not_timed_where_there_are_none(tmp_path, capsys):
+    out = tmp_path / "bench"
+
+    code = cli.main(["bench", "--out", str(out), "--compute.lookup", "pallas"])
+
+    assert code == 2
+    assert "compute.lookup=pallas is for GPU and TPU" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_queries_and_keys_fit_the_ranking():
     query, keys = lookup.draw_keys(CONFIG)
 
