@@ -214,8 +214,7 @@ def count_reads(
 ) -> Int[Tensor, "pools num_slots"]:
     """Returns how often tokens of the last batch read each slot of each table."""
     tables = model.model.memory_values
-    shape = (len(tables), len(tables[0]))
-    counts = torch.zeros(shape, dtype=torch.int64, device=tables[0].device)
+    counts = torch.stack([torch.zeros_like(t[:, 0], dtype=torch.int64) for t in tables])
     for layer in model.model.layers:
         if isinstance(layer.mlp, MemoryFeedForward):
             memory = layer.mlp.memory
