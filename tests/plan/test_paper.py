@@ -20,6 +20,7 @@ MANY = ("smf_triviaqa_64m", "pretrain_1b_64m", 8192**2)
 # With what README.md says that a device needs, in GiB.
 FITTING = {
     "v5e-16": (*MILLION, 1.98),
+    "v5p-8": (*MILLION, 4.76),
     "h100x8": (*MILLION, 3.11),
     "v5p-128": (*MANY, 4.78),
 }
