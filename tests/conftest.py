@@ -6,8 +6,8 @@ from pathlib import Path
 import hypothesis
 import jax
 
-# An accelerator is for the tests that name it. For the processes that tests start, too:
-# jax would look for the devices of every compiler that is installed.
+# Another one is for tests of kernels alone. It is named for the processes that tests
+# start, too: jax would look for the devices of every compiler that is installed.
 PLATFORM = os.environ.get("SMF_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM
 # With so few numbers the time goes into compiling, so the machine code may be slow: it
@@ -21,8 +21,8 @@ FLAGS = [
 if jax.__version_info__ < (0, 11):  # later ones have no older emitters
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 if PLATFORM == "cpu":
-    FLAGS.insert(0, os.environ.get("XLA_FLAGS", ""))
-    os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
+    flags = [os.environ.get("XLA_FLAGS", ""), *FLAGS]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from smf_jax.bench.config import BenchConfig
-from smf_jax.bench.timing import Work, copying
+from smf_jax.bench.timing import Work
 from smf_jax.config import ComputeConfig
 from smf_jax.kernels import rows
 from smf_jax.kernels.product_key import product_key_top_k
@@ -15,6 +15,7 @@ from smf_jax.kernels.sharded import kernels
 from smf_jax.optim.rows import write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 
+COPIED = 2**28  # bytes: more than any cache holds
 ROWS_WRITTEN = 10_000  # more than a large batch chooses
 DRAWN = 2**14  # rows, as a table takes long to draw
 
@@ -32,7 +33,7 @@ class Reading(NamedTuple):
     @property
     def width(self) -> int:
         """Bytes of a row."""
-        return self.values.shape[1] * (2 if self.table == "bfloat16" else 4)
+        return self.values.shape[1] * jax.numpy.dtype(self.table).itemsize
 
     @property
     def bytes_read(self) -> int:
@@ -107,7 +108,9 @@ def _ways():
 
 def copy() -> dict[str, Moving]:
     """Returns the work that others are measured by."""
-    return {"copying": Moving(*copying())}
+    array = jax.numpy.zeros(COPIED // 4)
+    work = functools.partial(jax.jit(lambda array: array + 1), array)
+    return {"copying": Moving(work, 2 * COPIED)}  # read and written
 
 
 def writing(reading: Reading) -> dict[str, Moving]:

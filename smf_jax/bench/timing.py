@@ -1,17 +1,14 @@
 """Times of works that take turns."""
 
-import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 REST = 0.3  # seconds
 SHORTEST = 0.05  # seconds of a turn: a GPU is given work without waiting for it
-COPIED = 2**28  # bytes: more than any cache holds
 
 Work = Callable[[], Any]
 
@@ -53,9 +50,3 @@ def _time(work: Work, times: int) -> float:
         last = work()
     jax.block_until_ready(last)
     return (time.perf_counter() - start) / times
-
-
-def copying() -> tuple[Work, int]:
-    """Returns a work that copies an array, and the bytes it reads and writes."""
-    array = jnp.zeros(COPIED // 4, jnp.float32)
-    return functools.partial(jax.jit(lambda array: array + 1), array), 2 * COPIED

@@ -32,7 +32,7 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
       ConfigError: There are several processes, or no kernels for the device.
     """
     require(jax.process_count() == 1, "a bench is run by one process")
-    steps.place(config)
+    steps.place(config)  # refused before anything is made
     missing = _why_no_torch()
     if missing is not None:
         console.print(f"{missing}: timed without it")

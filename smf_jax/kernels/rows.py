@@ -133,7 +133,9 @@ def table_gradient(
     A slot of num_slots or more stands for none.
     """
     return jax.lax.platform_dependent(
-        *(leaf.reshape(-1, leaf.shape[-1]) for leaf in (slots, weights, cotangent)),
+        slots,
+        weights,
+        cotangent,
         cuda=functools.partial(_add_blocks, num_slots, GPU_TOKENS_PER_BLOCK),
         default=functools.partial(_add_blocks, num_slots, TOKENS_PER_BLOCK),
     )
@@ -196,10 +198,6 @@ def _blocks(array: Array, size: int = TOKENS_PER_BLOCK) -> Array:
 
 
 def _map_tokens(function, *arrays: Array, size: int = TOKENS_PER_BLOCK) -> Array:
-    batch, blocks = arrays[0].shape[:-1], [_blocks(leaf, size) for leaf in arrays]
+    blocks = [_blocks(leaf, size) for leaf in arrays]
     out = jax.lax.map(lambda block: function(*block), blocks)
-    out = out.reshape(-1, out.shape[-1])
-    tokens = 1
-    for size in batch:
-        tokens *= size
-    return out[:tokens].reshape(*batch, out.shape[-1])
+    return out.reshape(-1, out.shape[-1])[: len(arrays[0])]

@@ -19,10 +19,9 @@ import tempfile
 import time
 import traceback
 
-import jax
-
 from smf_jax import cli, sharding
 from smf_jax.train import finetune, pretrain, verify  # noqa: F401  before forking
+from tests import compiled
 from tests.faults.hurt import hurt
 
 
@@ -77,11 +76,8 @@ def run(task: dict, errors: str, counted: str) -> None:
 def configure(cache: str) -> None:
     """Makes programs compile quickly, and only once for all processes."""
     gc.disable()  # they live too short to need it, and would copy what it looks at
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    quick = {"jax_platforms": "cpu", "jax_disable_most_optimizations": True}
+    compiled.update(quick | compiled.keep_in(cache))
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+
+from tests.compiled import configured, keep_in
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -10,17 +11,8 @@ def quick_compilation(tmp_path_factory):
     # No program here runs long enough to repay its optimization, and the runs that
     # are done twice need not compile it twice.
     folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {  # here, and as they are by default
-        "jax_disable_most_optimizations": (True, False),
-        "jax_compilation_cache_dir": (folder, None),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (here, _) in settings.items():
-        jax.config.update(name, here)
-    compilation_cache.reset_cache()
-    jax.clear_caches()  # what a walk compiles is counted: none starts with another's
-    yield
-    for name, (_, default) in settings.items():
-        jax.config.update(name, default)
-    compilation_cache.reset_cache()
+    jax.config.update("jax_disable_most_optimizations", True)
+    with configured(keep_in(folder)):
+        jax.clear_caches()  # what a walk compiles is counted: none has another's
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
