@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from smf_jax.config import ConfigError, LoraConfig
+from smf_jax.model.linear import product
 
 
 class LoRAParam(nnx.Param):
@@ -31,7 +32,7 @@ class LoRALinear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Array:
         """Returns the layer's output with the addition."""
         down, up = (factor[...].astype(x.dtype) for factor in (self.down, self.up))
-        return self.base(x) + self.scale * (x @ down @ up)
+        return self.base(x) + self.scale * product(product(x, down), up)
 
 
 def merge_lora(model: nnx.Module) -> None:
