@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
 from smf_jax.kernels.held import ROWS_AT_ONCE, places_spec
 from smf_jax.optim.methods import map_state
@@ -23,7 +23,6 @@ def update_read_rows(
     state: optax.OptState,
     params: PyTree,
     places: PyTree,
-    allowed: Bool[Array, ""] | bool = True,
     placement: Placement = ONE_DEVICE,
 ) -> tuple[optax.OptState, PyTree]:
     """Returns an optimizer's state and tables, with the rows that were read moved.
@@ -37,7 +36,6 @@ def update_read_rows(
       state: The optimizer's state, initialised on `params`.
       params: The tables [num_slots, value_dim].
       places: `ReadRows.places` of each table.
-      allowed: Whether anything may change at all.
       placement: Where the tables are.
     """
     is_row = map_state(inner, lambda _: True, state, otherwise=lambda _: False)
@@ -47,20 +45,18 @@ def update_read_rows(
         lambda is_row: placement.table if is_row else PartitionSpec(), is_row
     )
     split = (spec, placement.table)
-    specs = (placement.table, *split, places_spec(placement), PartitionSpec())
-    run = placement.on_shards(local, specs, split)
-    return run(grads, state, params, places, jnp.asarray(allowed))
+    specs = (placement.table, *split, places_spec(placement))
+    return placement.on_shards(local, specs, split)(grads, state, params, places)
 
 
-def _update_held(inner, is_row, at_once, grads, state, params, places, allowed):
+def _update_held(inner, is_row, at_once, grads, state, params, places):
     """Does it with the rows that one device holds."""
     held = len(jax.tree.leaves(params)[0])
     room = len(jax.tree.leaves(places)[0])
     size = min(room, at_once)
     read = [(of_table < held).sum() for of_table in jax.tree.leaves(places)]
     most = functools.reduce(jnp.maximum, read)
-    # At least once, for what rows share; not at all if nothing may change.
-    times = jnp.where(allowed, jnp.maximum(-(-most // size), 1), 0)
+    times = jnp.maximum(-(-most // size), 1)  # once at least, for what rows share
 
     def move(number, carry):
         moved, params = carry

@@ -150,20 +150,3 @@ def test_what_rows_share_counts_also_where_none_is_read(layout):
 
     assert int(new[0].count) == 1
     np.testing.assert_array_equal(bits(after), bits(table))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_changes_where_nothing_may(layout):
-    placement, inner = place(layout), optax.adam(0.1)
-    table = draw_table(placement)
-    places, rows = as_read(*draw(0), placement)
-    state = jax.jit(inner.init)(table)
-
-    new, after = read.update_read_rows(
-        inner, jnp.nan * rows, state, table, places, jnp.bool_(False), placement
-    )
-
-    for mine, old in zip(
-        *map(jax.tree.leaves, ((new, after), (state, table))), strict=True
-    ):
-        np.testing.assert_array_equal(bits(mine), bits(old))

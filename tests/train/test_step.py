@@ -581,6 +581,13 @@ def test_a_step_on_read_rows_makes_no_array_as_large_as_the_table():
     assert not dense.keys() <= passing
 
 
+def test_an_update_of_everything_copies_no_moments():
+    made = table_operations(make_method(OptimConfig(), steps=10))
+
+    assert "fusion" in made
+    assert "copy" not in made
+
+
 def test_a_dense_step_shows_what_a_sparse_one_must_not():
     dense = Method(
         MemoryValues, optax.with_extra_args_support(optax.sgd(RATE)), None, 0
