@@ -114,10 +114,10 @@ def _padded(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray
     """Returns prompts at the right end of their rows, and where they are.
 
     Rows are of one of few lengths, for each of which a program is compiled: multiples
-    of 8, above 32 of 16, above 64 of 32, and so on.
+    of 4, above 16 of 8, above 32 of 16, and so on.
     """
     longest = max(len(prompt) for prompt in prompts)
-    unit = 2 ** max(3, (longest - 1).bit_length() - 2)
+    unit = 2 ** max(2, (longest - 1).bit_length() - 2)
     length = -(-longest // unit) * unit
     tokens = np.full((rows, length), PAD, np.int32)
     lengths = np.ones(rows, np.int32)  # 1 also of rows without a question

@@ -95,7 +95,7 @@ def test_questions_of_any_length_get_the_answers_they_get_alone(monkeypatch):
     tokenizer = train_tokenizer([" ".join(words)], "word", vocab_size=10)
     model = tiny.make_model(tiny.model_config(vocab_size=10))
     graph, params = nnx.split(model)
-    lengths = [35, 3, 20, 1, 9, 7, 33, 2, 8, 10]  # rows of 8, 16, 24 and 48 tokens
+    lengths = [35, 3, 20, 1, 9, 7, 33, 2, 8, 10]
     questions = [
         " ".join(words[(n * n + place) % 4] for place in range(n)) for n in lengths
     ]
@@ -106,4 +106,4 @@ def test_questions_of_any_length_get_the_answers_they_get_alone(monkeypatch):
 
     assert got == want
     assert len(set(got)) > 2
-    assert answers._generate._cache_size() == 3  # 1-8, 8-20 and 33-35, four at a time
+    assert answers._generate._cache_size() == 3  # four at a time, by length
