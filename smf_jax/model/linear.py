@@ -1,5 +1,7 @@
 """The linear map that every layer is made of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,18 +32,25 @@ def linear(
 
 
 def product(
-    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"]
+    x: Float[Array, "*batch inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    **options: Any,
 ) -> Float[Array, "*batch outputs"]:
     """Returns `x @ kernel`, with the tokens in one row for it.
 
     The kernel's gradient is a sum over tokens. Over two axes of them, a compiler for
     CPUs first writes `x` transposed, which takes longer than the sum.
+
+    Args:
+      x: Vectors of the tokens.
+      kernel: The map.
+      **options: Those of `jax.lax.dot_general`.
     """
-    return _dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    flat = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _dot_general(x, kernel, dimension_numbers, **options):
     del dimension_numbers  # always the last of one and the first of the other
-    flat = x.reshape(-1, x.shape[-1])
-    out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
-    return out.reshape(*x.shape[:-1], kernel.shape[1])
+    return product(x, kernel, **options)

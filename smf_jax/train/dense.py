@@ -88,23 +88,26 @@ def update_all(
 
     def move(trainable, opt_state):
         clipped = clip(grads, metrics["gradient_norm"], method.clip_norm)
-        before = (trainable, opt_state)
         if read:
             places = {place: of.places for place, of in read.items()}
-            return _move_read_rows(setting, *before, clipped, places)
-        updates, opt_state = method.tx.update(clipped, *before[::-1])
+            return _move_read_rows(setting, trainable, opt_state, clipped, places)
+        updates, opt_state = method.tx.update(clipped, opt_state, trainable)
         return optax.apply_updates(trainable, updates), opt_state
+
+    def keep(trainable, opt_state):
+        return trainable, opt_state
 
     # In a branch of its own all is written in place. Where each number is chosen, from
     # before or after, a compiler for CPUs copies an optimizer's moments first.
-    before = (state.trainable, state.opt_state)
-    return jax.lax.cond(updated, move, lambda *before: before, *before), metrics
+    moved = jax.lax.cond(updated, move, keep, state.trainable, state.opt_state)
+    return moved, metrics
 
 
 def _move_read_rows(setting, trainable, opt_state, grads, places):
     """Returns what trains and its optimizer state, of tables with read rows moved."""
     whole, rows = setting.method.read
     of_whole, of_rows = opt_state
+    # Of what the branch was given, which is what it may write into.
     parts = _split(trainable, read_rows=True)
     updates, of_whole = whole.update(grads, of_whole, trainable)
     moved = {

@@ -18,7 +18,7 @@ from smf_jax.train.counts import make_read_counter
 from smf_jax.train.setting import Background
 from smf_jax.train.state import split_for_training
 from smf_jax.train.step import background_shardings, make_step, state_shardings
-from tests.tiny import fill, make_batch, memory_config, model_config, moved_rows
+from tests.tiny import bits, fill, make_batch, memory_config, model_config, moved_rows
 
 NUM_SLOTS, VALUE_DIM, STEPS = 64, 16, 3
 MESHES = [
@@ -65,7 +65,9 @@ def placement_on(shape, layout="columns", **compute):
     return make_placement(mesh, ComputeConfig(**compute), None)
 
 
-def train(method: str, memory: str, placement, parts: int = 1, scored=False):
+def train(
+    method: str, memory: str, placement, parts: int = 1, scored=False, weight=1.0
+):
     """Returns the model's parameters before and after some steps, and their metrics."""
     config, optim = config_of(memory), METHODS[method]
 
@@ -95,6 +97,7 @@ def train(method: str, memory: str, placement, parts: int = 1, scored=False):
         # Thirteen rows are no multiple of anything: some devices get rows of padding.
         lengths = tuple(rng.integers(1, 9, 13))
         batch = make_batch(lengths, seq=8, seed=number, vocab=16)
+        batch = batch._replace(weights=np.float32(weight) * batch.weights)
         if scored:
             (batch,) = with_scored([batch])
         state, metrics = step(state, frozen, background, placement.share(batch, parts))
@@ -166,6 +169,19 @@ def test_rows_that_were_read_move_on_the_devices_that_hold_them(layout, memory):
     got = train("read rows", memory, placement_on((2, 2, 2), layout))
 
     assert_same(got, on_one_device("read rows", memory), "read rows")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_device_moves_a_row_where_a_loss_is_not_finite(layout):
+    placement = placement_on((2, 2, 2), layout)
+
+    before, after, told = train("read rows", "two tables", placement, weight=np.nan)
+
+    assert [metrics["updated"] for metrics in told] == [0.0] * STEPS
+    for old, new in zip(*map(jax.tree.leaves, (before, after.trainable)), strict=True):
+        np.testing.assert_array_equal(bits(new), bits(old))
+    for kept in jax.tree.leaves(after.opt_state):
+        np.testing.assert_array_equal(kept, 0)
 
 
 def test_slots_that_are_split_over_all_devices_are_pretrained_as_on_one():
