@@ -145,7 +145,7 @@ def floats_of(config) -> list[float]:
     return found
 
 
-@many
+@settings(many, max_examples=100)  # 0.1 s each, and three times as many in all
 @given(arguments=arguments)
 @pytest.mark.parametrize("kind", [PretrainConfig, RetrofitConfig, FinetuneConfig])
 def test_overrides_of_anything(tmp_path, kind, arguments, capsys):
