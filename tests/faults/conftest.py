@@ -8,8 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +23,9 @@ from smf_jax.config import (
     SaveConfig,
 )
 from tests import tiny
+from tests.faults.children import Ended, Runner, Starter
 from tests.integration.commands import CONFIG_FILE
 
-ROOT = Path(__file__).parents[2]
 # Runs are hurt at every third file operation; SMF_HURT_EACH=1: at each of them.
 BETWEEN = 1 if os.environ.get("SMF_HURT_EACH") == "1" else 3
 MISSED = 8  # seconds of silence after which one of several processes is missed
@@ -38,48 +36,6 @@ METHODS = {
     "full": OptimConfig(method="full", optimizer="muon", learning_rate=0.001),
 }
 METHODS["momentum"] = dataclasses.replace(METHODS["smf"], momentum=0.9)
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int  # negative: by that signal
-    operations: int  # that changed a file below its folder; -1: it was killed
-    output: str
-
-
-class Runner:
-    """Runs commands in children of one process that has imported everything."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        library = folder / "fault.so"
-        source = str(Path(__file__).with_name("fault.c"))
-        flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-        subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker", str(folder / "cache")],
-            cwd=ROOT,
-            env=os.environ | {"LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, *argv, folder: Path | str = "", **faults) -> Ended:
-        task = {"argv": [str(a) for a in argv], "folder": str(folder), **faults}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return Ended(**json.loads(self.process.stdout.readline()))
-
-    def stop(self) -> None:
-        self.process.communicate()
-        assert self.process.returncode == 0
-
-    def write(self, name: str, config) -> Path:
-        path = self.folder / f"{name}.py"
-        path.write_text(CONFIG_FILE.format(config=config))
-        return path
 
 
 class Job(NamedTuple):
@@ -184,7 +140,14 @@ def jobs(runner):
 
 
 @pytest.fixture(scope="session")
-def together(tmp_path_factory):
+def starter():
+    starter = Starter()
+    yield starter
+    starter.stop()
+
+
+@pytest.fixture(scope="session")
+def together(starter, tmp_path_factory):
     """Returns a function that runs a command in several processes.
 
     It returns for each how it ended, after how many seconds since one was hurt, or
@@ -204,7 +167,7 @@ def together(tmp_path_factory):
     ):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        signals, started, ended = signals or {}, {}, {}
+        signals, started, ended, codes = signals or {}, {}, {}, {}
         for number in {*range(count)} - {*absent}:
             variables = {
                 "SMF_COORDINATOR": f"127.0.0.1:{port}",
@@ -212,42 +175,35 @@ def together(tmp_path_factory):
                 "SMF_PROCESS_ID": str(number),
                 "SMF_PEER_TIMEOUT": str(MISSED),
             } | environment
-            command = [sys.executable, "-m", f"tests.faults.{program}"]
-            command += [str(folder / "cache"), json.dumps(signals.get(number, []))]
+            command = [str(folder / "cache"), json.dumps(signals.get(number, []))]
             command += [*map(str, argv), *(more or {}).get(number, [])]
-            with (folder / f"output-{number}").open("w") as output:
-                started[number] = subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=os.environ | variables,
-                    stdout=output,
-                    stderr=output,
-                )
-        stopped = {n for n, of in signals.items() if of[0][1] == signal.SIGSTOP}
-        awaited = started.keys() - stopped
-        try:
+            output = folder / f"output-{number}"
+            started[starter.start(program, command, variables, output)] = number
+
+        def wait(until: set[int]) -> None:
             deadline = time.monotonic() + 120
-            while awaited - ended.keys() and time.monotonic() < deadline:
-                for number, process in started.items():
-                    if process.poll() is not None:
-                        ended.setdefault(number, time.monotonic())
+            while until - ended.keys() and time.monotonic() < deadline:
+                for process, code in starter.ended().items():
+                    number = started[process]
+                    ended[number], codes[number] = time.monotonic(), code
                 time.sleep(0.05)
-        finally:
-            for process in started.values():
-                process.kill()
-                process.wait()
-        assert awaited == ended.keys(), "a process hangs"
+
+        stopped = {n for n, of in signals.items() if of[0][1] == signal.SIGSTOP}
+        awaited = {*started.values()} - stopped
+        wait(awaited)
+        in_time = dict(ended)
+        for process, number in started.items():
+            if number not in ended:
+                os.kill(process, signal.SIGKILL)
+        wait({*started.values()})
+        assert awaited == in_time.keys(), "a process hangs"
         time.sleep(0.5)  # what is said of a process is said after its end
-        outputs = {n: (folder / f"output-{n}").read_text() for n in started}
+        outputs = {n: (folder / f"output-{n}").read_text() for n in started.values()}
         hurt = re.findall(r"hurt at (\d+\.\d+)", "".join(outputs.values()))
-        since = min([float(when) for when in hurt] or ended.values())
+        since = min([float(when) for when in hurt] or in_time.values())
         return {
-            number: (
-                process.returncode,
-                ended.get(number, since) - since,
-                outputs[number],
-            )
-            for number, process in started.items()
+            number: (codes[number], in_time.get(number, since) - since, outputs[number])
+            for number in started.values()
         }
 
     return run

@@ -24,7 +24,7 @@ from smf_jax.data.records import read_facts, read_texts
 from smf_jax.slots import patch, usage
 from smf_jax.train.loop import read_rows
 from tests import tiny
-from tests.faults.conftest import ROOT
+from tests.faults.children import ROOT
 from tests.integration.commands import CONFIG_FILE
 
 many = settings(

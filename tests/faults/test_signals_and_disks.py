@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from smf_jax import checkpoint
-from tests.faults.conftest import BETWEEN, ROOT, must_end_well, outcome
+from tests.faults.children import ROOT
+from tests.faults.conftest import BETWEEN, must_end_well, outcome
 
 SAVED, AT_ONCE = 75, 130  # exit codes, as README.md has them
 
