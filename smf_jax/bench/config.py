@@ -38,6 +38,9 @@ class BenchConfig:
     repeats: int = 7  # turns of each, after one that is not counted
     texts: int = 64  # of a batch
     seq_len: int = 64  # tokens of each
+    # Parts in which SMF computes a batch: less memory, and no gradient of weights that
+    # would have to be summed over parts.
+    accumulate: int = 2
     top_t: int = 500  # rows that a step of SMF writes
     rank: int = 8  # of LoRA
     most_keys: int = 2048  # of a half, in the largest of the growing tables
@@ -46,7 +49,14 @@ class BenchConfig:
     model: ModelConfig = dataclasses.field(default_factory=_model)
 
     def __post_init__(self):
-        for name in ("repeats", "texts", "seq_len", "top_t", "rank", "most_keys"):
+        for name in (
+            *("repeats", "texts", "seq_len", "accumulate"),
+            *("top_t", "rank", "most_keys"),
+        ):
             require(getattr(self, name) > 0, f"--{name} must be above 0")
+        require(
+            self.texts % self.accumulate == 0,
+            f"--texts={self.texts} is no multiple of --accumulate={self.accumulate}",
+        )
         require(self.model.memory is not None, "a bench needs model.memory")
         require(self.model.vocab_size > 0, "a bench needs model.vocab_size")

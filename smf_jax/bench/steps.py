@@ -130,15 +130,16 @@ def stepping(
     top_t = min(config.top_t, model.memory.num_slots)
     rule = make_method(OptimConfig(method=method, top_t=top_t, **SGD), STEPS)
     graph, state, frozen = split_for_training(made, rule)
-    background = None
+    background, parts = None, 1
     if method == "smf":
+        parts = config.accumulate
         frequency = jnp.asarray(draw_frequency(model.memory))
         background = Background(frequency, jnp.asarray(DOCUMENTS))
     batch = draw_batch(config)
     if known:
         params = (state.trainable, frozen)
         (batch,) = with_prefixes([batch], graph, params, 1, Console(quiet=True))
-    step = make_step(graph, model.memory, rule, 1, placement=placement)
+    step = make_step(graph, model.memory, rule, parts, placement=placement)
     stepping = _stepping(step, state, frozen, background, batch)
     if method == "smf":  # of the table the chosen rows
         stepping = stepping._replace(trainable=top_t * model.memory.value_dim)

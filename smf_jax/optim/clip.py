@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 from smf_jax.optim.methods import is_of_table
 from smf_jax.sharding import ONE_DEVICE, Placement
 
-SQUARES_AT_ONCE = 256  # rows: 256 x 1,024 floats are 1 MiB
+SQUARES_AT_ONCE = 2048  # rows: of 1,024 floats they are 8 MiB
 
 
 def norm(grads: PyTree, placement: Placement = ONE_DEVICE) -> Float[Array, ""]:
@@ -30,7 +30,8 @@ def _sum_of_squares(
 ) -> Float[Array, ""]:
     """Returns the sum of the squares of the numbers of a table, or of rows split alike.
 
-    No array of them is made, for which a CPU takes some rows at a time.
+    No array of them is made, for which a CPU takes some rows at a time. It sums each
+    column by itself: to sum all in one takes it three times as long.
     """
 
     def in_blocks(table):
@@ -38,11 +39,11 @@ def _sum_of_squares(
 
         def add(number, total):
             rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
-            return total + jnp.square(rows).sum()
+            return total + jnp.square(rows).sum(0)
 
         blocks = len(table) // size
-        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(()))
-        return total + jnp.square(table[blocks * size :]).sum()
+        total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(table.shape[1]))
+        return (total + jnp.square(table[blocks * size :]).sum(0)).sum()
 
     def local(table):
         total = jax.lax.platform_dependent(

@@ -19,6 +19,7 @@ MEMORY = tiny.memory_config(layers=(0,), num_keys=32, value_dim=16)
 CONFIG = BenchConfig(
     repeats=2,
     texts=3,
+    accumulate=3,
     seq_len=5,
     top_t=4,
     rank=2,
@@ -115,6 +116,8 @@ def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
 def test_what_is_no_bench_is_refused(capsys):
     with pytest.raises(ConfigError, match="repeats"):
         BenchConfig(repeats=0)
+    with pytest.raises(ConfigError, match="no multiple of --accumulate=3"):
+        BenchConfig(texts=4, accumulate=3)
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "--texts", "0"])
     assert caught.value.code == 2
