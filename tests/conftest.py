@@ -27,6 +27,8 @@ if PLATFORM == "cpu":
 # To trace makes many objects and leaves few; to look through all that lives as often as
 # Python does took a tenth of the time.
 gc.set_threshold(200_000, 50, 100)
+# Nobody looks up the lines that a program comes of, which cost a twentieth.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

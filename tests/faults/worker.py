@@ -76,7 +76,11 @@ def run(task: dict, errors: str, counted: str) -> None:
 def configure(cache: str) -> None:
     """Makes programs compile quickly, and only once for all processes."""
     gc.disable()  # they live too short to need it, and would copy what it looks at
-    quick = {"jax_platforms": "cpu", "jax_disable_most_optimizations": True}
+    quick = {
+        "jax_platforms": "cpu",
+        "jax_disable_most_optimizations": True,
+        "jax_traceback_in_locations_limit": 0,
+    }
     compiled.update(quick | compiled.keep_in(cache))
 
 
