@@ -3,7 +3,13 @@
 import dataclasses
 from typing import Literal, get_args
 
-from smf_jax.config import ComputeConfig, MemoryConfig, ModelConfig, require
+from smf_jax.config import (
+    ComputeConfig,
+    MemoryConfig,
+    ModelConfig,
+    require,
+    require_parts,
+)
 
 Part = Literal["lookup", "ranking", "methods", "pretraining", "slots", "decoding"]
 KNOWN = "smf, texts seen before"  # the name of that work
@@ -49,14 +55,8 @@ class BenchConfig:
     model: ModelConfig = dataclasses.field(default_factory=_model)
 
     def __post_init__(self):
-        for name in (
-            *("repeats", "texts", "seq_len", "accumulate"),
-            *("top_t", "rank", "most_keys"),
-        ):
+        for name in ("repeats", "texts", "seq_len", "top_t", "rank", "most_keys"):
             require(getattr(self, name) > 0, f"--{name} must be above 0")
-        require(
-            self.texts % self.accumulate == 0,
-            f"--texts={self.texts} is no multiple of --accumulate={self.accumulate}",
-        )
+        require_parts("--texts", self.texts, self.accumulate)
         require(self.model.memory is not None, "a bench needs model.memory")
         require(self.model.vocab_size > 0, "a bench needs model.vocab_size")

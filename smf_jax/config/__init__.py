@@ -4,7 +4,7 @@ A section holds what one room of the package reads. The resolved configuration i
 written to the run directory as JSON, and later commands read that record.
 """
 
-from smf_jax.config.checks import ConfigError, require
+from smf_jax.config.checks import ConfigError, require, require_parts
 from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig, name_mesh
 from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
 from smf_jax.config.optim import LoraConfig, OptimConfig, Rows, Selector
@@ -45,4 +45,5 @@ __all__ = [
     "config_hash",
     "name_mesh",
     "require",
+    "require_parts",
 ]

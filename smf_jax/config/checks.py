@@ -32,3 +32,11 @@ def require_not_negative(section: str, config: Any, *names: str) -> None:
         value = getattr(config, name)
         holds = value >= 0 and math.isfinite(value)
         require(holds, f"{section}.{name}={value} must be finite and not negative")
+
+
+def require_parts(name: str, rows: int, parts: int) -> None:
+    """Raises `ConfigError` unless so many rows can be cut into parts that are alike."""
+    require(
+        parts > 0 and rows % parts == 0,
+        f"{name}={rows} is no multiple of accumulate={parts}",
+    )

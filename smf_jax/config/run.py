@@ -6,7 +6,12 @@ import json
 import re
 from typing import Any, Literal
 
-from smf_jax.config.checks import require, require_not_negative, require_positive
+from smf_jax.config.checks import (
+    require,
+    require_not_negative,
+    require_parts,
+    require_positive,
+)
 from smf_jax.config.mesh import ComputeConfig, MeshConfig
 from smf_jax.config.model import MemoryConfig, ModelConfig
 from smf_jax.config.optim import OptimConfig
@@ -89,13 +94,6 @@ def _require_on_nan(on_nan: str) -> None:
     )
 
 
-def _require_parts(batch_size: int, parts: int, section: str = "") -> None:
-    require(
-        parts > 0 and batch_size % parts == 0,
-        f"{section}batch_size={batch_size} is no multiple of accumulate={parts}",
-    )
-
-
 def _require_best_by_loss(save: SaveConfig, run: str) -> None:
     require(
         save.best in (None, "loss"),
@@ -132,7 +130,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         require_positive("pretrain", self, "steps", "log_every", "values_rate")
-        _require_parts(self.data.batch_size, self.accumulate, "data.")
+        require_parts("data.batch_size", self.data.batch_size, self.accumulate)
         require_not_negative("pretrain", self, "balance")
         _require_on_nan(self.on_nan)
         _require_best_by_loss(self.save, "pretraining")
@@ -178,7 +176,7 @@ class RetrofitConfig:
 
     def __post_init__(self):
         require_positive("retrofit", self, "steps", "log_every", "values_rate")
-        _require_parts(self.data.batch_size, self.accumulate, "data.")
+        require_parts("data.batch_size", self.data.batch_size, self.accumulate)
         require_not_negative("retrofit", self, "balance", "eval_every", "margin")
         _require_on_nan(self.on_nan)
         _require_warmed_up(self.optim, self.steps)
@@ -238,7 +236,7 @@ class FinetuneConfig:
 
     def __post_init__(self):
         require_positive("finetune", self, "steps", "batch_size", "log_every")
-        _require_parts(self.batch_size, self.accumulate)
+        require_parts("batch_size", self.batch_size, self.accumulate)
         require_not_negative("finetune", self, "eval_every")
         require(
             self.seq_len is None or self.seq_len > 0,

@@ -116,7 +116,7 @@ def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
 def test_what_is_no_bench_is_refused(capsys):
     with pytest.raises(ConfigError, match="repeats"):
         BenchConfig(repeats=0)
-    with pytest.raises(ConfigError, match="no multiple of --accumulate=3"):
+    with pytest.raises(ConfigError, match="--texts=4 is no multiple of accumulate=3"):
         BenchConfig(texts=4, accumulate=3)
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "--texts", "0"])
