@@ -20,8 +20,32 @@ class Ended(NamedTuple):
     output: str
 
 
-class Runner:
-    """Runs commands in children of one process that has imported everything."""
+class Parent:
+    """A process that has imported everything, and forks what it is told to."""
+
+    def __init__(self, program: str, *argv: str, **environment: str):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.faults.{program}", *argv],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **task):
+        """Returns its answer to a line."""
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def stop(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+
+class Runner(Parent):
+    """Runs commands, one after the other, in children that can be hurt."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -29,24 +53,11 @@ class Runner:
         source = str(Path(__file__).with_name("fault.c"))
         flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
         subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.worker", str(folder / "cache")],
-            cwd=ROOT,
-            env=os.environ | {"LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("worker", str(folder / "cache"), LD_PRELOAD=str(library))
 
     def __call__(self, *argv, folder: Path | str = "", **faults) -> Ended:
-        task = {"argv": [str(a) for a in argv], "folder": str(folder), **faults}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return Ended(**json.loads(self.process.stdout.readline()))
-
-    def stop(self) -> None:
-        self.process.communicate()
-        assert self.process.returncode == 0
+        argv = [str(argument) for argument in argv]
+        return Ended(**self.ask(argv=argv, folder=str(folder), **faults))
 
     def write(self, name: str, config) -> Path:
         path = self.folder / f"{name}.py"
@@ -54,32 +65,17 @@ class Runner:
         return path
 
 
-class Starter:
-    """Starts programs as children of one process, and asks it how they ended."""
+class Starter(Parent):
+    """Starts programs that run beside each other, and knows how they ended."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.starter"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("starter")
 
     def start(self, program: str, argv: list[str], environment: dict, output) -> int:
         """Returns the number of the process."""
-        task = {"program": program, "argv": argv, "environment": environment}
-        return self._ask(**task, output=str(output))
+        told = {"environment": environment, "output": str(output)}
+        return self.ask(program=program, argv=argv, **told)
 
     def ended(self) -> dict[int, int]:
         """Returns the exit codes of those that have ended since this was last asked."""
-        return {int(number): code for number, code in self._ask().items()}
-
-    def stop(self) -> None:
-        self.process.communicate()
-        assert self.process.returncode == 0
-
-    def _ask(self, **task):
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        return {int(number): code for number, code in self.ask().items()}

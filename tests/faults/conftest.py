@@ -167,7 +167,7 @@ def together(starter, tmp_path_factory):
     ):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        signals, started, ended, codes = signals or {}, {}, {}, {}
+        signals, started, ended = signals or {}, {}, {}
         for number in {*range(count)} - {*absent}:
             variables = {
                 "SMF_COORDINATOR": f"127.0.0.1:{port}",
@@ -184,26 +184,27 @@ def together(starter, tmp_path_factory):
             deadline = time.monotonic() + 120
             while until - ended.keys() and time.monotonic() < deadline:
                 for process, code in starter.ended().items():
-                    number = started[process]
-                    ended[number], codes[number] = time.monotonic(), code
+                    ended[started[process]] = (code, time.monotonic())
                 time.sleep(0.05)
 
         stopped = {n for n, of in signals.items() if of[0][1] == signal.SIGSTOP}
         awaited = {*started.values()} - stopped
-        wait(awaited)
-        in_time = dict(ended)
-        for process, number in started.items():
-            if number not in ended:
-                os.kill(process, signal.SIGKILL)
-        wait({*started.values()})
+        try:
+            wait(awaited)
+        finally:
+            in_time = {number: when for number, (_, when) in ended.items()}
+            for process, number in started.items():
+                if number not in ended:
+                    os.kill(process, signal.SIGKILL)
+            wait({*started.values()})
         assert awaited == in_time.keys(), "a process hangs"
         time.sleep(0.5)  # what is said of a process is said after its end
         outputs = {n: (folder / f"output-{n}").read_text() for n in started.values()}
         hurt = re.findall(r"hurt at (\d+\.\d+)", "".join(outputs.values()))
         since = min([float(when) for when in hurt] or in_time.values())
         return {
-            number: (codes[number], in_time.get(number, since) - since, outputs[number])
-            for number in started.values()
+            number: (code, in_time.get(number, since) - since, outputs[number])
+            for number, (code, _) in ended.items()
         }
 
     return run

@@ -14,9 +14,7 @@ import os
 import runpy
 import sys
 
-from smf_jax import cli  # noqa: F401  before forking
-from smf_jax.train import finetune, pretrain, verify  # noqa: F401
-from tests.faults import worker  # noqa: F401
+from tests.faults import worker  # noqa: F401  imports everything, before forking
 
 
 def run(program: str, argv: list[str], environment: dict, output: str) -> None:
