@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-import optax.contrib
 from flax import nnx
 from jaxtyping import PyTree
 
 from smf_jax.config import OptimConfig
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
+from smf_jax.optim.muon import muon
 from smf_jax.slots.select import Score, scorer
 
 ADAM_B2 = 0.95  # as large language models are trained; 0.999 averages a whole demo
@@ -105,13 +105,7 @@ def _rule(config: OptimConfig, steps: int) -> optax.GradientTransformation:
         case "adamw":
             return optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=decays)
         case "muon":
-            return optax.contrib.muon(
-                rate,
-                weight_decay=decay,
-                weight_decay_mask=decays,
-                adam_b2=ADAM_B2,
-                muon_weight_dimension_numbers=_maps,
-            )
+            return muon(rate, decay, decays, ADAM_B2)
 
 
 def _tables(params: PyTree, are: bool) -> PyTree:
@@ -156,16 +150,6 @@ def map_state(
 def is_of_table(path: tuple) -> bool:
     """Returns whether a parameter is a memory's table, given jax's path of it."""
     return getattr(path[0], "key", None) == "values"
-
-
-def _maps(params: PyTree) -> PyTree:
-    # Muon turns matrices that map vectors to vectors. Embeddings, keys and values are
-    # rows that are looked up, most of them not in this step: those are Adam's.
-    def dimensions(path, leaf):
-        is_map = leaf.ndim == 2 and getattr(path[-1], "key", None) == "kernel"
-        return optax.contrib.MuonDimensionNumbers() if is_map else None
-
-    return jax.tree.map_with_path(dimensions, params)
 
 
 def _scale_values(rate: float) -> optax.GradientTransformation:
