@@ -7,7 +7,7 @@ OUT ?= runs/demo
 # So are the compilers for TPU and GPU of `smf plan`: 0.5 GB, and 1.4 GB on disk.
 EXTRAS := test$(if $(SMF_REQUIRE_TORCH),-torch)$(if $(SMF_REQUIRE_PLAN),-plan)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
-KEEP_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
+KEEP_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=127:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
 .PHONY: demo test lint clean
 

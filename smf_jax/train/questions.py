@@ -23,6 +23,8 @@ from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.model.lora import merge_lora
+from smf_jax.model.transformer import Transformer
 from smf_jax.sharding import Placement
 from smf_jax.train.record import EVALUATION, write_json
 from smf_jax.train.run import (
@@ -135,8 +137,7 @@ def ask_all(
     Answers are by greedy generation.
     """
     # However a method splits it: models alike in structure share their programs.
-    graph, params = nnx.split(nnx.merge(graph, *params))
-    params = (nnx.as_pure(params),)
+    graph, params = _as_asked(nnx.merge(graph, *map(nnx.as_pure, params)))
     loss = None
     if texts:
         loss = mean_loss(graph, params, texts, TEXTS_AT_ONCE, placement)
@@ -159,6 +160,16 @@ def ask_all(
         start += len(facts)
     scores = {name: score(answers[name], facts) for name, facts in groups.items()}
     return Point(step, scores, answers, loss)
+
+
+def _as_asked(model: Transformer) -> tuple[nnx.GraphDef, tuple[PyTree]]:
+    """Returns a model's structure and parameters, with what LoRA adds in its maps.
+
+    So it is asked as it is exported, and for no more work a token than its base.
+    """
+    merge_lora(model)
+    graph, params = nnx.split(model)
+    return graph, (nnx.as_pure(params),)
 
 
 def evaluate(
@@ -220,6 +231,5 @@ def ask_one(
 ) -> str:
     """Returns a run's greedy answer to one question."""
     run = load_run(run_dir, mesh=mesh)
-    graph, params = nnx.split(run.model)
     given = (run.tokenizer, [question], max_new_tokens, run.model.placement)
-    return answer(graph, (params,), *given)[0]
+    return answer(*_as_asked(run.model), *given)[0]
