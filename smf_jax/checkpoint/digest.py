@@ -102,7 +102,7 @@ def sums_by_device(
             if axes:
                 before = lax.axis_index(axes).astype(jnp.uint32)
                 index[axis] += before * jnp.uint32(shard.shape[axis])
-        mixed = tuple(mix(words ^ place(index, seed)) for seed in SEEDS)
+        mixed = tuple(_mixed(words, index, jnp.uint32(seed)) for seed in SEEDS)
         # As one reduction: each alone would write its words out before it sums them.
         zeros = (jnp.uint32(0),) * len(SEEDS)
         sums = jnp.stack(lax.reduce(mixed, zeros, _add, tuple(range(words.ndim))))
@@ -112,6 +112,11 @@ def sums_by_device(
 
     by_device = PartitionSpec(mesh.axis_names)
     return jax.shard_map(of_shard, mesh=mesh, in_specs=spec, out_specs=by_device)(array)
+
+
+@jax.jit  # traced once for all seeds: small programs, where a run has many kinds
+def _mixed(words, index, seed):
+    return mix(words ^ place(index, seed))
 
 
 def _words(array: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
@@ -125,7 +130,9 @@ def _add(left: tuple, right: tuple) -> tuple:
     return tuple(a + b for a, b in zip(left, right, strict=True))
 
 
-def place(index: Sequence[UInt32[Array, "..."]], seed: int) -> UInt32[Array, "..."]:
+def place(
+    index: Sequence[UInt32[Array, "..."]], seed: int | UInt32[Array, ""]
+) -> UInt32[Array, "..."]:
     """Returns the hash of a position, given its index along each axis.
 
     Axis by axis, as a table may have more elements than 32 bits can number.

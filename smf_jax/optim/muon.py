@@ -1,6 +1,5 @@
 """Muon, that takes matrices which are alike together."""
 
-
 import jax
 import jax.numpy as jnp
 import optax
