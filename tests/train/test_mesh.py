@@ -150,7 +150,7 @@ def test_a_mesh_does_what_one_device_does(method, layout, shape):
     assert_same(got, on_one_device(method, "one memory"), method)
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
 def test_a_mesh_teaches_by_lora_what_one_device_does(shape):
     got = train("lora", "one memory", placement_on(shape))
 
