@@ -46,9 +46,8 @@ def _sum_of_squares(
         return (total + jnp.square(table[blocks * size :]).sum(0)).sum()
 
     def local(table):
-        total = jax.lax.platform_dependent(
-            table, cpu=in_blocks, default=lambda table: jnp.square(table).sum()
-        )
+        on_cpu = placement.platform == "cpu"
+        total = in_blocks(table) if on_cpu else jnp.square(table).sum()
         if placement.mesh is None:
             return total
         columns = ("model",) if placement.layout == "columns" else ()
