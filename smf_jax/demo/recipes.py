@@ -16,7 +16,7 @@ from smf_jax.config import (
     require,
 )
 
-POINTS = 6  # of each method's curve, beside the one before any step
+POINTS = 5  # of each method's curve, beside the one before any step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

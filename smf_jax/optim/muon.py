@@ -18,7 +18,7 @@ def muon(
     Muon turns matrices that map vectors to vectors. Embeddings, keys and values are
     rows that are looked up, most of them not in a step: those are Adam's.
 
-    Source: `optax.contrib.muon`, of which it is the same rule with the same state.
+    Source: `optax.contrib.muon`, of which it is the same rule.
 
     Args:
       learning_rate: Of both.
