@@ -38,13 +38,10 @@ def muon(
 
 def _labels(params: PyTree) -> PyTree:
     def label(path, leaf):
-        return "muon" if _is_map(path, leaf) else "adam"
+        is_map = leaf.ndim == 2 and getattr(path[-1], "key", None) == "kernel"
+        return "muon" if is_map else "adam"
 
     return jax.tree.map_with_path(label, params)
-
-
-def _is_map(path: tuple, leaf: Array) -> bool:
-    return leaf.ndim == 2 and getattr(path[-1], "key", None) == "kernel"
 
 
 def _scale_by_width(update: Array) -> Array:

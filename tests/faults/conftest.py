@@ -204,7 +204,7 @@ def together(starter, tmp_path_factory):
         since = min([float(when) for when in hurt] or in_time.values())
         return {
             number: (code, in_time.get(number, since) - since, outputs[number])
-            for number, (code, _) in ended.items()
+            for number, (code, _) in sorted(ended.items())
         }
 
     return run

@@ -42,10 +42,11 @@ def test_all_name_the_one_that_is_stuck_and_it_shows_where(few):
         line = output.splitlines()[-1]
         assert "process 0 has not come to 'end of point 3'" in line
         assert "its last sign was 'point 3'" in line
-    # In the order in which they ended, which is any.
-    assert {number for number in ended if "in hurt" in ended[number][2]} == {0}
-    waiting = {number for number in ended if "in wait_for_all" in ended[number][2]}
-    assert waiting == {1, 2}
+    assert [number for number in ended if "in hurt" in ended[number][2]] == [0]
+    assert [number for number in ended if "in wait_for_all" in ended[number][2]] == [
+        1,
+        2,
+    ]
 
 
 def test_a_run_that_is_stuck_in_its_data_is_ended_by_all(together, command, tmp_path):
