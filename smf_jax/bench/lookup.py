@@ -11,7 +11,7 @@ from smf_jax.bench.timing import Work
 from smf_jax.config import ComputeConfig
 from smf_jax.kernels import rows
 from smf_jax.kernels.product_key import product_key_top_k
-from smf_jax.kernels.sharded import kernels
+from smf_jax.kernels.sharded import Kernels, kernels
 from smf_jax.optim.rows import write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 
@@ -80,13 +80,13 @@ def ours(reading: Reading) -> dict[str, Moving]:
     of_chosen = jax.jit(rows.chosen_rows_gradient, static_argnums=4)
     work = functools.partial(of_chosen, cotangent, slots, weights, chosen, len(values))
     works = {"chosen rows' gradient, smf_jax": Moving(work, None)}
-    for name, module in _ways().items():
+    for name, way in _ways().items():
         reads = (cotangent, slots, weights, len(values))
         # As many reads of one slot as there are: no two threads may add at once.
         crowded = (cotangent, jax.numpy.zeros_like(slots), *reads[2:])
-        forward = jax.jit(module.weighted_rows)
-        of_weights = jax.jit(module.weight_gradient)
-        of_table = jax.jit(module.table_gradient, static_argnums=3)
+        forward = jax.jit(way.weighted_rows)
+        of_weights = jax.jit(way.weight_gradient)
+        of_table = jax.jit(way.table_gradient, static_argnums=3)
         read, made = reading.bytes_read, reading.bytes_of_gradient
         for what, function, arguments, moved in (
             ("rows summed", forward, (values, slots, weights), read),
@@ -99,11 +99,12 @@ def ours(reading: Reading) -> dict[str, Moving]:
     return works
 
 
-def _ways():
+def _ways() -> dict[str, Kernels]:
+    of_xla = kernels(ONE_DEVICE)
     if jax.default_backend() == "cpu":
-        return {"smf_jax": rows}
+        return {"smf_jax": of_xla}
     placement = Placement(compute=ComputeConfig(lookup="pallas"))
-    return {"XLA": kernels(ONE_DEVICE), "kernels": kernels(placement)}
+    return {"XLA": of_xla, "kernels": kernels(placement)}
 
 
 def copy() -> dict[str, Moving]:
@@ -147,6 +148,7 @@ def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
 def ranking(config: BenchConfig) -> dict[str, Work]:
     """Returns the work that finds each token's best slots."""
     memory = config.model.memory
-    rank = jax.jit(product_key_top_k, static_argnums=2)
+    rank = jax.jit(product_key_top_k, static_argnums=(2, 3))
     arrays = map(jax.numpy.asarray, draw_keys(config))
-    return {"slots ranked, smf_jax": functools.partial(rank, *arrays, memory.top_k)}
+    work = functools.partial(rank, *arrays, memory.top_k, jax.default_backend())
+    return {"slots ranked, smf_jax": work}

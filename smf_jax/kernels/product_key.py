@@ -29,11 +29,12 @@ def candidate_pairs(top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero((first + 1) * (second + 1) <= top_k)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product_key_top_k(
     query: Float[Array, "*batch heads 2 half"],
     keys: Float[Array, "heads 2 num_keys half"],
     top_k: int,
+    platform: str,
 ) -> tuple[Int[Array, "*batch heads top_k"], Float[Array, "*batch heads top_k"]]:
     """Returns the slots whose keys score highest, best first, and their scores.
 
@@ -41,33 +42,28 @@ def product_key_top_k(
     sum of the two dot products, so the best pairs lie among the best of each half.
     Equal scores go to the lower slot; where pairs that are equal on paper differ in
     the last bit of their float32 sums, the sums decide. Scores carry the gradient.
+    The platform is one that jax names: cpu, gpu or tpu.
 
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
     *batch, heads, pair, half = query.shape
     flat = query.reshape(-1, heads, pair, half)
-    slots, scores = jax.lax.platform_dependent(
-        flat,
-        keys,
-        cpu=functools.partial(_rank_blocks, top_k=top_k),
-        cuda=functools.partial(
-            _rank, largest=_largest_by_groups, best=_best_sorted, top_k=top_k
-        ),
-        default=functools.partial(
-            _rank, largest=jax.lax.top_k, best=_best_in_turn, top_k=top_k
-        ),
-    )
+    ways = WAYS[platform]
+    if platform == "cpu":
+        slots, scores = _rank_blocks(flat, keys, ways, top_k)
+    else:
+        slots, scores = _rank(flat, keys, ways, top_k)
     shape = (*batch, heads, top_k)
     return slots.reshape(shape), scores.reshape(shape)
 
 
-def _forward(query, keys, top_k):
-    slots, scores = product_key_top_k(query, keys, top_k)
+def _forward(query, keys, top_k, platform):
+    slots, scores = product_key_top_k(query, keys, top_k, platform)
     return (slots, scores), (query, keys, slots)
 
 
-def _backward(top_k, residuals, cotangents):
-    del top_k
+def _backward(top_k, platform, residuals, cotangents):
+    del top_k, platform
     return scores_gradient(*residuals, cotangents[1])
 
 
@@ -122,17 +118,18 @@ def _tokens_of_block(tokens: int, keys: Array) -> int:
     return -(-tokens // blocks)  # as many in each
 
 
-def _rank_blocks(query, keys, top_k):
+def _rank_blocks(query, keys, ways, top_k):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
     tokens, heads = len(query), len(keys)
     found = jax.lax.map(
-        lambda query: _rank(query, keys, _largest_by_groups, _best_in_turn, top_k),
+        lambda query: _rank(query, keys, ways, top_k),
         in_blocks(query, _tokens_of_block(tokens, keys)),
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 
 
-def _rank(query, keys, largest, best, top_k):
+def _rank(query, keys, ways, top_k):
+    largest, best = ways
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     # Transposed, it would take a CPU twice as long.
@@ -218,3 +215,11 @@ def _best_sorted(scores: Array, slots: Array, top_k: int) -> Array:
 
 def _take(array: Array, places: Array) -> Array:
     return jnp.take_along_axis(array, places, -1, mode="promise_in_bounds")
+
+
+# How a platform finds the largest scores of halves, and the best candidates of them.
+WAYS = {
+    "cpu": (_largest_by_groups, _best_in_turn),
+    "gpu": (_largest_by_groups, _best_sorted),
+    "tpu": (jax.lax.top_k, _best_in_turn),
+}

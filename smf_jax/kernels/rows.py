@@ -2,7 +2,8 @@
 
 A token reads tens of rows, so the un-summed rows of a batch are far larger than their
 sums, and none of this makes an array of them. Sums go over reads, some at a time, for
-all tokens at once; gradients over blocks of tokens that stay in the cache.
+all tokens at once; gradients over blocks of tokens that stay in the cache. A platform
+is one that jax names: cpu, gpu or tpu.
 """
 
 import functools
@@ -20,11 +21,12 @@ TPU_TOKENS_PER_BLOCK = 64  # 64 x 16 rows of 1,024 floats are 4 MiB
 TOKENS_PER_BLOCK = 16  # 16 x 32 rows of 128 floats are 256 KiB: about one core's cache
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def weighted_rows(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
+    platform: str,
 ) -> Float[Array, "*batch value_dim"]:
     """Returns the sum of `weights * values[slots]` over the reads of each token.
 
@@ -34,7 +36,7 @@ def weighted_rows(
     """
     batch = slots.shape[:-1]
     tokens = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (slots, weights))
-    sums = jax.lax.platform_dependent(values, *tokens, tpu=_sum_blocks, default=_sum)
+    sums = (_sum_blocks if platform == "tpu" else _sum)(values, *tokens)
     return sums.astype(values.dtype).reshape(*batch, values.shape[1])
 
 
@@ -68,17 +70,17 @@ def _sum_blocks(values, slots, weights):
     return _map_tokens(of_block, slots, weights, size=TPU_TOKENS_PER_BLOCK)
 
 
-def _forward(values, slots, weights):
-    return weighted_rows(values, slots, weights), (values, slots, weights)
+def _forward(*given):
+    return weighted_rows(*given), given[:3]
 
 
-def _backward(residuals, cotangent):
+def _backward(platform, residuals, cotangent):
     values, slots, weights = residuals
-    gradient = table_gradient(cotangent, slots, weights, len(values))
+    gradient = table_gradient(cotangent, slots, weights, len(values), platform)
     return (
         gradient.astype(values.dtype),
         None,
-        weight_gradient(values, slots, cotangent).astype(weights.dtype),
+        weight_gradient(values, slots, cotangent, platform).astype(weights.dtype),
     )
 
 
@@ -89,18 +91,16 @@ def weight_gradient(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     cotangent: Float[Array, "*batch value_dim"],
+    platform: str,
 ) -> Float[Array, "*batch reads"]:
     """Returns the float32 gradient that `weighted_rows` gives its weights."""
     tokens = slots.reshape(-1, slots.shape[-1])
-    gradient = jax.lax.platform_dependent(
-        values,
-        tokens,
-        cotangent.reshape(len(tokens), -1),
-        cuda=_multiply,
-        default=lambda values, *blocks: _map_tokens(
-            functools.partial(_multiply_block, values), *blocks
-        ),
-    )
+    cotangent = cotangent.reshape(len(tokens), -1)
+    if platform == "gpu":
+        gradient = _multiply(values, tokens, cotangent)
+    else:
+        of_block = functools.partial(_multiply_block, values)
+        gradient = _map_tokens(of_block, tokens, cotangent)
     return gradient.reshape(slots.shape)
 
 
@@ -127,29 +127,22 @@ def table_gradient(
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
     num_slots: int,
+    platform: str,
 ) -> Float[Array, "num_slots value_dim"]:
     """Returns the dense float32 gradient that `weighted_rows` gives its table.
 
     A slot of num_slots or more stands for none.
     """
-    return jax.lax.platform_dependent(
-        slots,
-        weights,
-        cotangent,
-        cuda=functools.partial(_add_blocks, num_slots, GPU_TOKENS_PER_BLOCK),
-        default=functools.partial(_add_blocks, num_slots, TOKENS_PER_BLOCK),
-    )
+    size = GPU_TOKENS_PER_BLOCK if platform == "gpu" else TOKENS_PER_BLOCK
 
-
-def _add_blocks(num_slots, size, *tokens):
     def add_rows(gradient, block):
         slots, weights, cotangent = block
         # float32 sums: many tokens may read one slot, and bfloat16 loses small terms
         rows = weights[..., None].astype(jnp.float32) * cotangent[:, None]
         return gradient.at[slots].add(rows, mode="drop"), None
 
-    blocks = [_blocks(leaf, size) for leaf in tokens]
-    start = jnp.zeros((num_slots, tokens[2].shape[-1]), jnp.float32)
+    blocks = [_blocks(leaf, size) for leaf in (slots, weights, cotangent)]
+    start = jnp.zeros((num_slots, cotangent.shape[-1]), jnp.float32)
     # The tokens that fill the last block have weight 0, so slot 0 gains nothing.
     return jax.lax.scan(add_rows, start, blocks)[0]
 

@@ -8,7 +8,8 @@ split by `model` along value_dim as well, whatever the layout of the table.
 """
 
 import functools
-from types import ModuleType
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,15 +82,18 @@ def product_key_top_k(
 ) -> tuple[Int[Array, "batch seq heads top_k"], Float[Array, "batch seq heads top_k"]]:
     """Returns what `product_key.product_key_top_k` does; each ranks its own tokens."""
     if placement.mesh is None:
-        return product_key.product_key_top_k(query, keys, top_k)
+        return product_key.product_key_top_k(query, keys, top_k, placement.platform)
     return _product_key_top_k(placement, top_k, query, keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product_key_top_k(placement, top_k, query, keys):
     tokens = PartitionSpec(BATCH)
-    local = functools.partial(product_key.product_key_top_k, top_k=top_k)
     specs = (tokens, PartitionSpec())
+
+    def local(query, keys):
+        return product_key.product_key_top_k(query, keys, top_k, placement.platform)
+
     return placement.on_shards(local, specs, (tokens, tokens))(query, keys)
 
 
@@ -127,22 +131,31 @@ def weighted_rows(
     that it lacks, so that no array of the table's shape is.
     """
     if placement.mesh is None and placement.compute.lookup == "xla":
-        return rows.weighted_rows(values, slots, weights)
+        return rows.weighted_rows(values, slots, weights, placement.platform)
     return _weighted_rows(placement, values, slots, weights)
 
 
-def kernels(placement: Placement) -> ModuleType:
-    """Returns the module that sums rows on a placement's devices."""
+class Kernels(NamedTuple):
+    """What sums rows, and the gradients of it; `rows` says what each returns."""
+
+    weighted_rows: Callable
+    weight_gradient: Callable
+    table_gradient: Callable
+
+
+def kernels(placement: Placement) -> Kernels:
+    """Returns what sums rows on a placement's devices."""
+    platform = placement.platform
     if placement.compute.lookup == "xla":
-        return rows
+        functions = rows.weighted_rows, rows.weight_gradient, rows.table_gradient
+        on_it = (functools.partial(each, platform=platform) for each in functions)
+        return Kernels(*on_it)
     # Not before they are asked for: they load what of jax few need.
-    if placement.platform == "tpu":
-        from smf_jax.kernels import rows_tpu
-
-        return rows_tpu
-    from smf_jax.kernels import rows_gpu
-
-    return rows_gpu
+    if platform == "tpu":
+        from smf_jax.kernels import rows_tpu as module
+    else:
+        from smf_jax.kernels import rows_gpu as module
+    return Kernels(module.weighted_rows, module.weight_gradient, module.table_gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

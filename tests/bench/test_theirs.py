@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from smf_jax.bench import theirs  # noqa: E402
 def test_both_rank_the_same_slots():
     query, keys = lookup.draw_keys(CONFIG)
 
-    slots, _ = product_key_top_k(jnp.asarray(query), jnp.asarray(keys), 3)
+    arrays = map(jnp.asarray, (query, keys))
+    slots, _ = product_key_top_k(*arrays, 3, jax.default_backend())
     their_slots, _ = torch_baseline.product_key_top_k(
         torch.as_tensor(query), torch.as_tensor(keys), 3
     )

@@ -13,6 +13,7 @@ from smf_jax.kernels.held import read_rows_gradient
 from smf_jax.sharding import ONE_DEVICE, make_placement
 from tests.reference import rows as reference
 
+PLATFORM = jax.default_backend()
 NUM_SLOTS, WIDTH, BATCH, SEQ, READS = 24, 4, 4, 3, 2
 MESHES = {
     "columns": MeshConfig(data=2, fsdp=2, model=2, values="columns"),
@@ -56,7 +57,9 @@ def test_it_is_the_gradient_of_the_whole_table_bit_for_bit(seed, below, layers):
         ONE_DEVICE, *given, NUM_SLOTS
     )
 
-    want = jax.jit(rows.table_gradient, static_argnums=3)(*given, NUM_SLOTS)
+    want = jax.jit(rows.table_gradient, static_argnums=(3, 4))(
+        *given, NUM_SLOTS, PLATFORM
+    )
     np.testing.assert_array_equal(as_table(read), want)
     there = read.places[read.places < NUM_SLOTS]
     assert there.tolist() == sorted(set(np.unique(given[1])) - {NUM_SLOTS})
@@ -85,7 +88,7 @@ def test_each_device_has_the_rows_that_it_holds(layout, layers):
         placement, *given, NUM_SLOTS
     )
 
-    want = rows.table_gradient(*given, NUM_SLOTS)
+    want = rows.table_gradient(*given, NUM_SLOTS, PLATFORM)
     shards = placement.ways(*placement.row_axes)
     # float32 sums, in the order of the devices
     np.testing.assert_allclose(as_table(read, shards), want, rtol=0, atol=1e-5)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,18 @@ from hypothesis.extra.numpy import arrays
 from smf_jax.kernels import product_key
 from smf_jax.kernels.product_key import (
     GROUP,
-    _best_in_turn,
-    _best_sorted,
+    WAYS,
     _largest_by_groups,
     _rank,
     candidate_pairs,
-    product_key_top_k,
 )
 from tests.reference import product_key as reference
 
 HEADS, NUM_KEYS, HALF = 3, 5, 4
 QUERY, KEYS = (6, HEADS, 2, HALF), (HEADS, 2, NUM_KEYS, HALF)
+product_key_top_k = functools.partial(
+    product_key.product_key_top_k, platform=jax.default_backend()
+)
 compiled = jax.jit(product_key_top_k, static_argnums=2)
 
 
@@ -145,14 +148,6 @@ def test_scores_of_bfloat16_keys_are_summed_in_float32():
     assert scores.tolist() == [[2 * 259]]
 
 
-# How a platform finds the largest scores of halves, and the best candidates of them.
-WAYS = {
-    "cpu": (_largest_by_groups, _best_in_turn),
-    "cuda": (_largest_by_groups, _best_sorted),
-    "others": (jax.lax.top_k, _best_in_turn),
-}
-
-
 @pytest.mark.parametrize("width", [5, GROUP, 3 * GROUP, 3 * GROUP + 7])
 @given(st.data())
 def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
@@ -173,8 +168,8 @@ def test_every_platform_finds_the_slots_of_a_search_over_all_pairs(
 ):
     want_slots, want_scores = reference.top_k(query, keys, 3)
 
-    rank = jax.jit(_rank, static_argnums=(2, 3, 4))
-    got_slots, got_scores = rank(query, keys, *WAYS[platform], 3)
+    rank = jax.jit(_rank, static_argnums=(2, 3))
+    got_slots, got_scores = rank(query, keys, WAYS[platform], 3)
 
     np.testing.assert_array_equal(got_slots, want_slots)
     np.testing.assert_array_equal(got_scores, want_scores)
@@ -190,7 +185,7 @@ def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, pl
     else:
         keys = keys.at[:, 0, 2, 0].set(wrong)
 
-    slots, scores = _rank(query, keys, *WAYS[platform], NUM_KEYS)
+    slots, scores = _rank(query, keys, WAYS[platform], NUM_KEYS)
 
     assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
     assert not np.isfinite(scores[0]).all()

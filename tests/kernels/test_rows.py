@@ -1,15 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smf_jax.kernels.rows import (
-    TOKENS_PER_BLOCK,
-    chosen_rows_gradient,
-    weighted_rows,
-)
+from smf_jax.kernels import rows
+from smf_jax.kernels.rows import TOKENS_PER_BLOCK, chosen_rows_gradient
 from tests.reference import rows as reference
 
+weighted_rows = functools.partial(rows.weighted_rows, platform=jax.default_backend())
 NUM_SLOTS, READS, VALUE_DIM = 7, 4, 5  # more reads than slots: slots repeat
 # Tokens: fewer than a block, one block, two and a part; with one and with two axes.
 BATCHES = [(3,), (TOKENS_PER_BLOCK,), (2 * TOKENS_PER_BLOCK + 5,), (2, 11)]

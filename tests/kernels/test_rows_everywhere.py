@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from smf_jax.kernels import rows, rows_gpu, rows_tpu, table_gpu, table_tpu
+from smf_jax.kernels import rows_gpu, rows_tpu, table_gpu, table_tpu
+from smf_jax.kernels.sharded import kernels
+from smf_jax.sharding import ONE_DEVICE
 from tests.reference import rows as reference
 
 # Widths: less than a tile, one, one and a part. Tokens that read 9 of 7 slots read some
@@ -22,7 +24,7 @@ SHAPES = {
     "one token": {"num_slots": 9, "value_dim": 128, "batch": (1,), "reads": 1},
     "blocks": {"num_slots": 50, "value_dim": 130, "batch": (11,), "reads": 40},
 }
-KERNELS = {"xla": rows, "gpu": rows_gpu, "tpu": rows_tpu}
+KERNELS = {"xla": kernels(ONE_DEVICE), "gpu": rows_gpu, "tpu": rows_tpu}
 by_way = pytest.mark.parametrize("way", KERNELS)
 by_table = pytest.mark.parametrize(
     ("dtype", "shape"),
