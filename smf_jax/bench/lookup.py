@@ -10,8 +10,7 @@ from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work
 from smf_jax.config import ComputeConfig
 from smf_jax.kernels import rows
-from smf_jax.kernels.product_key import product_key_top_k
-from smf_jax.kernels.sharded import Kernels, kernels
+from smf_jax.kernels.sharded import Kernels, kernels, product_key_top_k
 from smf_jax.optim.rows import write_rows
 from smf_jax.sharding import ONE_DEVICE, Placement
 
@@ -148,7 +147,7 @@ def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
 def ranking(config: BenchConfig) -> dict[str, Work]:
     """Returns the work that finds each token's best slots."""
     memory = config.model.memory
-    rank = jax.jit(product_key_top_k, static_argnums=(2, 3))
+    rank = jax.jit(product_key_top_k, static_argnums=(0, 3))
     arrays = map(jax.numpy.asarray, draw_keys(config))
-    work = functools.partial(rank, *arrays, memory.top_k, jax.default_backend())
+    work = functools.partial(rank, ONE_DEVICE, *arrays, memory.top_k)
     return {"slots ranked, smf_jax": work}

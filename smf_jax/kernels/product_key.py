@@ -48,11 +48,8 @@ def product_key_top_k(
     """
     *batch, heads, pair, half = query.shape
     flat = query.reshape(-1, heads, pair, half)
-    ways = WAYS[platform]
-    if platform == "cpu":
-        slots, scores = _rank_blocks(flat, keys, ways, top_k)
-    else:
-        slots, scores = _rank(flat, keys, ways, top_k)
+    rank = _rank_blocks if platform == "cpu" else _rank
+    slots, scores = rank(flat, keys, top_k, platform)
     shape = (*batch, heads, top_k)
     return slots.reshape(shape), scores.reshape(shape)
 
@@ -118,18 +115,18 @@ def _tokens_of_block(tokens: int, keys: Array) -> int:
     return -(-tokens // blocks)  # as many in each
 
 
-def _rank_blocks(query, keys, ways, top_k):
+def _rank_blocks(query, keys, top_k, platform):
     """Ranks so many tokens at a time that their scores stay in a CPU's cache."""
     tokens, heads = len(query), len(keys)
     found = jax.lax.map(
-        lambda query: _rank(query, keys, ways, top_k),
+        lambda query: _rank(query, keys, top_k, platform),
         in_blocks(query, _tokens_of_block(tokens, keys)),
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 
 
-def _rank(query, keys, ways, top_k):
-    largest, best = ways
+def _rank(query, keys, top_k, platform):
+    largest, best = WAYS[platform]
     num_keys = keys.shape[2]
     # Accelerators would else round what they multiply, and other slots would be read.
     # Transposed, it would take a CPU twice as long.

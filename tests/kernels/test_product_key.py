@@ -169,7 +169,7 @@ def test_every_platform_finds_the_slots_of_a_search_over_all_pairs(
     want_slots, want_scores = reference.top_k(query, keys, 3)
 
     rank = jax.jit(_rank, static_argnums=(2, 3))
-    got_slots, got_scores = rank(query, keys, WAYS[platform], 3)
+    got_slots, got_scores = rank(query, keys, 3, platform)
 
     np.testing.assert_array_equal(got_slots, want_slots)
     np.testing.assert_array_equal(got_scores, want_scores)
@@ -185,7 +185,7 @@ def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, pl
     else:
         keys = keys.at[:, 0, 2, 0].set(wrong)
 
-    slots, scores = _rank(query, keys, WAYS[platform], NUM_KEYS)
+    slots, scores = _rank(query, keys, NUM_KEYS, platform)
 
     assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
     assert not np.isfinite(scores[0]).all()
