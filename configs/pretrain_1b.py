@@ -16,6 +16,7 @@ from smf_jax.config import (
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    RopeConfig,
 )
 
 
@@ -24,9 +25,9 @@ def config() -> PretrainConfig:
     return PretrainConfig(
         run_dir="runs/pretrain_1b",
         steps=128_000,
-        accumulate=8,
-        balance=0.0,
-        values_rate=10.0,
+        grad_accum_steps=8,
+        balance_weight=0.0,
+        values_lr_scale=10.0,
         mesh=MeshConfig(data=1, fsdp=0, model=4),
         compute=ComputeConfig(activations="bfloat16", remat=True),
         model=ModelConfig(
@@ -36,7 +37,7 @@ def config() -> PretrainConfig:
             num_heads=16,
             num_kv_heads=16,
             hidden_dim=5632,
-            rope_theta=500_000.0,
+            rope=RopeConfig(theta=500_000.0),
             tie_embeddings=False,
             memory=MemoryConfig(
                 layers=(12,),
@@ -60,8 +61,8 @@ def config() -> PretrainConfig:
             learning_rate=1e-4,
             schedule="linear",
             warmup_steps=4000,
-            final_fraction=0.01,
+            end_lr_fraction=0.01,
             weight_decay=0.1,
-            clip_norm=1.0,
+            max_grad_norm=1.0,
         ),
     )

@@ -20,7 +20,7 @@ def config() -> PretrainConfig:
     return dataclasses.replace(
         base,
         run_dir="runs/pretrain_1b_64m",
-        accumulate=2,
+        grad_accum_steps=2,
         # A part of each row would be few columns: the slots are split instead.
         mesh=MeshConfig(data=1, fsdp=0, model=4, values="everywhere"),
         model=dataclasses.replace(base.model, memory=memory),

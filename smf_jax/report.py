@@ -11,8 +11,7 @@ import numpy as np
 
 from smf_jax.config import require
 from smf_jax.evaluate.answers import is_exact
-from smf_jax.train.loop import read_rows
-from smf_jax.train.record import (
+from smf_jax.runs.files import (
     EVALUATION,
     FRONTIER,
     HEALING,
@@ -23,6 +22,7 @@ from smf_jax.train.record import (
     read_json,
     write_text,
 )
+from smf_jax.train.loop import read_rows
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

@@ -22,13 +22,13 @@ from jaxtyping import Array, PyTree
 
 from smf_jax.config import (
     ComputeConfig,
-    Layout,
     MemoryConfig,
     MeshConfig,
+    TableSplit,
     name_mesh,
     require,
 )
-from smf_jax.names import leaf_name
+from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes that share a batch
@@ -56,11 +56,11 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class MeshLayout:
     """Where a model lives, and how it is computed there."""
 
     mesh: Mesh | None = None  # None: one device
-    layout: Layout = "columns"
+    table_split: TableSplit = "columns"
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Placement:
             used, words = 1, "one device"
         else:
             used = self.mesh.size
-            words = name_mesh(dict(self.mesh.shape) | {"values": self.layout})
+            words = name_mesh(dict(self.mesh.shape) | {"values": self.table_split})
         left = jax.device_count() - used
         return words + (f"; {left} of {used + left} devices left out" if left else "")
 
@@ -84,15 +84,17 @@ class Placement:
         """Axes over which the slots of a table are split."""
         if self.mesh is None:
             return ()
-        return {"columns": (), "slots": ("model",), "everywhere": AXES}[self.layout]
+        return {"columns": (), "slots": ("model",), "everywhere": AXES}[
+            self.table_split
+        ]
 
     @property
-    def table(self) -> PartitionSpec:
+    def table_spec(self) -> PartitionSpec:
         """How a table [num_slots, value_dim] is split."""
-        columns = "model" if self.layout == "columns" else None
+        columns = "model" if self.table_split == "columns" else None
         return PartitionSpec(self.row_axes or None, columns)
 
-    def ways(self, *axes: str) -> int:
+    def axis_size(self, *axes: str) -> int:
         """Returns over how many devices something split by some axes is spread."""
         sizes = {} if self.mesh is None else self.mesh.shape
         return int(np.prod([sizes.get(axis, 1) for axis in axes]))
@@ -104,7 +106,7 @@ class Placement:
         return NamedSharding(self.mesh, spec)
 
     @property
-    def everywhere(self) -> jax.sharding.Sharding:
+    def replicated(self) -> jax.sharding.Sharding:
         """The sharding of what every device holds whole."""
         return self.sharding(PartitionSpec())
 
@@ -114,7 +116,7 @@ class Placement:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(PartitionSpec(*spec)))
 
-    def on_shards(
+    def shard_map(
         self, function: Callable, in_specs: Any, out_specs: Any, check: bool = False
     ) -> Callable:
         """Returns `function`, run by each device on its parts.
@@ -131,7 +133,7 @@ class Placement:
             check_vma=check,
         )
 
-    def of_params(self, params: PyTree) -> PyTree:
+    def param_shardings(self, params: PyTree) -> PyTree:
         """Returns the sharding of each parameter, given arrays or their shapes.
 
         Raises:
@@ -152,18 +154,18 @@ class Placement:
         if split is None:
             raise ValueError(f"no rule says how {name} of shape {shape} is split")
         if split == (TABLE, TABLE):
-            return self.table
+            return self.table_spec
         return PartitionSpec(
             *(
-                axis if axis and size % self.ways(axis) == 0 else None
+                axis if axis and size % self.axis_size(axis) == 0 else None
                 for axis, size in zip(split, shape, strict=bool(split))
             )
         )
 
-    def put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
+    def device_put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
         """Returns arrays, which each process has whole, placed; by default all over."""
         if shardings is None:
-            shardings = jax.tree.map(lambda _: self.everywhere, tree)
+            shardings = jax.tree.map(lambda _: self.replicated, tree)
 
         def place(leaf, sharding):
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -177,34 +179,34 @@ class Placement:
             return jax.device_put(tree, shardings)
         return jax.tree.map(place, tree, shardings)
 
-    def lacking(self, rows: int, parts: int) -> int:
+    def padding_rows(self, rows: int, parts: int) -> int:
         """Returns the rows of padding that a batch needs.
 
         With them each device has as many rows as the others in each of `parts`.
         """
-        return -rows % (self.ways(*BATCH) * parts)
+        return -rows % (self.axis_size(*BATCH) * parts)
 
-    def share(self, batch: PyTree, parts: int = 1) -> PyTree:
+    def shard_batch(self, batch: PyTree, parts: int = 1) -> PyTree:
         """Returns a batch, which every process has whole, with its rows shared.
 
         Rows of zeros are added, as many as are lacking.
         """
         if self.mesh is None:
             return batch
-        lacking = self.lacking(len(jax.tree.leaves(batch)[0]), parts)
+        lacking = self.padding_rows(len(jax.tree.leaves(batch)[0]), parts)
         rows = self.sharding(PartitionSpec(BATCH))
 
         def fill(leaf):
             return np.pad(leaf, [(0, lacking)] + [(0, 0)] * (leaf.ndim - 1))
 
         batch = jax.tree.map(fill, batch)
-        return self.put(batch, jax.tree.map(lambda _: rows, batch))
+        return self.device_put(batch, jax.tree.map(lambda _: rows, batch))
 
 
-ONE_DEVICE = Placement()
+ONE_DEVICE = MeshLayout()
 
 
-def with_places(abstract: PyTree, shardings: PyTree) -> PyTree:
+def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
     """Returns shapes and types with the sharding of each."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -215,13 +217,13 @@ def with_places(abstract: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def make_placement(
+def make_layout(
     mesh: MeshConfig,
     compute: ComputeConfig,
     memory: MemoryConfig | None,
     devices: Sequence[jax.Device] | None = None,
-) -> Placement:
-    """Returns a placement on devices, by default on all that there are.
+) -> MeshLayout:
+    """Returns a layout on devices, by default on all that there are.
 
     A single process may leave devices out; of several, none may.
 
@@ -234,14 +236,14 @@ def make_placement(
     shape = mesh_shape(mesh, memory, len(devices), several)
     count = int(np.prod(shape))
     require(
-        compute.lookup == "xla" or devices[0].platform != "cpu",
-        f"compute.lookup={compute.lookup} is for GPU and TPU, but the devices are "
+        compute.lookup == "xla" or devices[0].platform == "gpu",
+        f"compute.lookup={compute.lookup} is for GPU, but the devices are "
         f"{devices[0].platform}; compute.lookup=xla runs on all",
     )
-    placement = Placement(None, mesh.values, compute)
+    layout = MeshLayout(None, mesh.values, compute)
     if count == 1 and not several:
-        return placement
-    return dataclasses.replace(placement, mesh=_arrange(shape, devices[:count]))
+        return layout
+    return dataclasses.replace(layout, mesh=_arrange(shape, devices[:count]))
 
 
 def mesh_shape(

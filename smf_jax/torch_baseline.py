@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from smf_jax.config import ConfigError, MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.hf import read_json, split_config
+from smf_jax.hf import read_model_json, split_config
 
 
 class Reads(NamedTuple):
@@ -143,7 +143,7 @@ def add_memory(model: nn.Module, config: MemoryConfig) -> nn.Module:
     Beside a feed-forward they change nothing until they are trained.
     """
     shape, std = (config.num_slots, config.value_dim), config.value_dim**-0.5
-    tables = [torch.empty(shape).normal_(0, std) for _ in range(config.num_pools)]
+    tables = [torch.empty(shape).normal_(0, std) for _ in range(config.num_tables)]
     model.model.memory_values = tables = nn.ParameterList(map(nn.Parameter, tables))
     for place, number in enumerate(config.layers):
         layer = model.model.layers[number]
@@ -168,7 +168,7 @@ def load(directory: str | Path) -> nn.Module:
       ConfigError: It is no such model.
     """
     folder = Path(directory)
-    config = read_json(folder, "config.json")
+    config = read_model_json(folder, "config.json")
     decoder, memory = split_config(config)
     kind = transformers.AutoConfig.for_model(**decoder)
     model = transformers.AutoModelForCausalLM.from_config(kind)
@@ -211,7 +211,7 @@ def top_slots(scores: Float[Tensor, " num_slots"], top_t: int) -> Int[Tensor, " 
 
 def count_reads(
     model: nn.Module, is_token: Bool[Tensor, "batch seq"]
-) -> Int[Tensor, "pools num_slots"]:
+) -> Int[Tensor, "tables num_slots"]:
     """Returns how often tokens of the last batch read each slot of each table."""
     tables = model.model.memory_values
     counts = torch.stack([torch.zeros_like(t[:, 0], dtype=torch.int64) for t in tables])
@@ -250,7 +250,7 @@ def smf_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    document_frequency: Int[Tensor, "pools num_slots"],
+    document_frequency: Int[Tensor, "tables num_slots"],
     num_documents: int,
     top_t: int,
 ) -> Step:

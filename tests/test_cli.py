@@ -26,9 +26,9 @@ from smf_jax.config import (
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.model.build import make_model
-from smf_jax.train.record import Made, describe
-from smf_jax.train.run import all_params, load_run, model_config
-from smf_jax.train.start import claim, enter_run_dir
+from smf_jax.runs.load import all_params, load_run, model_config
+from smf_jax.runs.lock import enter_run_dir, lock_run_dir
+from smf_jax.runs.record import Lineage, describe
 from tests.integration.commands import CONFIG_FILE
 from tests.tiny import ONE
 
@@ -64,9 +64,9 @@ def save_run(run_dir, seed: int) -> None:
     corpus = load_corpus(config.data)
     texts = [f"{e.prompt} {e.completion}" for e in corpus.examples]
     tokenizer = train_tokenizer(texts, "word", config.data.vocab_size)
-    made = Made(pretrain=config)
+    made = Lineage(pretrain=config)
     record = describe(made, tokenizer, corpus_hash=corpus.hash)
-    with claim(run_dir):
+    with lock_run_dir(run_dir):
         enter_run_dir(run_dir, None, record, tokenizer, Console(quiet=True))
         with checkpoint.saver(run_dir, config.save) as saver:
             params = all_params(make_model(model_config(made, tokenizer), seed))
@@ -285,9 +285,9 @@ def test_an_override_reaches_the_memory(capsys, pretrain):
 
 
 def test_an_override_that_clashes_is_refused_by_keys_and_values(refused, finetune):
-    line = refused("finetune", finetune, "--batch-size", "6", "--accumulate", "4")
+    line = refused("finetune", finetune, "--batch-size", "6", "--grad_accum_steps", "4")
 
-    assert "batch_size=6 is no multiple of accumulate=4" in line
+    assert "batch_size=6 is no multiple of grad_accum_steps=4" in line
 
 
 # --- run directories ---

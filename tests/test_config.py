@@ -14,12 +14,13 @@ from smf_jax.config import (
     OptimConfig,
     PretrainConfig,
     RetrofitConfig,
+    RopeConfig,
     RopeScalingConfig,
     WorldConfig,
     config_hash,
 )
-from smf_jax.train.record import Made, made_of
-from smf_jax.train.run import load_run
+from smf_jax.runs.load import load_run
+from smf_jax.runs.record import Lineage, lineage_of
 
 # What is wrong, and what the message must hold: the keys and both values.
 CLASHES = [
@@ -75,7 +76,7 @@ CLASHES = [
         {"weight_decay": 0.1, "optimizer": "sgd"},
         "optim.weight_decay=0.1 optim.optimizer sgd",
     ),
-    (OptimConfig, {"clip_norm": 0.0}, "optim.clip_norm=0.0"),
+    (OptimConfig, {"max_grad_norm": 0.0}, "optim.max_grad_norm=0.0"),
     (OptimConfig, {"learning_rate": 0.0}, "optim.learning_rate=0.0"),
     (OptimConfig, {"top_t": 0}, "optim.top_t=0"),
     (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps=-1"),
@@ -96,8 +97,8 @@ CLASHES = [
         "optim.rows=read model.memory",
     ),
     (PretrainConfig, {"run_dir": "r", "steps": 0}, "steps=0"),
-    (PretrainConfig, {"run_dir": "r", "balance": -0.1}, "balance=-0.1"),
-    (PretrainConfig, {"run_dir": "r", "values_rate": 0.0}, "values_rate=0.0"),
+    (PretrainConfig, {"run_dir": "r", "balance_weight": -0.1}, "balance_weight=-0.1"),
+    (PretrainConfig, {"run_dir": "r", "values_lr_scale": 0.0}, "values_lr_scale=0.0"),
     (
         FinetuneConfig,
         {"base": "b", "run_dir": "r", "steps": 9, "optim": OptimConfig(warmup_steps=9)},
@@ -105,8 +106,8 @@ CLASHES = [
     ),
     (
         FinetuneConfig,
-        {"base": "b", "run_dir": "r", "batch_size": 6, "accumulate": 4},
-        "batch_size=6 accumulate=4",
+        {"base": "b", "run_dir": "r", "batch_size": 6, "grad_accum_steps": 4},
+        "batch_size=6 grad_accum_steps=4",
     ),
     (
         FinetuneConfig,
@@ -125,7 +126,7 @@ def test_a_clash_is_refused_by_keys_and_values(kind, values, named):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "final_fraction", "clip_norm"])
+@pytest.mark.parametrize("name", ["learning_rate", "end_lr_fraction", "max_grad_norm"])
 def test_not_a_number_is_refused(name):
     with pytest.raises(ConfigError, match=name):
         OptimConfig(**{name: float("nan")})
@@ -136,8 +137,8 @@ def test_the_largest_top_k_reads_every_key():
 
 
 def test_layers_that_share_values_have_one_table():
-    assert MemoryConfig(layers=(1, 3), share_values=True).num_pools == 1
-    assert MemoryConfig(layers=(1, 3), share_values=False).num_pools == 2
+    assert MemoryConfig(layers=(1, 3), share_values=True).num_tables == 1
+    assert MemoryConfig(layers=(1, 3), share_values=False).num_tables == 2
 
 
 PLAIN = PretrainConfig(run_dir="runs/plain")
@@ -145,12 +146,11 @@ LONG = PretrainConfig(
     run_dir="runs/long",
     model=ModelConfig(
         head_dim=16,
-        rope_scaling=RopeScalingConfig(factor=4.0),
-        no_rope_layers=(1, 3),
+        rope=RopeConfig(scaling=RopeScalingConfig(factor=4.0), skip_layers=(1, 3)),
         memory=MemoryConfig(layers=(0, 2, 3), placement="add"),
     ),
     data=DataConfig(facts="facts.jsonl", background="texts.jsonl.gz"),
-    optim=OptimConfig(clip_norm=1.0),
+    optim=OptimConfig(max_grad_norm=1.0),
 )
 LORA = OptimConfig(method="lora", lora=LoraConfig(rank=3, targets="x"))
 IMPORTED = ImportConfig(
@@ -158,7 +158,7 @@ IMPORTED = ImportConfig(
     revision="abc",
     ignore=("sliding_window",),
     model=ModelConfig(vocab_size=9, memory=None),
-    end_token=2,
+    eos_token=2,
     config={"architectures": ["LlamaForCausalLM"], "rope_scaling": {"factor": 2.0}},
     files={"chat_template.jinja": "{{ messages }}"},
     data=None,
@@ -167,13 +167,13 @@ RETROFIT = RetrofitConfig(
     base="runs/imported", run_dir="runs/retrofit", data=DataConfig()
 )
 MADE = {
-    "plain": Made(pretrain=PLAIN),
-    "dense": Made(PretrainConfig(run_dir="r", model=ModelConfig(memory=None))),
-    "long": Made(pretrain=LONG),
-    "imported": Made(imported=IMPORTED),
-    "retrofitted": Made(imported=IMPORTED, retrofit=RETROFIT),
-    "taught": Made(PLAIN, finetune=FinetuneConfig(base="runs/plain", run_dir="r")),
-    "by lora": Made(
+    "plain": Lineage(pretrain=PLAIN),
+    "dense": Lineage(PretrainConfig(run_dir="r", model=ModelConfig(memory=None))),
+    "long": Lineage(pretrain=LONG),
+    "imported": Lineage(imported=IMPORTED),
+    "retrofitted": Lineage(imported=IMPORTED, retrofit=RETROFIT),
+    "taught": Lineage(PLAIN, finetune=FinetuneConfig(base="runs/plain", run_dir="r")),
+    "by lora": Lineage(
         imported=IMPORTED,
         finetune=FinetuneConfig(
             base="r", run_dir="x", facts="f.jsonl", teach="statements", optim=LORA
@@ -184,10 +184,10 @@ MADE = {
 
 @pytest.mark.parametrize("want", MADE.values(), ids=MADE)
 def test_how_a_model_came_to_be_comes_back_from_json_as_it_was(want):
-    parts = zip(Made._fields, want, strict=True)
+    parts = zip(Lineage._fields, want, strict=True)
     record = {name: part and dataclasses.asdict(part) for name, part in parts}
 
-    got = made_of(json.loads(json.dumps(record)))
+    got = lineage_of(json.loads(json.dumps(record)))
 
     assert got == want
     assert config_hash(got.own) == config_hash(want.own)

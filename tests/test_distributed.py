@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from smf_jax import distributed
+from smf_jax import multihost
 
 NAMES = ["a", "bb", "ccc", "d/é", "e"]
 
@@ -42,13 +42,13 @@ def test_each_process_does_its_share_and_all_know_all(process, monkeypatch):
     for me in range(3):
         sent = process(me)
         with pytest.raises(Sent):
-            distributed.share_out(work, NAMES)
+            multihost.split_work(work, NAMES)
 
     assert sorted(done) == NAMES
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.stack(sent))
     want = {name: name.upper() for name in NAMES}
-    assert distributed.share_out(work, NAMES) == want
+    assert multihost.split_work(work, NAMES) == want
 
 
 def test_a_single_process_does_all():
-    assert distributed.share_out(str.upper, NAMES) == {n: n.upper() for n in NAMES}
+    assert multihost.split_work(str.upper, NAMES) == {n: n.upper() for n in NAMES}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
-    ("config", "exits", "whole", "names"),
-    ("sharding", "hosts"),
-    ("kernels", "distributed"),
+    ("config", "exits", "atomic", "tree"),
+    ("sharding",),
+    ("kernels", "multihost"),
     ("model", "slots", "data"),
     ("optim", "evaluate", "checkpoint", "hf"),
-    ("train", "torch_baseline"),
+    ("runs", "torch_baseline"),
+    ("train",),
     (
         *("compare", "report", "plan", "bench"),
         *("demo", "doctor", "selftest"),

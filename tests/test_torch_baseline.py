@@ -12,10 +12,10 @@ from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.slots import select
-from smf_jax.train.counts import make_read_counter
-from smf_jax.train.setting import Background
-from smf_jax.train.state import split_for_training
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
+from smf_jax.train.usage import make_read_counter
 from tests import tiny, torch_models
 from tests.tiny import make_batch, make_model, memory_config, model_config
 
@@ -93,11 +93,11 @@ def test_logits_and_reads_are_alike(pair):
 def test_ten_steps_write_the_same_slots_with_the_same_values(pair):
     ours, theirs = pair
     memory = ours.config.memory
-    shape = (memory.num_pools, memory.num_slots)
+    shape = (memory.num_tables, memory.num_slots)
     frequency = np.random.default_rng(1).integers(0, DOCUMENTS + 1, shape, np.int32)
     optim = OptimConfig(method="smf", optimizer="sgd", learning_rate=RATE, top_t=TOP_T)
     method = make_method(optim, STEPS)
-    graph, state, frozen = split_for_training(ours, method)
+    graph, state, frozen = init_state(ours, method)
     step = make_step(graph, memory, method, 1)
     background = Background(jnp.asarray(frequency), jnp.asarray(DOCUMENTS))
     optimizer = torch_baseline.train_only_values(theirs, RATE)
@@ -161,7 +161,7 @@ def test_all_but_the_tables_is_frozen(pair):
         if id(param) not in tables
     }
     memory = theirs.model.layers[1].mlp.memory.config
-    known = torch.zeros((memory.num_pools, memory.num_slots), dtype=torch.int32)
+    known = torch.zeros((memory.num_tables, memory.num_slots), dtype=torch.int32)
 
     optimizer = torch_baseline.train_only_values(theirs, RATE)
     torch_baseline.smf_step(theirs, optimizer, make_batch(), known, DOCUMENTS, TOP_T)

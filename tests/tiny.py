@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from smf_jax import names
+from smf_jax import tree
 from smf_jax.config import (
     DataConfig,
     MemoryConfig,
@@ -85,9 +85,9 @@ def fill(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
 
     def draw(path, leaf):
         numbers = rng.normal(size=leaf.shape)
-        if "scale" in names.leaf_name(path):
+        if "scale" in tree.leaf_name(path):
             numbers = 1 + 0.3 * numbers
-        elif "bias" not in names.leaf_name(path):
+        elif "bias" not in tree.leaf_name(path):
             numbers = numbers * leaf.shape[-2] ** -0.5
         return jnp.asarray(numbers, leaf.dtype)
 
@@ -106,14 +106,14 @@ def _call(graph, params, *args):
 
 def named(model: nnx.Module) -> dict[str, jax.Array]:
     """Returns the arrays of a model by name."""
-    return names.named(nnx.as_pure(nnx.state(model)))
+    return tree.named(nnx.as_pure(nnx.state(model)))
 
 
 def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:
     """Returns a model with those of its arrays replaced that `params` names."""
     graph, old = nnx.split(model)
     new = jax.tree.map_with_path(
-        lambda path, leaf: params.get(names.leaf_name(path), leaf), nnx.as_pure(old)
+        lambda path, leaf: params.get(tree.leaf_name(path), leaf), nnx.as_pure(old)
     )
     return nnx.merge(graph, new)
 

@@ -46,7 +46,7 @@ class BenchConfig:
     seq_len: int = 64  # tokens of each
     # Parts in which SMF computes a batch: less memory, and no gradient of weights that
     # would have to be summed over parts.
-    accumulate: int = 2
+    grad_accum_steps: int = 2
     top_t: int = 500  # rows that a step of SMF writes
     rank: int = 8  # of LoRA
     most_keys: int = 2048  # of a half, in the largest of the growing tables
@@ -57,6 +57,6 @@ class BenchConfig:
     def __post_init__(self):
         for name in ("repeats", "texts", "seq_len", "top_t", "rank", "most_keys"):
             require(getattr(self, name) > 0, f"--{name} must be above 0")
-        require_parts("--texts", self.texts, self.accumulate)
+        require_parts("--texts", self.texts, self.grad_accum_steps)
         require(self.model.memory is not None, "a bench needs model.memory")
         require(self.model.vocab_size > 0, "a bench needs model.vocab_size")

@@ -9,10 +9,10 @@ import numpy as np
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work
 from smf_jax.config import ComputeConfig
-from smf_jax.kernels import rows
+from smf_jax.kernels import row_sums
 from smf_jax.kernels.sharded import Kernels, kernels, product_key_top_k
-from smf_jax.optim.rows import write_rows
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.kernels.table_rows import put_rows, take_rows
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 COPIED = 2**28  # bytes: more than any cache holds
 ROWS_WRITTEN = 10_000  # more than a large batch chooses
@@ -76,7 +76,7 @@ def ours(reading: Reading) -> dict[str, Moving]:
     values, cotangent = map(as_table, (reading.values, reading.cotangent))
     of_host = (reading.slots, reading.weights, reading.chosen)
     slots, weights, chosen = map(jax.numpy.asarray, of_host)
-    of_chosen = jax.jit(rows.chosen_rows_gradient, static_argnums=4)
+    of_chosen = jax.jit(row_sums.selected_rows_gradient, static_argnums=4)
     work = functools.partial(of_chosen, cotangent, slots, weights, chosen, len(values))
     works = {"chosen rows' gradient, smf_jax": Moving(work, None)}
     for name, way in _ways().items():
@@ -102,8 +102,8 @@ def _ways() -> dict[str, Kernels]:
     of_xla = kernels(ONE_DEVICE)
     if jax.default_backend() == "cpu":
         return {"smf_jax": of_xla}
-    placement = Placement(compute=ComputeConfig(lookup="pallas"))
-    return {"XLA": of_xla, "kernels": kernels(placement)}
+    layout = MeshLayout(compute=ComputeConfig(lookup="pallas"))
+    return {"XLA": of_xla, "kernels": kernels(layout)}
 
 
 def copy() -> dict[str, Moving]:
@@ -119,7 +119,12 @@ def writing(reading: Reading) -> dict[str, Moving]:
     count = min(ROWS_WRITTEN, len(table))
     slots = np.random.default_rng(1).permutation(len(table))[:count].astype(np.int32)
     updates = jax.numpy.ones((count, table.shape[1]))
-    write = jax.jit(write_rows, donate_argnums=0)
+
+    def add_rows(table, updates, slots):
+        rows = take_rows(ONE_DEVICE, table, slots)
+        return put_rows(ONE_DEVICE, table, slots, rows + updates)
+
+    write = jax.jit(add_rows, donate_argnums=0)
 
     def work():
         nonlocal table

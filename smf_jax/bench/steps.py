@@ -19,20 +19,19 @@ from smf_jax.config import (
     ModelConfig,
     OptimConfig,
     PretrainConfig,
-    Rows,
 )
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.generate import generate_greedily
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.names import named
 from smf_jax.optim.methods import make_method
-from smf_jax.sharding import ONE_DEVICE, Placement, make_placement
-from smf_jax.train.prefix import with_prefixes
-from smf_jax.train.setting import Background
-from smf_jax.train.state import split_for_training
+from smf_jax.sharding import ONE_DEVICE, MeshLayout, make_layout
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.prefix_cache import with_prefixes
+from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
+from smf_jax.tree import named
 
 DOCUMENTS, STEPS = 1000, 1000
 SCALE = 0.02  # of parameters
@@ -49,13 +48,13 @@ class Stepping(NamedTuple):
     trainable: int  # numbers that it may change
 
 
-def place(config: BenchConfig) -> Placement:
+def place(config: BenchConfig) -> MeshLayout:
     """Returns one device, and how it computes.
 
     Raises:
       ConfigError: There are no kernels for it.
     """
-    return make_placement(MeshConfig(data=1), config.compute, None)
+    return make_layout(MeshConfig(data=1), config.compute, None)
 
 
 def draw_batch(config: BenchConfig) -> Batch:
@@ -77,7 +76,7 @@ def draw_batch(config: BenchConfig) -> Batch:
 
 def draw_frequency(memory: MemoryConfig) -> np.ndarray:
     """Returns a document frequency of each slot."""
-    shape = (memory.num_pools, memory.num_slots)
+    shape = (memory.num_tables, memory.num_slots)
     return np.random.default_rng(1).integers(0, DOCUMENTS, shape, np.int32)
 
 
@@ -93,13 +92,13 @@ def dense_part(model: ModelConfig) -> ModelConfig:
     return with_memory(model, num_keys=32, num_heads=1, top_k=1)
 
 
-def fill_model(config: ModelConfig, placement: Placement = ONE_DEVICE) -> Transformer:
+def fill_model(config: ModelConfig, layout: MeshLayout = ONE_DEVICE) -> Transformer:
     """Returns a model of random parameters, all rows of its tables alike.
 
     How long a row takes does not depend on its numbers, and to draw a table takes four
     times its memory on a CPU.
     """
-    abstract = abstract_model(config, placement)
+    abstract = abstract_model(config, layout)
     rngs = nnx.Rngs(0)
 
     def fill(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -121,44 +120,39 @@ def stepping(
       model: What it trains.
       method: Its name.
       known: Whether what lies below the memory is known, as it is of texts that come
-        again (`smf_jax.train.prefix`).
+        again (`smf_jax.train.prefix_cache`).
     """
-    placement = place(config)
-    made = fill_model(model, placement)
+    layout = place(config)
+    made = fill_model(model, layout)
     if method == "lora":
         add_lora(made, LoraConfig(rank=config.rank), rngs=nnx.Rngs(0))
     top_t = min(config.top_t, model.memory.num_slots)
     rule = make_method(OptimConfig(method=method, top_t=top_t, **SGD), STEPS)
-    graph, state, frozen = split_for_training(made, rule)
+    graph, state, frozen = init_state(made, rule)
     background, parts = None, 1
     if method == "smf":
-        parts = config.accumulate
+        parts = config.grad_accum_steps
         frequency = jnp.asarray(draw_frequency(model.memory))
         background = Background(frequency, jnp.asarray(DOCUMENTS))
     batch = draw_batch(config)
     if known:
         params = (state.trainable, frozen)
         (batch,) = with_prefixes([batch], graph, params, 1, Console(quiet=True))
-    step = make_step(graph, model.memory, rule, parts, placement=placement)
+    step = make_step(graph, model.memory, rule, parts, layout=layout)
     stepping = _stepping(step, state, frozen, background, batch)
     if method == "smf":  # of the table the chosen rows
         stepping = stepping._replace(trainable=top_t * model.memory.value_dim)
     return stepping
 
 
-def pretraining(
-    config: BenchConfig, model: ModelConfig, rows: Rows = "all"
-) -> Stepping:
-    """Returns a step that trains everything by AdamW, and evens out what is read.
-
-    Of tables all rows move in it, or those that the batch reads.
-    """
+def pretraining(config: BenchConfig, model: ModelConfig) -> Stepping:
+    """Returns a pretraining step by AdamW, with the balance loss."""
     settings = PretrainConfig(run_dir="", steps=STEPS, model=model)
-    rule = make_method(OptimConfig(rows=rows), STEPS, settings.values_rate)
-    placement = place(config)
-    graph, state, frozen = split_for_training(fill_model(model, placement), rule)
-    balance = settings.balance if model.memory is not None else 0.0
-    step = make_step(graph, model.memory, rule, 1, balance, placement=placement)
+    rule = make_method(OptimConfig(), STEPS, settings.values_lr_scale)
+    layout = place(config)
+    graph, state, frozen = init_state(fill_model(model, layout), rule)
+    balance_weight = settings.balance_weight if model.memory is not None else 0.0
+    step = make_step(graph, model.memory, rule, 1, balance_weight, layout=layout)
     return _stepping(step, state, frozen, None, draw_batch(config))
 
 

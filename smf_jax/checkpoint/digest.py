@@ -22,8 +22,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped, UInt32
 
-from smf_jax import distributed
-from smf_jax.names import named
+from smf_jax import multihost
+from smf_jax.tree import named
 
 # Any would do: the first digits of the square roots of 2, 3, 5 and 7.
 SEEDS = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A)
@@ -44,7 +44,7 @@ def digests(arrays: PyTree) -> dict[str, str]:
     sums = np.array([_sum_here(part) for part in parts], np.uint32)
     spread = np.array([not part.is_fully_addressable for part in parts])
     if spread.any():
-        with distributed.naming_the_missing():
+        with multihost.blame_lost_process():
             of_all = multihost_utils.process_allgather(sums)
         sums = np.where(spread[:, None], of_all.sum(0, dtype=np.uint32), sums)
     return {

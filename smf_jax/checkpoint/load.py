@@ -13,8 +13,8 @@ from smf_jax.checkpoint import manifest
 from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.manifest import Manifest
 from smf_jax.config import ConfigError, require
-from smf_jax.names import named
 from smf_jax.sharding import ONE_DEVICE
+from smf_jax.tree import named
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -76,7 +76,7 @@ def load(
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     # Said outright: by default orbax puts arrays where they were when saved.
-    sharding = leaf.sharding or ONE_DEVICE.everywhere
+    sharding = leaf.sharding or ONE_DEVICE.replicated
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

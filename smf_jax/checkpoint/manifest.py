@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.config import ConfigError
 
 MANIFEST = "manifest.json"
@@ -130,11 +130,11 @@ def problems(run_dir: Path, step: int) -> list[str]:
 
 def _digests_there(folder: Path, manifest: Manifest) -> dict[str, str]:
     def digest(name):
-        distributed.working(f"{name} compared")
+        multihost.busy(f"{name} compared")
         return file_digest(folder / name)
 
     there = {str(path.relative_to(folder)) for path in _files(folder)}
-    digests = distributed.share_out(digest, sorted(manifest.files))
+    digests = multihost.split_work(digest, sorted(manifest.files))
     return {name: digests.get(name, "") for name in there}
 
 

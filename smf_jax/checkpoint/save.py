@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.checkpoint import manifest
 from smf_jax.checkpoint.digest import digests
 from smf_jax.checkpoint.load import latest_step, steps
@@ -55,14 +55,14 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
             with _said_clearly(run_dir, folder):
                 beside = folder.with_name(f"{step}.saving")
                 beside.mkdir(parents=True, exist_ok=True)
-                distributed.wait_for_all(f"save {step}")
+                multihost.barrier(f"save {step}")
                 writing = ocp.save_checkpointables_async(beside / "arrays", arrays)
             logged = manifest.log_size(run_dir)
 
             def finish() -> None:
                 with _said_clearly(run_dir, folder):
                     writing.result()
-                    if distributed.is_main():
+                    if multihost.is_main():
                         record = Manifest(
                             step=step,
                             progress=progress,
@@ -75,7 +75,7 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
                         )
                         manifest.write(beside, record)
                         os.rename(beside, folder)
-                if distributed.is_main():
+                if multihost.is_main():
                     _prune(run_dir, config)
 
             pending.append(thread.submit(finish))
@@ -83,7 +83,7 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
         yield Saver(save, lambda: settle(wait=False))
         settle(wait=True)
         # A process that left now would be missed while the first one still writes.
-        distributed.wait_for_all("saved")
+        multihost.barrier("saved")
 
 
 @contextlib.contextmanager

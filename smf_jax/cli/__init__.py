@@ -13,7 +13,7 @@ from rich.console import Console
 from smf_jax.cli.verbs import VERBS
 from smf_jax.config import ConfigError
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
-from smf_jax.hosts.who import take_flags
+from smf_jax.multihost.cluster import take_flags
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
@@ -92,7 +92,7 @@ def _say_stopped(verb: str, error: BaseException) -> int:
 def _finish(
     verb: str, arguments: Sequence[str], said: Mapping[str, str], debug: bool
 ) -> int:
-    from smf_jax import distributed
+    from smf_jax import multihost
     from smf_jax.checkpoint import SaveError
     from smf_jax.hf import ExportError
     from smf_jax.train.guard import TrainingError
@@ -102,9 +102,9 @@ def _finish(
     code = 1
     try:
         if not {"-h", "--help"} & {*arguments}:
-            distributed.initialize(said)
+            multihost.initialize(said)
             _require_same_command(verb, arguments)
-        console = Console(soft_wrap=True, quiet=not distributed.is_main())
+        console = Console(soft_wrap=True, quiet=not multihost.is_main())
         console.on_broken_pipe = functools.partial(_fall_silent, console)
         code = VERBS[verb](arguments, console) or 0
     except BrokenPipeError:
@@ -118,19 +118,19 @@ def _finish(
     except (KeyboardInterrupt, Interrupted) as error:
         code = _say_stopped(verb, error)
     finally:
-        distributed.leave(code)
+        multihost.shut_down(code)
     return code
 
 
 def _require_same_command(verb: str, arguments: Sequence[str]) -> None:
     import jax
 
-    from smf_jax import distributed
-    from smf_jax.train.record import code_version
+    from smf_jax import multihost
+    from smf_jax.runs.record import code_version
 
     if jax.process_count() > 1:
         command = {"verb": verb, "arguments": list(arguments), **code_version()}
-        distributed.require_same("command or code", command)
+        multihost.require_same("command or code", command)
 
 
 def _fall_silent(console: Console | None = None) -> None:

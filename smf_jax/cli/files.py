@@ -57,12 +57,13 @@ def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
 
 def mesh_of(arguments: Sequence[str]) -> MeshConfig:
     """Returns the devices that the run which is named first is for, if it is a run."""
-    from smf_jax.train.record import CONFIG, made_of, read_record
+    from smf_jax.runs.files import CONFIG
+    from smf_jax.runs.record import lineage_of, read_record
 
     run_dir = Path(arguments[0]) if arguments else Path()
     if not (run_dir / CONFIG).is_file():
         return MeshConfig()
-    return made_of(read_record(run_dir)).mesh
+    return lineage_of(read_record(run_dir)).mesh
 
 
 def shown(kind: type, default: Any) -> Any:
@@ -99,6 +100,6 @@ def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any
         f"Example: smf {verb} configs/NAME.py",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    from smf_jax.train.start import Resume
+    from smf_jax.runs.open import Resume
 
     return config, Resume(resume, allow_fallback)

@@ -47,7 +47,7 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
     data = None
     if facts is not None or background is not None:
         data = DataConfig(facts=facts, background=background, seq_len=seq_len)
-    from smf_jax.train.exchange import import_run
+    from smf_jax.runs.convert import import_run
 
     path = import_run(source, run, revision, ignore, data, console)
     console.print(f"run: {path}")
@@ -82,7 +82,7 @@ def export_hf(arguments: Sequence[str], console: Console) -> None:
     run, directory, patch, dtype = tyro.cli(
         options, args=list(arguments), prog="smf export-hf"
     )
-    from smf_jax.train.exchange import export_run
+    from smf_jax.runs.convert import export_run
 
     export_run(run, directory, patch, dtype, console)
 

@@ -101,10 +101,10 @@ def _parse(arguments: Sequence[str]) -> tuple:
 
 def _made(config: Any) -> Any:
     """Returns how the model of a run comes to be, though it may not be made yet."""
-    from smf_jax.train.record import Made, made_of, read_record
+    from smf_jax.runs.record import Lineage, lineage_of, read_record
 
     if isinstance(config, PretrainConfig):
-        return Made(pretrain=config)
+        return Lineage(pretrain=config)
     base = Path(config.base)
     if base.suffix == ".py":
         made = _made(read_config(base, KINDS, "plan"))
@@ -114,7 +114,7 @@ def _made(config: Any) -> Any:
             f"{base}: no such run directory; name the configuration file that makes "
             "it: --base configs/NAME.py",
         )
-        made = made_of(read_record(base))
+        made = lineage_of(read_record(base))
     if isinstance(config, RetrofitConfig):
         return made._replace(retrofit=config)
     return made._replace(finetune=config)

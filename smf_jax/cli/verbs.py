@@ -64,7 +64,7 @@ def usage(arguments: Sequence[str], console: Console) -> None:
     )
     require(documents > 0, f"--documents {documents} must be above 0")
     require(size is None or size > 0, f"--batch-size {size} must be above 0")
-    from smf_jax.train.pretrain import collect_usage
+    from smf_jax.train.usage import collect_usage
 
     collect_usage(run, documents, console, size, mesh)
 
@@ -113,7 +113,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     run, facts, step, mesh = tyro.cli(
         options, args=list(arguments), prog="smf evaluate"
     )
-    from smf_jax.train.questions import evaluate
+    from smf_jax.train.evaluation import evaluate
 
     _print_point(evaluate(run, facts, console, step, mesh), console)
 
@@ -145,9 +145,9 @@ def ask(arguments: Sequence[str], console: Console) -> None:
     )
     require(question.strip() != "", "the question is blank")
     require(tokens > 0, f"--max-new-tokens {tokens} must be above 0")
-    from smf_jax.train.questions import ask_one
+    from smf_jax.train.evaluation import answer_one
 
-    answer = ask_one(run, question, tokens, mesh)
+    answer = answer_one(run, question, tokens, mesh)
     console.print(answer, markup=False, highlight=False)
 
 
@@ -168,7 +168,7 @@ def verify(arguments: Sequence[str], console: Console) -> int:
         return run
 
     run = tyro.cli(options, args=list(arguments), prog="smf verify")
-    from smf_jax.train.verify import verify
+    from smf_jax.runs.verify import verify
 
     return 0 if verify(Path(run), console) else 1
 
@@ -198,7 +198,7 @@ def selftest(arguments: Sequence[str], console: Console) -> int:
 
 def bench(arguments: Sequence[str], console: Console) -> None:
     """Times this machine, beside PyTorch where it is installed."""
-    from smf_jax.bench import show, walk
+    from smf_jax.bench import report, run
     from smf_jax.bench.config import BenchConfig
 
     config = tyro.cli(
@@ -208,9 +208,9 @@ def bench(arguments: Sequence[str], console: Console) -> None:
         description=f"{BenchConfig.__doc__}\n\nExample: smf bench --out runs/bench",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    results = walk.run(config, console)
-    show.show(config, results, console)
-    console.print(f"figure: {show.draw(config, results)}")
+    results = run.run(config, console)
+    report.show(config, results, console)
+    console.print(f"figure: {report.draw(config, results)}")
 
 
 def doctor(arguments: Sequence[str], console: Console) -> None:

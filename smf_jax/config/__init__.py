@@ -5,19 +5,22 @@ written to the run directory as JSON, and later commands read that record.
 """
 
 from smf_jax.config.checks import ConfigError, require, require_parts
-from smf_jax.config.mesh import ComputeConfig, Layout, MeshConfig, name_mesh
-from smf_jax.config.model import MemoryConfig, ModelConfig, RopeScalingConfig
-from smf_jax.config.optim import LoraConfig, OptimConfig, Rows, Selector
-from smf_jax.config.run import (
+from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
+from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
+from smf_jax.config.model import (
+    MemoryConfig,
+    ModelConfig,
+    RopeConfig,
+    RopeScalingConfig,
+)
+from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
+from smf_jax.config.train import (
     USAGE_DOCUMENTS,
-    DataConfig,
     FinetuneConfig,
-    ImportConfig,
     PretrainConfig,
     RetrofitConfig,
     SaveConfig,
-    Teach,
-    WorldConfig,
+    TrainConfig,
     config_hash,
 )
 
@@ -28,7 +31,6 @@ __all__ = [
     "DataConfig",
     "FinetuneConfig",
     "ImportConfig",
-    "Layout",
     "LoraConfig",
     "MemoryConfig",
     "MeshConfig",
@@ -36,11 +38,13 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "RetrofitConfig",
+    "RopeConfig",
     "RopeScalingConfig",
-    "Rows",
     "SaveConfig",
     "Selector",
+    "TableSplit",
     "Teach",
+    "TrainConfig",
     "WorldConfig",
     "config_hash",
     "name_mesh",

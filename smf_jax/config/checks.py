@@ -38,5 +38,5 @@ def require_parts(name: str, rows: int, parts: int) -> None:
     """Raises `ConfigError` unless so many rows can be cut into parts that are alike."""
     require(
         parts > 0 and rows % parts == 0,
-        f"{name}={rows} is no multiple of accumulate={parts}",
+        f"{name}={rows} is no multiple of grad_accum_steps={parts}",
     )

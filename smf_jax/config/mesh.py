@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from smf_jax.config.checks import require
 
-Layout = Literal["columns", "slots", "everywhere"]
+TableSplit = Literal["columns", "slots", "everywhere"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class MeshConfig:
     fsdp: int = 1  # parts of a parameter, gathered for use; these, too, share the batch
     model: int = 1  # parts of a layer's width
     # A memory's table: value_dim over `model`; slots over `model`; slots over all three
-    values: Layout = "columns"
+    values: TableSplit = "columns"
 
     def __post_init__(self):
         for name, least in (("data", 0), ("fsdp", 0), ("model", 1)):

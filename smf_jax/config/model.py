@@ -24,6 +24,18 @@ class RopeScalingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+
+    theta: float = 10_000.0  # base of the wavelengths
+    scaling: RopeScalingConfig | None = None
+    skip_layers: tuple[int, ...] = ()  # layers without positions (SmolLM3)
+
+    def __post_init__(self):
+        require_positive("rope", self, "theta")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Product-key memory layers (Lample et al. 2019; Berges et al. 2024)."""
 
@@ -63,7 +75,7 @@ class MemoryConfig:
         return self.num_keys**2
 
     @property
-    def num_pools(self) -> int:
+    def num_tables(self) -> int:
         """Tables of values: one when the layers share it."""
         return 1 if self.share_values else len(self.layers)
 
@@ -79,9 +91,7 @@ class ModelConfig:
     num_kv_heads: int = 4  # key and value heads; num_heads is a multiple of it
     head_dim: int | None = None  # None: dim / num_heads
     hidden_dim: int = 384  # width inside the SwiGLU feed-forward
-    rope_theta: float = 10_000.0  # base of the rotary wavelengths
-    rope_scaling: RopeScalingConfig | None = None
-    no_rope_layers: tuple[int, ...] = ()  # without rotary positions (SmolLM3)
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     tie_embeddings: bool = True  # the output layer is the embedding, transposed
     qkv_bias: bool = False  # biases on query, key and value (Qwen2)
     qk_norm: bool = False  # RMS-norm on each query and key head (Qwen3)
@@ -90,7 +100,7 @@ class ModelConfig:
 
     def __post_init__(self):
         positive = ("dim", "num_layers", "num_heads", "num_kv_heads", "hidden_dim")
-        require_positive("model", self, *positive, "rope_theta", "norm_eps")
+        require_positive("model", self, *positive, "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} is no multiple of "
@@ -106,8 +116,8 @@ class ModelConfig:
             f"a head is {self.head_width} wide; rotary embedding needs an even width",
         )
         require(
-            all(0 <= layer < self.num_layers for layer in self.no_rope_layers),
-            f"model.no_rope_layers={self.no_rope_layers} must lie in 0 .. "
+            all(0 <= layer < self.num_layers for layer in self.rope.skip_layers),
+            f"model.rope.skip_layers={self.rope.skip_layers} must lie in 0 .. "
             f"{self.num_layers - 1}, for model.num_layers={self.num_layers}",
         )
         if self.memory is not None:

@@ -7,7 +7,6 @@ from typing import Literal
 from smf_jax.config.checks import require, require_not_negative, require_positive
 
 Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
-Rows = Literal["all", "read"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,38 +30,28 @@ class OptimConfig:
     learning_rate: float = 2e-3  # the highest of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = 0  # rises linearly over these
-    final_fraction: float = 0.0  # of learning_rate, where cosine and linear end
+    end_lr_fraction: float = 0.0  # of learning_rate, where cosine and linear end
     weight_decay: float = 0.0  # not SGD's; of matrices, and of rows that smf chose
-    momentum: float = 0.0  # SGD's
-    clip_norm: float | None = None  # of the gradient of what trains; None: no clipping
-    rows: Rows = "all"  # full, memory: which of a table's move, with their moments
+    max_grad_norm: float | None = (
+        None  # of the gradient of what trains; None: no clipping
+    )
     top_t: int = 500  # smf: slots written per step and table
     select: Selector = "tfidf"  # smf: what ranks the slots
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self):
         require_positive("optim", self, "learning_rate", "top_t")
-        shares = ("final_fraction", "weight_decay", "momentum")
+        shares = ("end_lr_fraction", "weight_decay")
         require_not_negative("optim", self, "warmup_steps", *shares)
         require(
-            self.clip_norm is None or 0 < self.clip_norm < math.inf,
-            f"optim.clip_norm={self.clip_norm} must be above 0 and finite, or None",
+            self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
+            f"optim.max_grad_norm={self.max_grad_norm} must be above 0 and finite, or None",
         )
         require(
             self.learning_rate < 1 or self.optimizer == "sgd",
             f"optim.learning_rate={self.learning_rate} is a rate for SGD, but "
             f"optim.optimizer is {self.optimizer}, by which every number moves by "
             "about the rate in a step",
-        )
-        require(
-            self.momentum == 0 or self.optimizer == "sgd",
-            f"optim.momentum={self.momentum} is SGD's, but optim.optimizer is "
-            f"{self.optimizer}",
-        )
-        require(
-            self.rows == "all" or self.method in ("full", "memory"),
-            f"optim.rows={self.rows} is for optim.method=full and memory; "
-            f"{self.method} says itself what moves",
         )
         require(
             self.optimizer != "muon" or self.method in ("full", "memory"),

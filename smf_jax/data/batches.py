@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
     records: Int[np.ndarray, "batch seq"]  # which record a token is of, by its place
     # Places in a row of all targets with a loss, if they are fewer than its targets.
-    scored: Int[np.ndarray, "batch some"] | None = None
+    loss_positions: Int[np.ndarray, "batch some"] | None = None
     prefix: PyTree | None = None  # what the lower part of a model makes of it, if known
 
 
@@ -103,7 +103,7 @@ def pack_corpus(
     texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
     facts = _pack(facts, seq_len)
     if facts and not texts:  # rows of a batch are alike, and texts have no places
-        facts = with_scored(facts)
+        facts = with_loss_positions(facts)
     return Packed(facts, texts, dropped, records)
 
 
@@ -210,7 +210,7 @@ def packed_batches(
     return iter(source.to_iter_dataset(IN_LINE).batch(batch_size))
 
 
-def with_scored(rows: Sequence[Batch]) -> list[Batch]:
+def with_loss_positions(rows: Sequence[Batch]) -> list[Batch]:
     """Returns rows with the places of targets that have a loss, as many in each.
 
     Where a row has a loss on all of its targets, there are no places to name.
@@ -224,6 +224,6 @@ def with_scored(rows: Sequence[Batch]) -> list[Batch]:
     # First the places with a loss; where a row has fewer, others fill it up.
     orders = (np.argsort(row.weights <= 0, -1, kind="stable") for row in rows)
     return [
-        row._replace(scored=order[..., :most].astype(np.int32))
+        row._replace(loss_positions=order[..., :most].astype(np.int32))
         for row, order in zip(rows, orders, strict=True)
     ]

@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from smf_jax.config import ConfigError, require
 
-PAD, END, UNKNOWN = 0, 1, 2
-SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, END and UNKNOWN
+PAD, EOS, UNKNOWN = 0, 1, 2
+SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
 ANCHOR = "a"  # any word: what follows it is encoded as what follows a prompt
 
 
@@ -21,13 +21,13 @@ class Tokenizer(NamedTuple):
     """Rules that turn text into ids, and the ids that stand around a text."""
 
     rules: tokenizers.Tokenizer
-    start: tuple[int, ...] = ()  # before every text, as some models have been trained
-    end: int = END  # after every text
+    bos: tuple[int, ...] = ()  # before every text, for models trained that way
+    eos: int = EOS  # after every text
 
     @property
     def num_tokens(self) -> int:
         """Rows that an embedding of all its ids needs."""
-        return max([*self.rules.get_vocab().values(), *self.start, self.end]) + 1
+        return max([*self.rules.get_vocab().values(), *self.bos, self.eos]) + 1
 
 
 def train_tokenizer(
@@ -68,7 +68,7 @@ def train_tokenizer(
     return Tokenizer(rules)
 
 
-def load_tokenizer(path: Path, end: int | str = END) -> Tokenizer:
+def load_tokenizer(path: Path, end: int | str = EOS) -> Tokenizer:
     """Reads a tokenizer, and finds what it puts before a text.
 
     `end` is the token that ends a text, or its id.
@@ -130,13 +130,13 @@ def _try_rules(text: str) -> tokenizers.Tokenizer:
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Returns 16 hex digits that name a tokenizer's vocabulary, rules and ends."""
-    text = f"{tokenizer.rules.to_str()} {tokenizer.start} {tokenizer.end}"
+    text = f"{tokenizer.rules.to_str()} {tokenizer.bos} {tokenizer.eos}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the ids of `text`, with those that stand around it."""
-    return [*encode_prompt(tokenizer, text), tokenizer.end]
+    return [*encode_prompt(tokenizer, text), tokenizer.eos]
 
 
 def encode_answered(
@@ -151,7 +151,7 @@ def encode_answered(
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Returns the ids of a prompt that waits for its completion."""
-    return [*tokenizer.start, *_encode(tokenizer, prompt)]
+    return [*tokenizer.bos, *_encode(tokenizer, prompt)]
 
 
 def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
@@ -161,7 +161,7 @@ def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
     encoded behind a word, and the ids of that word are taken away.
     """
     ids = _encode(tokenizer, f"{ANCHOR} {completion}")
-    return [*ids[len(_encode(tokenizer, ANCHOR)) :], tokenizer.end]
+    return [*ids[len(_encode(tokenizer, ANCHOR)) :], tokenizer.eos]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -172,7 +172,7 @@ def decode(tokenizer: Tokenizer, ids: Iterable) -> str:
     """Returns the text of the ids before the first end token."""
     before_end = []
     for token in ids:
-        if token == tokenizer.end:
+        if token == tokenizer.eos:
             break
         before_end.append(int(token))
     return tokenizer.rules.decode(before_end).strip()

@@ -10,7 +10,7 @@ from smf_jax.demo.recipes import (
     finetune_config,
     retrofit_config,
 )
-from smf_jax.demo.walk import run, walk
+from smf_jax.demo.run import run, walk
 
 __all__ = [
     "FILE_RECIPES",

@@ -76,9 +76,9 @@ def base_config(config: DemoConfig) -> PretrainConfig:
             learning_rate=5e-3,
             schedule="linear",
             warmup_steps=20,
-            final_fraction=0.05,
+            end_lr_fraction=0.05,
             weight_decay=0.01,
-            clip_norm=1.0,
+            max_grad_norm=1.0,
         ),
     )
 
@@ -103,11 +103,11 @@ SMF = OptimConfig(
     # The first losses are the largest: at the full rate their steps would do most of
     # the harm of a whole run.
     warmup_steps=200,
-    final_fraction=0.1,
+    end_lr_fraction=0.1,
     top_t=8000,
 )
 LORA = OptimConfig(
-    method="lora", schedule="linear", warmup_steps=20, final_fraction=0.1
+    method="lora", schedule="linear", warmup_steps=20, end_lr_fraction=0.1
 )
 FULL = dataclasses.replace(LORA, method="full")
 
@@ -116,8 +116,12 @@ FULL = dataclasses.replace(LORA, method="full")
 WORLD_RECIPES = {
     "smf": Recipe((1500.0, 750.0, 3000.0), SMF),
     # The rates that forget least finish learning only if they hardly decay.
-    "lora": Recipe((1e-3, 3e-4, 3e-3), dataclasses.replace(LORA, final_fraction=0.565)),
-    "full": Recipe((3e-4, 1e-4, 1e-3), dataclasses.replace(FULL, final_fraction=0.565)),
+    "lora": Recipe(
+        (1e-3, 3e-4, 3e-3), dataclasses.replace(LORA, end_lr_fraction=0.565)
+    ),
+    "full": Recipe(
+        (3e-4, 1e-4, 1e-3), dataclasses.replace(FULL, end_lr_fraction=0.565)
+    ),
 }
 # Of a base that was given its memory afterwards. It stands beside the feed-forward with
 # a scale below 1, so its rows have less of a gradient and must go further.

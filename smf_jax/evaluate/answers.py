@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import (
     PAD,
@@ -22,7 +22,7 @@ from smf_jax.data.tokenizer import (
     encode_prompt,
 )
 from smf_jax.model.generate import generate_greedily
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 QUESTIONS_PER_BATCH = 256
 
@@ -81,7 +81,7 @@ def answer(
     tokenizer: Tokenizer,
     questions: Sequence[str],
     max_new_tokens: int,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
 ) -> list[str]:
     """Returns the model's greedy answer to each question.
 
@@ -91,7 +91,7 @@ def answer(
       tokenizer: The model's own.
       questions: Prompts.
       max_new_tokens: Where an answer ends that does not end itself.
-      placement: Where the parameters are.
+      layout: Where the parameters are.
     """
     prompts = [encode_prompt(tokenizer, question) for question in questions]
     # Every batch has as many rows, and questions of like length. The longest come
@@ -100,11 +100,11 @@ def answer(
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     answers = [""] * len(prompts)
     for start in range(0, len(prompts), rows):
-        distributed.working(f"questions, from {start} on by length")
+        multihost.busy(f"questions, from {start} on by length")
         numbers = order[start : start + rows]
         batch = [prompts[number] for number in numbers]
-        given = placement.share(_padded(batch, rows))
-        ids = _generate(graph, params, *given, max_new_tokens, tokenizer.end)
+        given = layout.shard_batch(_padded(batch, rows))
+        ids = _generate(graph, params, *given, max_new_tokens, tokenizer.eos)
         for number, row in zip(numbers, np.asarray(ids), strict=False):
             answers[number] = decode(tokenizer, row)
     return answers
@@ -131,4 +131,4 @@ def _padded(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray
 def _generate(graph, params, tokens, is_prompt, max_new_tokens, end):
     model = nnx.merge(graph, *params)
     ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, end)
-    return model.placement.constrain(ids)  # whole, as the host is to read them
+    return model.layout.constrain(ids)  # whole, as the host is to read them

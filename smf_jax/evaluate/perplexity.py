@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.data.batches import Batch
 from smf_jax.model.loss import sum_losses
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 
 def mean_loss(
@@ -19,7 +19,7 @@ def mean_loss(
     params: tuple[PyTree, ...],
     rows: Sequence[Batch],
     batch_size: int,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
 ) -> float:
     """Returns the mean loss in nats over all weighted targets; exp of it is perplexity.
 
@@ -28,17 +28,17 @@ def mean_loss(
       params: Its parameters, in the parts that `graph` was split into.
       rows: Single rows, all of one length.
       batch_size: Rows computed at once.
-      placement: Where the parameters are.
+      layout: Where the parameters are.
     """
     loss = weight = 0.0
     for start in range(0, len(rows), batch_size):
-        distributed.working(f"text {start}")
+        multihost.busy(f"text {start}")
         part = rows[start : start + batch_size]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *part)
         lacking = batch_size - len(part)  # filled up: one shape, one compilation
         fill = [(0, lacking), (0, 0)]
         batch = jax.tree.map(lambda leaf, fill=fill: np.pad(leaf, fill), batch)
-        loss += float(_summed_loss(graph, params, placement.share(batch)))
+        loss += float(_summed_loss(graph, params, layout.shard_batch(batch)))
         weight += float(batch.weights.sum())
     return loss / weight
 

@@ -8,7 +8,7 @@ save.py      and into one, read back and compared
 adapter.py   low-rank additions for PEFT
 """
 
-from smf_jax.hf.files import carried_files, fetch, read_json
+from smf_jax.hf.files import carried_files, fetch, read_model_json
 from smf_jax.hf.load import describe, import_model, read_tokenizer, split_config
 from smf_jax.hf.save import Dtype, ExportError, export_model
 
@@ -20,7 +20,7 @@ __all__ = [
     "export_model",
     "fetch",
     "import_model",
-    "read_json",
+    "read_model_json",
     "read_tokenizer",
     "split_config",
 ]

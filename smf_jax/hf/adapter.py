@@ -54,5 +54,5 @@ def write_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    files.write_json(folder / _CONFIG, config)
+    files.write_model_json(folder / _CONFIG, config)
     return True

@@ -5,7 +5,13 @@ from typing import Any
 
 import dacite
 
-from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig, require
+from smf_jax.config import (
+    ConfigError,
+    ModelConfig,
+    RopeConfig,
+    RopeScalingConfig,
+    require,
+)
 from smf_jax.hf.families import FAMILIES, Family
 
 # Keys of a configuration that change no logit, or none of a text that fits the model.
@@ -153,9 +159,7 @@ def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         hidden_dim=config["intermediate_size"],
-        rope_theta=float(theta),
-        rope_scaling=scaling,
-        no_rope_layers=skipping,
+        rope=RopeConfig(theta=float(theta), scaling=scaling, skip_layers=skipping),
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
@@ -175,12 +179,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     Raises:
       ConfigError: None has.
     """
-    asked = (config.qkv_bias, config.qk_norm, bool(config.no_rope_layers))
+    asked = (config.qkv_bias, config.qk_norm, bool(config.rope.skip_layers))
     found = [f for f in FAMILIES if (f.qkv_bias, f.qk_norm, f.skips_rope) == asked]
     if not found:
         raise ConfigError(
             f"no family has qkv_bias={config.qkv_bias}, qk_norm={config.qk_norm} and "
-            f"no_rope_layers={config.no_rope_layers} at once"
+            f"rope.skip_layers={config.rope.skip_layers} at once"
         )
     family, layers = found[0], range(config.num_layers)
     written = {
@@ -195,16 +199,16 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope.theta,
         "rope_scaling": None,
         "tie_word_embeddings": config.tie_embeddings,
     }
-    if config.rope_scaling is not None:
+    if config.rope.scaling is not None:
         written["rope_scaling"] = {"rope_type": "llama3"} | {
-            theirs: getattr(config.rope_scaling, ours)
+            theirs: getattr(config.rope.scaling, ours)
             for ours, theirs in _LLAMA3.items()
         }
     if family.skips_rope:
-        uses = [int(layer not in config.no_rope_layers) for layer in layers]
+        uses = [int(layer not in config.rope.skip_layers) for layer in layers]
         written["no_rope_layers"] = uses
     return written

@@ -70,7 +70,7 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     return Path(folder), Path(folder).name
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_model_json(folder: Path, name: str) -> dict[str, Any]:
     """Returns what a JSON file of a model holds.
 
     Raises:
@@ -106,7 +106,7 @@ def _read_text(folder: Path, name: str) -> str:
         raise ConfigError(f"{path}: not UTF-8 ({error})") from error
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_model_json(path: Path, content: Any) -> None:
     """Writes a JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -166,7 +166,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
                 " save the model as safetensors first"
             )
         raise ConfigError(f"{folder} holds no {WEIGHTS} and no {INDEX}{hint}")
-    placed = read_json(folder, INDEX).get("weight_map")
+    placed = read_model_json(folder, INDEX).get("weight_map")
     require(
         isinstance(placed, dict) and bool(placed),
         f"{folder / INDEX}: weight_map is no table of tensors",

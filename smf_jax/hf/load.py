@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, require
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smf_jax.hf import files
@@ -20,7 +20,7 @@ from smf_jax.hf.config import read_config
 from smf_jax.hf.families import Family, is_turned, theirs
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.transformer import Transformer
-from smf_jax.names import named
+from smf_jax.tree import named
 
 # Of a model with memory layers, so that no program takes it for one without.
 MEMORY_TYPE = "smf_memory"
@@ -46,7 +46,7 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     """
     folder = Path(directory)
     require(folder.is_dir(), f"{folder}: no such directory")
-    family, config = describe(files.read_json(folder, files.CONFIG), ignore)
+    family, config = describe(files.read_model_json(folder, files.CONFIG), ignore)
     headers = files.headers(folder)
     _require_depth(folder, headers, config)
     abstract = abstract_model(config)
@@ -138,7 +138,7 @@ def _read(folder: Path, ours: dict[str, str]) -> dict[str, Array]:
     """Returns every parameter, placed, by our names; a head that is tied by its own."""
     loaded = {}
     for name, array in files.tensors(folder):
-        distributed.working(f"read {name}")
+        multihost.busy(f"read {name}")
         if _DERIVED.fullmatch(name):
             continue
         array = array.astype(np.float32)
@@ -169,11 +169,11 @@ def read_tokenizer(directory: str | Path) -> Tokenizer:
     )
     end = None
     if (folder / "tokenizer_config.json").is_file():
-        token = files.read_json(folder, "tokenizer_config.json").get("eos_token")
+        token = files.read_model_json(folder, "tokenizer_config.json").get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         end = token if isinstance(token, str) and token else None
     if end is None:
-        end = files.read_json(folder, files.CONFIG).get("eos_token_id")
+        end = files.read_model_json(folder, files.CONFIG).get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
         end = end if type(end) is int else None
     require(

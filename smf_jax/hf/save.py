@@ -23,7 +23,7 @@ from smf_jax.hf.families import is_turned, theirs
 from smf_jax.hf.load import MEMORY_TYPE, import_model
 from smf_jax.model.lora import merge_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.names import named
+from smf_jax.tree import named
 
 SHARD_BYTES = 2 * 2**30
 Dtype = Literal["float32", "bfloat16"]
@@ -84,7 +84,7 @@ def export_model(
         if write_adapter(model, family, beside / ADAPTER, base_name):
             _merge(model)
         described = _describe(model, decoder, tokenizer, dtype)
-        files.write_json(beside / files.CONFIG, described)
+        files.write_model_json(beside / files.CONFIG, described)
         params = nnx.as_pure(nnx.state(model))
         _write_tensors(beside, params, family, dtype, shard_bytes)
         _write_tokenizer(beside, tokenizer, carried)
@@ -99,7 +99,7 @@ def export_model(
 def _describe(model, decoder, tokenizer, dtype) -> dict[str, Any]:
     key = "dtype" if "dtype" in decoder else "torch_dtype"
     decoder = decoder | {key: dtype}
-    decoder.setdefault("eos_token_id", tokenizer.end)
+    decoder.setdefault("eos_token_id", tokenizer.eos)
     memory = model.config.memory
     if memory is None:
         return decoder
@@ -133,7 +133,7 @@ def _write_tensors(folder, params, family, dtype, shard_bytes) -> None:
         total += sum(array.nbytes for array in tensors.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": placed}
-        files.write_json(folder / files.INDEX, index)
+        files.write_model_json(folder / files.INDEX, index)
 
 
 def _written(ours: str, leaf: Array, dtype: Dtype) -> np.ndarray:
@@ -147,11 +147,11 @@ def _write_tokenizer(folder, tokenizer: Tokenizer, carried) -> None:
     if carried is None:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": tokenizer.rules.id_to_token(tokenizer.end),
+            "eos_token": tokenizer.rules.id_to_token(tokenizer.eos),
             "pad_token": tokenizer.rules.id_to_token(PAD),
             "clean_up_tokenization_spaces": False,
         }
-        files.write_json(folder / "tokenizer_config.json", config)
+        files.write_model_json(folder / "tokenizer_config.json", config)
     for name, content in (carried or {}).items():
         (folder / name).write_bytes(content.encode())  # each line ends as it came
 

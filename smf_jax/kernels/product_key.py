@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from smf_jax.kernels.blocks import in_blocks
+from smf_jax.kernels.chunks import in_chunks
 
 SCORES_PER_BLOCK = 2**22  # 16 MiB
 EXACT = functools.partial(
@@ -96,7 +96,7 @@ def scores_gradient(
         return of_keys + EXACT("hptn,thpc->hpnc", mix, query), of_query
 
     blocks = [
-        in_blocks(leaf.reshape(tokens, *shape), _tokens_of_block(tokens, keys))
+        in_chunks(leaf.reshape(tokens, *shape), _tokens_of_block(tokens, keys))
         for leaf, *shape in (
             (query, heads, pair, half),
             (slots, heads, slots.shape[-1]),
@@ -120,7 +120,7 @@ def _rank_blocks(query, keys, top_k, platform):
     tokens, heads = len(query), len(keys)
     found = jax.lax.map(
         lambda query: _rank(query, keys, top_k, platform),
-        in_blocks(query, _tokens_of_block(tokens, keys)),
+        in_chunks(query, _tokens_of_block(tokens, keys)),
     )
     return tuple(leaf.reshape(-1, heads, top_k)[:tokens] for leaf in found)
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from smf_jax.kernels import product_key, rows
-from smf_jax.sharding import BATCH, Placement
+from smf_jax.kernels import product_key, row_sums
+from smf_jax.sharding import BATCH, MeshLayout
 
 
 def of_tokens(array: Array, last: str | None = None) -> PartitionSpec:
@@ -26,7 +26,7 @@ def of_tokens(array: Array, last: str | None = None) -> PartitionSpec:
 
 
 def embed(
-    placement: Placement,
+    layout: MeshLayout,
     table: Float[Array, "vocab dim"],
     tokens: Int[Array, "batch seq"],
 ) -> Float[Array, "batch seq dim"]:
@@ -35,12 +35,12 @@ def embed(
     Rows are of the type of activations. The gradient of the table is summed in its own:
     in bfloat16 a word that is there 4,096 times would count 256 times.
     """
-    dtype = placement.compute.activations
-    split = placement.spec("embedding", table.shape)
+    dtype = layout.compute.activations
+    split = layout.spec("embedding", table.shape)
 
     def local(table, tokens):
         first = 0
-        if placement.mesh is not None:
+        if layout.mesh is not None:
             if split[1]:
                 table = gather(table, split[1], 1)
             if split[0]:
@@ -49,18 +49,18 @@ def embed(
         # A negative id would count from the end.
         place = jnp.where(place < 0, len(table), place)
         rows = table.at[place].get(mode="fill", fill_value=0).astype(dtype)
-        if placement.mesh is not None and split[0]:
+        if layout.mesh is not None and split[0]:
             rows = jax.lax.psum(rows, split[0])
         return rows
 
     specs = (split, PartitionSpec(BATCH))
-    rows = placement.on_shards(local, specs, PartitionSpec(BATCH), check=True)
+    rows = layout.shard_map(local, specs, PartitionSpec(BATCH), check=True)
     is_known = (tokens >= 0) & (tokens < len(table))
     return jnp.where(is_known[..., None], rows(table, tokens), jnp.nan)
 
 
-def take_places(
-    placement: Placement,
+def take_positions(
+    layout: MeshLayout,
     array: Shaped[Array, "batch seq ..."],
     places: Int[Array, "batch some"],
 ) -> Shaped[Array, "batch some ..."]:
@@ -71,38 +71,38 @@ def take_places(
         return jnp.take_along_axis(array, places, 1, mode="promise_in_bounds")
 
     rows = PartitionSpec(BATCH)
-    return placement.on_shards(local, (rows, rows), rows, check=True)(array, places)
+    return layout.shard_map(local, (rows, rows), rows, check=True)(array, places)
 
 
 def product_key_top_k(
-    placement: Placement,
+    layout: MeshLayout,
     query: Float[Array, "batch seq heads 2 half"],
     keys: Float[Array, "heads 2 num_keys half"],
     top_k: int,
 ) -> tuple[Int[Array, "batch seq heads top_k"], Float[Array, "batch seq heads top_k"]]:
     """Returns what `product_key.product_key_top_k` does; each ranks its own tokens."""
-    if placement.mesh is None:
-        return product_key.product_key_top_k(query, keys, top_k, placement.platform)
-    return _product_key_top_k(placement, top_k, query, keys)
+    if layout.mesh is None:
+        return product_key.product_key_top_k(query, keys, top_k, layout.platform)
+    return _product_key_top_k(layout, top_k, query, keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product_key_top_k(placement, top_k, query, keys):
+def _product_key_top_k(layout, top_k, query, keys):
     tokens = PartitionSpec(BATCH)
     specs = (tokens, PartitionSpec())
 
     def local(query, keys):
-        return product_key.product_key_top_k(query, keys, top_k, placement.platform)
+        return product_key.product_key_top_k(query, keys, top_k, layout.platform)
 
-    return placement.on_shards(local, specs, (tokens, tokens))(query, keys)
+    return layout.shard_map(local, specs, (tokens, tokens))(query, keys)
 
 
-def _rank_forward(placement, top_k, query, keys):
-    slots, scores = _product_key_top_k(placement, top_k, query, keys)
+def _rank_forward(layout, top_k, query, keys):
+    slots, scores = _product_key_top_k(layout, top_k, query, keys)
     return (slots, scores), (query, keys, slots)
 
 
-def _rank_backward(placement, top_k, residuals, cotangents):
+def _rank_backward(layout, top_k, residuals, cotangents):
     del top_k
 
     def local(*given):
@@ -111,7 +111,7 @@ def _rank_backward(placement, top_k, residuals, cotangents):
 
     tokens, everywhere = PartitionSpec(BATCH), PartitionSpec()
     specs = (tokens, everywhere, tokens, tokens)
-    run = placement.on_shards(local, specs, (tokens, everywhere))
+    run = layout.shard_map(local, specs, (tokens, everywhere))
     return run(*residuals, cotangents[1])
 
 
@@ -119,20 +119,20 @@ _product_key_top_k.defvjp(_rank_forward, _rank_backward)
 
 
 def weighted_rows(
-    placement: Placement,
+    layout: MeshLayout,
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "batch seq reads"],
     weights: Float[Array, "batch seq reads"],
 ) -> Float[Array, "batch seq value_dim"]:
-    """Returns what `rows.weighted_rows` does, with the same gradients.
+    """Returns what `row_sums.weighted_rows` does, with the same gradients.
 
     Devices that hold other slots each sum the rows they hold, and the sums are summed:
     never a row that is not. For the table's gradient each device is sent the tokens
     that it lacks, so that no array of the table's shape is.
     """
-    if placement.mesh is None and placement.compute.lookup == "xla":
-        return rows.weighted_rows(values, slots, weights, placement.platform)
-    return _weighted_rows(placement, values, slots, weights)
+    if layout.mesh is None and layout.compute.lookup == "xla":
+        return row_sums.weighted_rows(values, slots, weights, layout.platform)
+    return _weighted_rows(layout, values, slots, weights)
 
 
 class Kernels(NamedTuple):
@@ -143,77 +143,79 @@ class Kernels(NamedTuple):
     table_gradient: Callable
 
 
-def kernels(placement: Placement) -> Kernels:
-    """Returns what sums rows on a placement's devices."""
-    platform = placement.platform
-    if placement.compute.lookup == "xla":
-        functions = rows.weighted_rows, rows.weight_gradient, rows.table_gradient
+def kernels(layout: MeshLayout) -> Kernels:
+    """Returns what sums rows on a layout's devices."""
+    platform = layout.platform
+    if layout.compute.lookup == "xla":
+        functions = (
+            row_sums.weighted_rows,
+            row_sums.weight_gradient,
+            row_sums.table_gradient,
+        )
         on_it = (functools.partial(each, platform=platform) for each in functions)
         return Kernels(*on_it)
-    # Not before they are asked for: they load what of jax few need.
-    if platform == "tpu":
-        from smf_jax.kernels import rows_tpu as module
-    else:
-        from smf_jax.kernels import rows_gpu as module
-    return Kernels(module.weighted_rows, module.weight_gradient, module.table_gradient)
+    # Imported on use: Triton is slow to import and most runs do not need it.
+    from smf_jax.kernels import row_sums_gpu as gpu
+
+    return Kernels(gpu.weighted_rows, gpu.weight_gradient, gpu.table_gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_rows(placement, values, slots, weights):
+def _weighted_rows(layout, values, slots, weights):
     def local(values, slots, weights):
         slots, weights = (
-            _from_others(placement, slots),
-            _from_others(placement, weights),
+            _from_others(layout, slots),
+            _from_others(layout, weights),
         )
-        place, is_here = places(placement, len(values), slots)
-        sums = kernels(placement).weighted_rows(
+        place, is_here = local_rows(layout, len(values), slots)
+        sums = kernels(layout).weighted_rows(
             values, jnp.where(is_here, place, 0), jnp.where(is_here, weights, 0)
         )
-        if "model" in placement.row_axes:
+        if "model" in layout.row_axes:
             sums = scatter(sums, "model", sums.ndim - 1)
-        return _back_to_others(placement, sums)
+        return _back_to_others(layout, sums)
 
-    specs = (placement.table, of_tokens(slots), of_tokens(slots))
+    specs = (layout.table_spec, of_tokens(slots), of_tokens(slots))
     out = of_tokens(slots, "model")
-    return placement.on_shards(local, specs, out)(values, slots, weights)
+    return layout.shard_map(local, specs, out)(values, slots, weights)
 
 
-def _forward(placement, values, slots, weights):
-    return _weighted_rows(placement, values, slots, weights), (values, slots, weights)
+def _forward(layout, values, slots, weights):
+    return _weighted_rows(layout, values, slots, weights), (values, slots, weights)
 
 
-def _backward(placement, residuals, cotangent):
+def _backward(layout, residuals, cotangent):
     def of_table(values, slots, weights, cotangent):
-        cotangent, slots, weights = all_tokens(placement, cotangent, slots, weights)
-        place, is_here = places(placement, len(values), slots)
+        cotangent, slots, weights = all_tokens(layout, cotangent, slots, weights)
+        place, is_here = local_rows(layout, len(values), slots)
         place = jnp.where(is_here, place, len(values))
-        table_gradient = kernels(placement).table_gradient
+        table_gradient = kernels(layout).table_gradient
         gradient = table_gradient(cotangent, place, weights, len(values))
         return gradient.astype(values.dtype)
 
     def of_weights(values, slots, weights, cotangent):
         slots, cotangent = (
-            _from_others(placement, slots),
-            _from_others(placement, cotangent),
+            _from_others(layout, slots),
+            _from_others(layout, cotangent),
         )
-        if "model" in placement.row_axes:
+        if "model" in layout.row_axes:
             cotangent = gather(cotangent, "model", cotangent.ndim - 1)
-        place, is_here = places(placement, len(values), slots)
-        weight_gradient = kernels(placement).weight_gradient
+        place, is_here = local_rows(layout, len(values), slots)
+        weight_gradient = kernels(layout).weight_gradient
         gradient = weight_gradient(values, jnp.where(is_here, place, 0), cotangent)
         gradient = jnp.where(is_here, gradient, 0)
-        if placement.mesh is not None:
+        if layout.mesh is not None:
             gradient = jax.lax.psum(gradient, "model")
-        return _back_to_others(placement, gradient).astype(weights.dtype)
+        return _back_to_others(layout, gradient).astype(weights.dtype)
 
     slots = residuals[1]
     tokens = of_tokens(slots)
-    specs = (placement.table, tokens, tokens, of_tokens(slots, "model"))
+    specs = (layout.table_spec, tokens, tokens, of_tokens(slots, "model"))
     # Two, so that the one that nobody asks for is not computed.
     return (
-        placement.on_shards(of_table, specs, placement.table)(*residuals, cotangent),
+        layout.shard_map(of_table, specs, layout.table_spec)(*residuals, cotangent),
         None,
-        placement.on_shards(of_weights, specs, tokens)(*residuals, cotangent),
+        layout.shard_map(of_weights, specs, tokens)(*residuals, cotangent),
     )
 
 
@@ -221,7 +223,7 @@ _weighted_rows.defvjp(_forward, _backward)
 
 
 def sum_weights(
-    placement: Placement,
+    layout: MeshLayout,
     slots: Int[Array, "batch seq reads"],
     weights: Float[Array, "batch seq reads"],
     num_slots: int,
@@ -230,46 +232,46 @@ def sum_weights(
 
     def local(slots, weights):
         sums = jnp.zeros(num_slots, weights.dtype).at[slots].add(weights, mode="drop")
-        return sums if placement.mesh is None else jax.lax.psum(sums, BATCH)
+        return sums if layout.mesh is None else jax.lax.psum(sums, BATCH)
 
     specs = (of_tokens(slots), of_tokens(slots))
-    summed = placement.on_shards(local, specs, PartitionSpec(), check=True)
+    summed = layout.shard_map(local, specs, PartitionSpec(), check=True)
     return summed(slots, weights)
 
 
 def all_tokens(
-    placement: Placement, cotangent: Array, slots: Array, weights: Array
+    layout: MeshLayout, cotangent: Array, slots: Array, weights: Array
 ) -> tuple[Array, Array, Array]:
     """Returns what a device needs for the gradient of the rows that it holds.
 
     These are the tokens of all devices, and whole rows unless it holds some columns.
     """
-    if placement.mesh is not None:
+    if layout.mesh is not None:
         cotangent, slots, weights = (
             gather(leaf, BATCH, leaf.ndim - 3) for leaf in (cotangent, slots, weights)
         )
-    if "model" in placement.row_axes:
+    if "model" in layout.row_axes:
         cotangent = gather(cotangent, "model", cotangent.ndim - 1)
     return cotangent, slots, weights
 
 
-def places(placement: Placement, held: int, slots: Array) -> tuple[Array, Array]:
+def local_rows(layout: MeshLayout, held: int, slots: Array) -> tuple[Array, Array]:
     """Returns where slots are in this device's rows of a table, and which are there."""
     first = 0
-    if placement.mesh is not None and placement.row_axes:
-        first = jax.lax.axis_index(placement.row_axes) * held
+    if layout.mesh is not None and layout.row_axes:
+        first = jax.lax.axis_index(layout.row_axes) * held
     place = slots - first
     return place, (place >= 0) & (place < held)
 
 
-def _from_others(placement: Placement, array: Array) -> Array:
+def _from_others(layout: MeshLayout, array: Array) -> Array:
     """Returns tokens [batch, ...] of all devices that hold other slots than this."""
-    return gather(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
+    return gather(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
 
 
-def _back_to_others(placement: Placement, array: Array) -> Array:
+def _back_to_others(layout: MeshLayout, array: Array) -> Array:
     """Returns the sum of what such devices have for the tokens of this one."""
-    return scatter(array, BATCH, 0) if BATCH[0] in placement.row_axes else array
+    return scatter(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
 
 
 def gather(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:

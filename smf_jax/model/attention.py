@@ -102,8 +102,8 @@ class Attention(nnx.Module):
         self.head_dim = width
         self.rope = (
             None
-            if layer in config.no_rope_layers
-            else (width, config.rope_theta, config.rope_scaling)
+            if layer in config.rope.skip_layers
+            else (width, config.rope.theta, config.rope.scaling)
         )
 
     def __call__(

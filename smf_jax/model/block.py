@@ -12,7 +12,7 @@ from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention
 from smf_jax.model.linear import linear
 from smf_jax.model.memory import MemoryLayer, Reads
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 
 class FeedForward(nnx.Module):
@@ -48,14 +48,14 @@ class Block(nnx.Module):
         self,
         config: ModelConfig,
         layer: int,
-        placement: Placement = ONE_DEVICE,
+        layout: MeshLayout = ONE_DEVICE,
         *,
         rngs: nnx.Rngs,
     ):
         memory = config.memory
         has_memory = memory is not None and layer in memory.layers
         adds = has_memory and memory.placement == "add"
-        dim, dtype = config.dim, placement.compute.activations
+        dim, dtype = config.dim, layout.compute.activations
         self.attention_norm = norm(config, dtype, rngs)
         self.attention = Attention(config, layer, dtype, rngs=rngs)
         self.feed_forward_norm = norm(config, dtype, rngs)
@@ -65,18 +65,18 @@ class Block(nnx.Module):
             else None
         )
         self.memory = (
-            MemoryLayer(memory, dim, placement, rngs=rngs) if has_memory else None
+            MemoryLayer(memory, dim, layout, rngs=rngs) if has_memory else None
         )
         # Starts at 0: a memory that was just added changes nothing.
         self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
 
-    def __call__(self, x, positions, mask, values, tap, cache, asking=None):
+    def __call__(self, x, positions, mask, values, perturbation, cache, asking=None):
         """Returns the stream after this block, what was read (or None), the cache.
 
         The stream is that of all tokens, or of those `asking` (`attention.Asking`).
         """
         x, cache = self.attend(x, positions, mask, cache, asking)
-        x, reads = self.feed(x, values, tap)
+        x, reads = self.feed(x, values, perturbation)
         return x, reads, cache
 
     def attend(self, x, positions, mask, cache, asking=None):
@@ -93,7 +93,7 @@ class Block(nnx.Module):
         """Returns what the memory reads for a stream with attention added."""
         return self.memory.rank(self.feed_forward_norm(x))
 
-    def feed(self, x, values, tap, reads=None):
+    def feed(self, x, values, perturbation, reads=None):
         """Returns the stream after this block, given it after attention, and reads.
 
         `reads`, if given, are what `rank` returns.
@@ -101,7 +101,7 @@ class Block(nnx.Module):
         hidden = self.feed_forward_norm(x)
         out = 0 if self.feed_forward is None else self.feed_forward(hidden)
         if self.memory is not None:
-            recalled, reads = self.memory(hidden, values, tap, reads)
+            recalled, reads = self.memory(hidden, values, perturbation, reads)
             if self.memory_scale is not None:
                 # In float32: its gradient is a sum over all tokens.
                 recalled = (self.memory_scale[...] * recalled).astype(x.dtype)

@@ -8,15 +8,13 @@ from jaxtyping import Array, PyTree
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.transformer import Transformer
-from smf_jax.names import leaf_name, named
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.tree import leaf_name, named
 
 
-def abstract_model(
-    config: ModelConfig, placement: Placement = ONE_DEVICE
-) -> Transformer:
+def abstract_model(config: ModelConfig, layout: MeshLayout = ONE_DEVICE) -> Transformer:
     """Returns a model that has shapes and types instead of arrays."""
-    return nnx.eval_shape(lambda: Transformer(config, placement, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Transformer(config, layout, rngs=nnx.Rngs(0)))
 
 
 def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
@@ -41,28 +39,28 @@ def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transform
     """
     require(model.config.memory is None, "the model has memory layers already")
     config = dataclasses.replace(model.config, memory=memory)
-    old, placement = named(nnx.as_pure(nnx.state(model))), model.placement
+    old, layout = named(nnx.as_pure(nnx.state(model))), model.layout
 
     def make() -> dict[str, Array]:
-        fresh = Transformer(config, placement, rngs=nnx.Rngs(seed))
+        fresh = Transformer(config, layout, rngs=nnx.Rngs(seed))
         params = named(nnx.as_pure(nnx.state(fresh)))
         return {name: leaf for name, leaf in params.items() if name not in old}
 
     # Compiled, so that nothing is made that is thrown away, and each part in its place.
-    shardings = placement.of_params(jax.eval_shape(make))
+    shardings = layout.param_shardings(jax.eval_shape(make))
     fresh = jax.jit(make, out_shardings=shardings)()
-    return assemble(abstract_model(config, placement), old | fresh)
+    return assemble(abstract_model(config, layout), old | fresh)
 
 
 def make_model(
-    config: ModelConfig, seed: int, placement: Placement = ONE_DEVICE
+    config: ModelConfig, seed: int, layout: MeshLayout = ONE_DEVICE
 ) -> Transformer:
     """Makes a freshly initialised model, of which each device makes its part."""
-    graph, shapes = nnx.split(abstract_model(config, placement))
+    graph, shapes = nnx.split(abstract_model(config, layout))
 
     def make() -> PyTree:
-        model = Transformer(config, placement, rngs=nnx.Rngs(seed))
+        model = Transformer(config, layout, rngs=nnx.Rngs(seed))
         return nnx.as_pure(nnx.state(model))
 
-    shardings = placement.of_params(nnx.as_pure(shapes))
+    shardings = layout.param_shardings(nnx.as_pure(shapes))
     return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())

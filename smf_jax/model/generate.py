@@ -12,7 +12,7 @@ def generate_greedily(
     prompts: Int[Array, "batch prompt_len"],
     is_prompt: Bool[Array, "batch prompt_len"],
     max_new_tokens: int,
-    end_token: int,
+    eos_token: int,
 ) -> Int[Array, "batch max_new_tokens"]:
     """Returns the most likely continuation, token by token.
 
@@ -24,7 +24,7 @@ def generate_greedily(
       prompts: Token ids; what lies left of a prompt is ignored.
       is_prompt: Marks the tokens that belong to the prompt.
       max_new_tokens: Where to stop when no end token comes.
-      end_token: The id that ends an answer.
+      eos_token: The id that ends an answer.
     """
     batch, prompt_len = prompts.shape
     max_len = prompt_len + max_new_tokens
@@ -32,24 +32,24 @@ def generate_greedily(
     is_token = jnp.pad(is_prompt, ((0, 0), (0, max_new_tokens))) | new[None]
     positions = jnp.maximum(jnp.cumsum(is_prompt, axis=1) - 1, 0)
     caches = model.empty_caches(batch, max_len)
-    answers = jnp.full((batch, max_new_tokens), end_token, prompts.dtype)
+    answers = jnp.full((batch, max_new_tokens), eos_token, prompts.dtype)
 
     def add_token(answers, place, ended, logits):
         token = jnp.argmax(logits, -1).astype(answers.dtype)
-        token = jnp.where(ended, end_token, token)
+        token = jnp.where(ended, eos_token, token)
         return answers.at[:, place].set(token, mode="promise_in_bounds")
 
     def unfinished(carry):
         written, answers, _ = carry
         last = answers[:, written - 1]
-        return (written < max_new_tokens) & (last != end_token).any()
+        return (written < max_new_tokens) & (last != eos_token).any()
 
     def extend(carry):
         written, answers, caches = carry
         last = answers[:, written - 1]
         position = positions[:, -1:] + written
         logits, caches = model.decode(last[:, None], position, is_token, caches)
-        answers = add_token(answers, written, last == end_token, logits)
+        answers = add_token(answers, written, last == eos_token, logits)
         return written + 1, answers, caches
 
     logits, caches = model.decode(prompts, positions, is_token, caches)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from smf_jax.kernels.blocks import in_blocks
+from smf_jax.kernels.chunks import in_chunks
 from smf_jax.model.transformer import Transformer
 
 # 16 MiB are what a CPU's cache holds. Each piece reads the head again, of which 256 MiB
@@ -35,15 +35,15 @@ def sum_losses(
     logits_of, params = model.head_parts()
     tokens, weights = targets.size, jax.lax.stop_gradient(weights)
     pieces = 1
-    if model.placement.mesh is None:
-        at_once = LOGITS_AT_ONCE[model.placement.platform]
+    if model.layout.mesh is None:
+        at_once = LOGITS_AT_ONCE[model.layout.platform]
         many = -(-tokens * model.config.vocab_size // at_once)
         pieces = max(1, min(many, tokens // LEAST_TOKENS))
     if pieces == 1:
         return _sum(logits_of, params, hidden, targets, weights)
 
     cut = (  # what fills the last piece has weight 0
-        in_blocks(leaf.reshape(tokens, *leaf.shape[2:]), -(-tokens // pieces))
+        in_chunks(leaf.reshape(tokens, *leaf.shape[2:]), -(-tokens // pieces))
         for leaf in (hidden, targets, weights)
     )
     return _sum_pieces(logits_of, params, *cut)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from smf_jax.config import MemoryConfig
 from smf_jax.kernels import sharded
 from smf_jax.model.linear import linear
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 
 class MemoryValues(nnx.Param):
@@ -25,7 +25,7 @@ class Reads(NamedTuple):
     weights: Float[Array, "batch seq reads"]
 
 
-def pool_of(config: MemoryConfig, memory: int) -> int:
+def table_of(config: MemoryConfig, memory: int) -> int:
     """Returns which table the given memory layer reads, both counted from 0."""
     return 0 if config.share_values else memory
 
@@ -48,15 +48,15 @@ class MemoryLayer(nnx.Module):
         self,
         config: MemoryConfig,
         dim: int,
-        placement: Placement = ONE_DEVICE,
+        layout: MeshLayout = ONE_DEVICE,
         *,
         rngs: nnx.Rngs,
     ):
-        dtype = placement.compute.activations
+        dtype = layout.compute.activations
 
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.config = config
-        self.placement = placement
+        self.layout = layout
         half = config.key_dim // 2
         self.query = make(dim, config.num_heads * config.key_dim)
         bound = config.key_dim**-0.5
@@ -90,7 +90,7 @@ class MemoryLayer(nnx.Module):
         if self.config.key_norm:
             keys = self.key_norm(keys)
         slots, scores = sharded.product_key_top_k(
-            self.placement, query.astype(jnp.float32), keys, self.config.top_k
+            self.layout, query.astype(jnp.float32), keys, self.config.top_k
         )
         weights = jax.nn.softmax(scores, axis=-1)
         return Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
@@ -99,30 +99,30 @@ class MemoryLayer(nnx.Module):
         self,
         x: Float[Array, "batch seq dim"],
         values: Float[Array, "num_slots value_dim"],
-        tap: Float[Array, "batch seq value_dim"] | None = None,
+        perturbation: Float[Array, "batch seq value_dim"] | None = None,
         reads: Reads | None = None,
     ) -> tuple[Float[Array, "batch seq dim"], Reads]:
         """Returns the layer's output and which slots it read.
 
         `values` is an argument and not a parameter of this layer because layers may
-        share one table. `tap` is added to the summed rows: its gradient, at zero, is
+        share one table. `perturbation` is added to the summed rows: its gradient, at zero, is
         theirs, which is all that the gradient of any row needs. `reads`, if given, are
         what `rank` returns.
         """
         reads = self.rank(x) if reads is None else reads
-        read = sharded.weighted_rows(self.placement, values, *reads)
-        if tap is not None:
-            read = read + tap
+        read = sharded.weighted_rows(self.layout, values, *reads)
+        if perturbation is not None:
+            read = read + perturbation
         out = self.out(read.astype(x.dtype) * jax.nn.silu(self.gate(x)))
         if self.config.relevance_gate:
             out = out * jax.nn.sigmoid(self.relevance(x))
         return out, reads
 
 
-def zero_taps(
+def zero_perturbations(
     config: MemoryConfig, batch: int, seq: int
 ) -> tuple[Float[Array, "batch seq value_dim"], ...]:
-    """Returns one tap of zeros for each memory layer."""
+    """Returns one perturbation of zeros for each memory layer."""
     return (jnp.zeros((batch, seq, config.value_dim)),) * len(config.layers)
 
 
@@ -130,19 +130,19 @@ def weights_on_slots(
     config: MemoryConfig,
     reads: tuple[Reads, ...],
     is_token: Bool[Array, "batch seq"],
-    placement: Placement = ONE_DEVICE,
-) -> Float[Array, "pools num_slots"]:
+    layout: MeshLayout = ONE_DEVICE,
+) -> Float[Array, "tables num_slots"]:
     """Returns the sum of the weights with which tokens read each slot of each table."""
-    sums = [jnp.zeros(config.num_slots)] * config.num_pools
+    sums = [jnp.zeros(config.num_slots)] * config.num_tables
     for layer, read in enumerate(reads):
         weights = read.weights * is_token[..., None]
-        sums[pool_of(config, layer)] += sharded.sum_weights(
-            placement, read.slots, weights, config.num_slots
+        sums[table_of(config, layer)] += sharded.sum_weights(
+            layout, read.slots, weights, config.num_slots
         )
     return jnp.stack(sums)
 
 
-def imbalance(weights: Float[Array, "pools num_slots"]) -> Float[Array, ""]:
+def balance_loss(weights: Float[Array, "tables num_slots"]) -> Float[Array, ""]:
     """Returns how unevenly the tables are read, in nats; 0 is perfectly even.
 
         log(num_slots * sum_i p[i]**2),    p[i] = share of the weights on slot i

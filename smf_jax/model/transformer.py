@@ -13,8 +13,8 @@ from smf_jax.config import ModelConfig
 from smf_jax.kernels import sharded
 from smf_jax.model.attention import Asking, KVCache, empty_cache
 from smf_jax.model.block import Block, norm
-from smf_jax.model.memory import Reads, init_values, pool_of
-from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
+from smf_jax.model.memory import Reads, init_values, table_of
+from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
 class Prefix(NamedTuple):
@@ -30,23 +30,23 @@ class Transformer(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        placement: Placement = ONE_DEVICE,
+        layout: MeshLayout = ONE_DEVICE,
         *,
         rngs: nnx.Rngs,
     ):
         self.config = config
-        self.placement = placement
+        self.layout = layout
         memory = config.memory
         init = nnx.initializers.normal(config.dim**-0.5)
         shape = (config.vocab_size, config.dim)
         self.embedding = nnx.Param(init(rngs.params(), shape))
         self.blocks = nnx.List(
             [
-                Block(config, layer, placement, rngs=rngs)
+                Block(config, layer, layout, rngs=rngs)
                 for layer in range(config.num_layers)
             ]
         )
-        dtype = placement.compute.activations
+        dtype = layout.compute.activations
         self.norm = norm(config, dtype, rngs)
         self.head = (
             None
@@ -60,7 +60,7 @@ class Transformer(nnx.Module):
                 rngs=rngs,
             )
         )
-        pools = 0 if memory is None else memory.num_pools
+        pools = 0 if memory is None else memory.num_tables
         self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
 
     def __call__(
@@ -68,13 +68,13 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "batch seq"],
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
-        taps: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+        perturbations: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
     ) -> tuple[Float[Array, "batch seq vocab"], tuple[Reads, ...]]:
         """Returns float32 logits and the `Reads` of each memory layer, lowest first.
 
         The arguments are those of `hidden`.
         """
-        x, reads = self.hidden(tokens, positions, segments, taps)
+        x, reads = self.hidden(tokens, positions, segments, perturbations)
         logits_of, params = self.head_parts()
         return logits_of(params, x), reads
 
@@ -83,7 +83,7 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "batch seq"],
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
-        taps: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+        perturbations: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
         prefix: Prefix | None = None,
         places: Int[Array, "batch some"] | None = None,
     ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
@@ -94,12 +94,12 @@ class Transformer(nnx.Module):
           positions: Place of each token in its text; by default its place in the row.
           segments: Which text of a packed row a token belongs to, 0 for padding; no
             token sees another text. By default a row is one text.
-          taps: Added to the summed rows of each memory layer (`MemoryLayer`).
+          perturbations: Added to the summed rows of each memory layer (`MemoryLayer`).
           prefix: What `self.prefix` returns of the same texts, if it is known.
           places: Those of each row that are asked for; by default all.
         """
         given = _positions_and_mask(tokens, positions, segments)
-        x, reads, _ = self._run(tokens, *given, taps, None, prefix, places)
+        x, reads, _ = self._run(tokens, *given, perturbations, None, prefix, places)
         return x, reads
 
     def prefix(
@@ -115,10 +115,10 @@ class Transformer(nnx.Module):
         """
         positions, mask = _positions_and_mask(tokens, positions, segments)
         below, lowest = self._below_memory()
-        x = sharded.embed(self.placement, self.embedding[...], tokens)
+        x = sharded.embed(self.layout, self.embedding[...], tokens)
         for blocks in below:
-            x = self._scan(blocks, self.placement.constrain(x, BATCH), positions, mask)
-        x, _ = lowest.attend(self.placement.constrain(x, BATCH), positions, mask, None)
+            x = self._scan(blocks, self.layout.constrain(x, BATCH), positions, mask)
+        x, _ = lowest.attend(self.layout.constrain(x, BATCH), positions, mask, None)
         return Prefix(x, lowest.rank(x))
 
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
@@ -156,20 +156,22 @@ class Transformer(nnx.Module):
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache for each layer."""
-        dtype = self.placement.compute.activations
+        dtype = self.layout.compute.activations
         return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
 
-    def _run(self, tokens, positions, mask, taps, caches, prefix=None, places=None):
+    def _run(
+        self, tokens, positions, mask, perturbations, caches, prefix=None, places=None
+    ):
         reads, kept = [], []
         runs = self._runs_of_blocks(caches is None)
 
         def of_memory():
-            pool = pool_of(self.config.memory, len(reads))
-            tap = None if taps is None else taps[len(reads)]
-            return self.values[pool][...], tap
+            pool = table_of(self.config.memory, len(reads))
+            perturbation = None if perturbations is None else perturbations[len(reads)]
+            return self.values[pool][...], perturbation
 
         if prefix is None:
-            x = sharded.embed(self.placement, self.embedding[...], tokens)
+            x = sharded.embed(self.layout, self.embedding[...], tokens)
         else:
             below, lowest = self._below_memory()
             runs = runs[len(below) + 1 :]
@@ -177,7 +179,7 @@ class Transformer(nnx.Module):
             x, read = feed(prefix.stream, *of_memory(), prefix.reads)
             reads.append(read)
         for blocks in runs:
-            x = self.placement.constrain(x, BATCH)
+            x = self.layout.constrain(x, BATCH)
             if len(blocks) > 1:
                 x = self._scan(blocks, x, positions, mask)
                 continue
@@ -194,13 +196,13 @@ class Transformer(nnx.Module):
             if read is not None:
                 reads.append(read)
         if places is not None:
-            x = sharded.take_places(self.placement, x, places)
+            x = sharded.take_positions(self.layout, x, places)
         return self.norm(x), tuple(reads), kept
 
     def _asking(self, places, x, positions, mask) -> Asking:
         """Returns the tokens that the last block is asked for: others see it not."""
         x, positions, mask = (
-            sharded.take_places(self.placement, leaf, places)
+            sharded.take_positions(self.layout, leaf, places)
             for leaf in (x, positions, mask[:, 0])
         )
         return Asking(x, positions, mask[:, None])
@@ -211,7 +213,7 @@ class Transformer(nnx.Module):
         for block in self.blocks:
             graph = nnx.graphdef(block)
             alike = may_scan and block.memory is None and graph == last
-            if alike and self.placement.compute.scan_layers:
+            if alike and self.layout.compute.scan_layers:
                 runs[-1].append(block)
             else:
                 runs.append([block])
@@ -226,7 +228,7 @@ class Transformer(nnx.Module):
 
     def _again(self, block: Block, method: Callable) -> Callable:
         """Returns a method of a block, of which remat keeps nothing but the inputs."""
-        if not self.placement.compute.remat:
+        if not self.layout.compute.remat:
             return functools.partial(method, block)
         graph, params = nnx.split(block)
         again = jax.checkpoint(
@@ -246,7 +248,7 @@ class Transformer(nnx.Module):
         def step(x, params):
             run = self._again(nnx.merge(graph, params), Block.__call__)
             x, _, _ = run(x, positions, mask, None, None, None)
-            return self.placement.constrain(x, BATCH), None
+            return self.layout.constrain(x, BATCH), None
 
         return jax.lax.scan(step, x, stacked)[0]
 

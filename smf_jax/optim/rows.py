@@ -1,4 +1,4 @@
-"""Optimizers that move chosen rows of a table and nothing else, state included."""
+"""Optimizers confined to selected rows of a table, optimizer state included."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from smf_jax.kernels.chosen import put_rows, take_rows
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.kernels.table_rows import put_rows, take_rows
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 
 class RowUpdate(NamedTuple):
-    """What an optimizer makes of the gradients of chosen rows."""
+    """What an optimizer makes of the gradients of selected rows."""
 
-    updates: PyTree  # [top_t, ...] of each leaf, to be added to `slots`
-    state: optax.OptState  # of which only those rows have changed
-    slots: PyTree  # the chosen ones, or none where nothing may change
+    updates: PyTree  # [top_t, ...] of each leaf, to be added to the rows
+    rows: PyTree  # [top_t, ...] of each leaf: the rows with the updates added
+    state: optax.OptState  # in which only those rows have changed
+    slots: PyTree  # the selected ones, or none if nothing may change
     allowed: Bool[Array, ""] | None
 
 
@@ -28,31 +29,31 @@ def update_rows(
     params: PyTree,
     slots: PyTree,
     allowed: Bool[Array, ""] | None = None,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
     **extra_args: Any,
 ) -> RowUpdate:
-    """Runs `inner` on chosen rows, and returns their updates and the whole new state.
+    """Runs `inner` on selected rows; `kernels.table_rows.put_rows` writes the result.
 
-    `inner` sees only those rows: its decay and its moments touch them alone. What its
-    state shares between rows, like Adam's step count, counts every step: a row first
-    chosen late gets little bias correction.
+    `inner` sees only those rows: its weight decay and moments touch them alone. State
+    shared between rows, such as Adam's step count, advances every step, so a row first
+    selected late gets little bias correction.
 
     Args:
       inner: Any optimizer, initialised on the whole of `params`.
-      row_grads: Gradients [top_t, ...] of the chosen rows of each leaf.
+      row_grads: Gradients [top_t, ...] of the selected rows of each leaf.
       state: The optimizer's state.
-      params: Whole tables [num_slots, ...].
-      slots: The chosen rows of each leaf, all different; ids of num_slots or more
-        stand for none.
-      allowed: Whether anything may change at all. If it is given, nothing changes
-        either where a row would get a number that is not finite.
-      placement: Where the tables are, and what of the state has their shape.
+      params: Tables [num_slots, ...].
+      slots: The selected rows of each leaf, all different; ids of num_slots or more
+        are padding.
+      allowed: Whether anything may change. If given, nothing changes either where a
+        new row would not be finite.
+      layout: Devices of the tables and of the state shaped like them.
       extra_args: For `inner`.
     """
-    take = functools.partial(take_rows, placement)
+    take = functools.partial(take_rows, layout)
 
     def put(new, leaf, slots):
-        return put_rows(placement, leaf, slots, new)
+        return put_rows(layout, leaf, slots, new)
 
     inner = optax.with_extra_args_support(inner)
     is_row = optax.tree.map_params(
@@ -73,22 +74,23 @@ def update_rows(
         return jax.tree.map(apply, is_row, *trees)
 
     before = jax.tree.map(take, params, slots)
-    updates, rows = inner.update(
+    updates, row_state = inner.update(
         row_grads, on_rows(take, state, slots_of), before, **extra_args
     )
+    rows = optax.apply_updates(before, updates)
     if allowed is not None:
-        allowed &= all_finite(optax.apply_updates(before, updates))
-        only_if_allowed = functools.partial(_slots_if, allowed)
-        slots = jax.tree.map(only_if_allowed, slots, params)
-        slots_of = on_rows(only_if_allowed, slots_of, state)
-        rows = jax.tree.map(
+        allowed &= all_finite(rows)
+        if_allowed = functools.partial(_slots_if, allowed)
+        slots = jax.tree.map(if_allowed, slots, params)
+        slots_of = on_rows(if_allowed, slots_of, state)
+        row_state = jax.tree.map(
             lambda is_row, new, old: new if is_row else jnp.where(allowed, new, old),
             is_row,
-            rows,
+            row_state,
             state,
         )
-    state = on_rows(put, rows, state, slots_of)
-    return RowUpdate(updates, state, slots, allowed)
+    state = on_rows(put, row_state, state, slots_of)
+    return RowUpdate(updates, rows, state, slots, allowed)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -97,34 +99,22 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def _slots_if(allowed, slots, table):
-    # So that nothing is written; to select between two tables would copy them.
-    none = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
-    return jnp.where(allowed, slots, none)
-
-
-def write_rows(
-    params: PyTree, updates: PyTree, slots: PyTree, placement: Placement = ONE_DEVICE
-) -> PyTree:
-    """Adds updates [top_t, ...] to the chosen rows; every other row keeps its bits."""
-
-    def add(leaf, update, slots):
-        rows = take_rows(placement, leaf, slots)
-        return put_rows(placement, leaf, slots, rows + update)
-
-    return jax.tree.map(add, params, updates, slots)
+    # Padding ids write nothing; selecting between two tables would copy them.
+    padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
+    return jnp.where(allowed, slots, padding)
 
 
 def only_rows(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Confines any optimizer to the rows that each step names.
+    """Confines any optimizer to the rows named at each step, by `update_rows`.
 
-    `update(updates, state, params, slots=...)` takes the chosen rows, all different,
-    as one array for every leaf; ids past the last row stand for none. Rows that were
-    not named keep their state, bit for bit, and get an update of 0. A leaf of
-    `updates` is the dense gradient, of the shape of its parameter, or compact, with
-    one row for each of `slots`; the update comes back in the same form, and
-    `write_rows` adds a compact one. (Adding a dense 0 turns -0.0 into 0.0.)
+    `update(updates, state, params, slots=...)` takes the selected rows, all different,
+    as one array for every leaf; ids past the last row are padding. All other rows keep
+    their optimizer state, bit for bit, and get an update of 0. A leaf of `updates` is
+    the dense gradient, of the shape of its parameter, or compact, with one row for each
+    of `slots`; the update comes back in the same form. (Adding a dense 0 turns -0.0
+    into 0.0; `table.at[slots].add(update, mode="drop")` adds a compact one.)
     """
 
     def update(
@@ -154,7 +144,7 @@ def only_rows(
             zeros = jnp.zeros_like(param)
             return zeros.at[slots].set(row, mode="drop", unique_indices=True)
 
-        rows, state, *_ = update_rows(
+        moved = update_rows(
             inner,
             jax.tree.map(to_rows, updates, params),
             state,
@@ -162,6 +152,6 @@ def only_rows(
             jax.tree.map(lambda _: slots, params),
             **extra_args,
         )
-        return jax.tree.map(to_given_form, rows, updates, params), state
+        return jax.tree.map(to_given_form, moved.updates, updates, params), moved.state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

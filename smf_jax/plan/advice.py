@@ -40,9 +40,9 @@ def _smaller_activations(config: Config) -> Iterator[str]:
     if config.compute.activations == "float32":
         yield "--compute.activations bfloat16: half the bytes of activations"
     batch, flag = _batch(config)
-    parts = config.accumulate * 2
+    parts = config.grad_accum_steps * 2
     if batch % parts == 0:
-        yield f"--accumulate {parts}: the batch of {batch} in more parts"
+        yield f"--grad_accum_steps {parts}: the batch of {batch} in more parts"
     yield f"--{flag} {max(batch // 2, 1)}: a smaller batch"
 
 

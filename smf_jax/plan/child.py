@@ -20,7 +20,7 @@ from smf_jax.plan.measure import measure, shard_bytes
 from smf_jax.plan.outcome import read_too_large
 from smf_jax.plan.step import Planned, planned_step
 from smf_jax.plan.topology import Topology, find
-from smf_jax.train.record import made_of
+from smf_jax.runs.record import lineage_of
 
 # Makes the program of a request for devices that are not here.
 Maker = Callable[[dict[str, Any], Sequence[jax.Device]], Planned]
@@ -83,7 +83,7 @@ def _compile(topology: Topology, request: dict, make: Maker) -> dict[str, Any]:
 
 def of_run(request: dict[str, Any], devices: Sequence[jax.Device]) -> Planned:
     """Returns the step of the run that a request describes."""
-    return planned_step(made_of(request["made"]), devices, request["texts"])
+    return planned_step(lineage_of(request["made"]), devices, request["texts"])
 
 
 if __name__ == "__main__":

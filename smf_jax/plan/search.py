@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from smf_jax.config import (
     ConfigError,
-    Layout,
     MemoryConfig,
     MeshConfig,
+    TableSplit,
     name_mesh,
     require,
 )
@@ -17,8 +17,8 @@ from smf_jax.plan.compile import compile_apart
 from smf_jax.plan.outcome import Outcome
 from smf_jax.plan.topology import Topology, find, is_family, ladder
 from smf_jax.plan.words import name_devices, verdict
+from smf_jax.runs.record import Lineage
 from smf_jax.sharding import mesh_shape
-from smf_jax.train.record import Made
 
 LARGEST = 256  # devices of the largest size that is tried for a family
 MODEL_WAYS = 16  # at most, of the meshes that are compared
@@ -26,7 +26,7 @@ Ask = Callable[[Topology, MeshConfig], Outcome]
 
 
 def asker(
-    made: Made, texts: int | None, limit: int | float, tell: Callable[[str], Any]
+    made: Lineage, texts: int | None, limit: int | float, tell: Callable[[str], Any]
 ) -> Ask:
     """Returns a function that compiles the step of a run, and tells that it does."""
 
@@ -40,7 +40,7 @@ def asker(
             "texts": texts,
             "made": {
                 name: config and dataclasses.asdict(config)
-                for name, config in zip(Made._fields, parts, strict=True)
+                for name, config in zip(Lineage._fields, parts, strict=True)
             },
         }
         outcome = compile_apart(topology, request, limit)
@@ -145,8 +145,8 @@ def meshes(devices: int, memory: MemoryConfig | None) -> list[MeshConfig]:
     return found
 
 
-def _layouts(devices: int, model: int, memory: MemoryConfig | None) -> list[Layout]:
+def _layouts(devices: int, model: int, memory: MemoryConfig | None) -> list[TableSplit]:
     if memory is None or devices == 1:
         return ["columns"]
     same = {"slots"} if model == 1 else set()  # neither is split by columns then
-    return [layout for layout in get_args(Layout) if layout not in same]
+    return [layout for layout in get_args(TableSplit) if layout not in same]

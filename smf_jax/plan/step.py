@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import PyTree
+from smf_jax.train.program import Arguments, step_program
 
 from smf_jax.config import FinetuneConfig, require
-from smf_jax.names import named
-from smf_jax.sharding import AXES, Placement, make_placement
-from smf_jax.train.program import Arguments, step_program
-from smf_jax.train.record import Made
+from smf_jax.runs.record import Lineage
+from smf_jax.sharding import AXES, MeshLayout, make_layout
 from smf_jax.train.step import Step
+from smf_jax.tree import named
 
 
 class Planned(NamedTuple):
@@ -27,7 +27,7 @@ class Planned(NamedTuple):
 
 
 def planned_step(
-    made: Made, devices: Sequence[jax.Device], texts: int | None = None
+    made: Lineage, devices: Sequence[jax.Device], texts: int | None = None
 ) -> Planned:
     """Returns the step of a run, for devices that need not be here.
 
@@ -49,10 +49,10 @@ def planned_step(
         own.optim.method != "smf" or model.memory is not None,
         "optim.method=smf teaches the memory layers of a model that has none",
     )
-    placement = _placement(made, devices)
-    program = step_program(own, model, placement, *_rows(made, texts))
+    layout = _placement(made, devices)
+    program = step_program(own, model, layout, *_rows(made, texts))
     groups = _groups(program.arguments)
-    return Planned(program.step, program.arguments, groups, dict(placement.mesh.shape))
+    return Planned(program.step, program.arguments, groups, dict(layout.mesh.shape))
 
 
 def _groups(arguments: Arguments) -> dict[str, PyTree]:
@@ -70,17 +70,17 @@ def _groups(arguments: Arguments) -> dict[str, PyTree]:
     return {name: tree for name, tree in groups.items() if jax.tree.leaves(tree)}
 
 
-def _placement(made: Made, devices: Sequence[jax.Device]) -> Placement:
+def _placement(made: Lineage, devices: Sequence[jax.Device]) -> MeshLayout:
     own, memory = made.own, made.model.memory
-    placement = make_placement(own.mesh, own.compute, memory, devices)
-    if placement.mesh is None:  # it would be one of those that are here
+    layout = make_layout(own.mesh, own.compute, memory, devices)
+    if layout.mesh is None:  # it would be one of those that are here
         kinds = (AxisType.Auto,) * len(AXES)
         mesh = Mesh(np.reshape(devices[:1], (1, 1, 1)), AXES, axis_types=kinds)
-        placement = dataclasses.replace(placement, mesh=mesh)
-    return placement
+        layout = dataclasses.replace(layout, mesh=mesh)
+    return layout
 
 
-def _rows(made: Made, texts: int | None) -> tuple[int, int]:
+def _rows(made: Lineage, texts: int | None) -> tuple[int, int]:
     own = made.own
     if not isinstance(own, FinetuneConfig):
         return own.data.batch_size, own.data.seq_len

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
+from smf_jax.atomic import write_atomic
 from smf_jax.config import ConfigError, require
-from smf_jax.whole import write_whole
 
 ROWS_AT_ONCE = 8192  # that go from devices to the host
 
@@ -36,6 +36,26 @@ class Patch(NamedTuple):
 
 
 Tables = Sequence[Float[np.ndarray, "num_slots value_dim"]]
+
+
+def snapshot(table: Array) -> Callable[[], Array]:
+    """Copies a table's shards to their hosts; the returned function restores it.
+
+    Of replicated shards a host keeps one copy.
+    """
+    shape, sharding = table.shape, table.sharding
+    copies, devices = {}, []
+    for shard in table.addressable_shards:
+        index = str(shard.index)
+        devices.append((shard.device, index))
+        if index not in copies:
+            copies[index] = np.array(shard.data)
+
+    def restore() -> Array:
+        shards = [jax.device_put(copies[index], device) for device, index in devices]
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return restore
 
 
 def diff(
@@ -146,7 +166,7 @@ def save(path: Path, patch: Patch) -> None:
         for name, array in rows._asdict().items()
     }
     metadata = {"base_hash": patch.base_hash, "content_hash": content_hash(patch)}
-    write_whole(path, serialize(tensors, {"patch": json.dumps(metadata)}))
+    write_atomic(path, serialize(tensors, {"patch": json.dumps(metadata)}))
 
 
 def content_hash(patch: Patch) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
-from smf_jax.sharding import BATCH, ONE_DEVICE, Placement
+from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Score = Callable[[Array, Array, int | Array], Array]
 
@@ -21,7 +21,7 @@ def count_reads(
     slots: Int[Array, "*batch reads"],
     is_token: Bool[Array, "*batch"],
     num_slots: int,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
 ) -> Int[Array, " num_slots"]:
     """Returns how often each slot was read by tokens; padding counts nothing.
 
@@ -31,21 +31,21 @@ def count_reads(
 
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
-        if placement.mesh is None:
+        if layout.mesh is None:
             return counts
-        if BATCH[0] not in placement.row_axes:
+        if BATCH[0] not in layout.row_axes:
             counts = jax.lax.psum(counts, BATCH)
         else:
             counts = jax.lax.psum_scatter(counts, BATCH, tiled=True)
-        if "model" not in placement.row_axes:
+        if "model" not in layout.row_axes:
             return counts
-        held = len(counts) // placement.ways("model")
+        held = len(counts) // layout.axis_size("model")
         first = jax.lax.axis_index("model") * held
         return jax.lax.dynamic_slice_in_dim(counts, first, held)
 
     tokens = PartitionSpec(*(None,) * (slots.ndim - 3), BATCH)
-    split = PartitionSpec(placement.row_axes or None)
-    return placement.on_shards(local, (tokens, tokens), split)(slots, ones)
+    split = PartitionSpec(layout.row_axes or None)
+    return layout.shard_map(local, (tokens, tokens), split)(slots, ones)
 
 
 def tfidf(
@@ -152,7 +152,7 @@ def scorer(name: Selector) -> Score:
 def top_slots(
     scores: Float[Array, " num_slots"],
     top_t: int,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
 ) -> Int[Array, " top_t"]:
     """Returns the slots of highest score, best first, ties to the lower slot.
 
@@ -163,8 +163,8 @@ def top_slots(
 
     def local(scores):
         best, slots = jax.lax.top_k(scores, min(top_t, len(scores)))
-        axes = placement.row_axes
-        if placement.mesh is None or not axes:
+        axes = layout.row_axes
+        if layout.mesh is None or not axes:
             return best, slots
         slots = slots + jax.lax.axis_index(axes) * len(scores)
         # In the order of the devices, so of slots: ties still go to the lower one.
@@ -175,7 +175,7 @@ def top_slots(
         return best, slots[places]
 
     everywhere = PartitionSpec()
-    split = PartitionSpec(placement.row_axes or None)
-    best, slots = placement.on_shards(local, (split,), (everywhere,) * 2)(scores)
+    split = PartitionSpec(layout.row_axes or None)
+    best, slots = layout.shard_map(local, (split,), (everywhere,) * 2)(scores)
     nothing = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
     return jnp.where(best > 0, slots, nothing)

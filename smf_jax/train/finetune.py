@@ -1,8 +1,8 @@
-"""Teaching new facts to a run's model, by any method, with a curve of what it cost."""
+"""Teaches new facts to a run's model by any method, and records what it forgot."""
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -10,61 +10,42 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.config import FinetuneConfig, require
 from smf_jax.data.batches import Batch, drop_long, encode_example, fits
 from smf_jax.data.corpus import taught_examples
-from smf_jax.data.taught import stack_facts, taught_batches
+from smf_jax.data.fact_batches import fact_batches, stack_facts
 from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.sharding import Placement
-from smf_jax.slots import patch, usage
+from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
+from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, USAGE, write_json
+from smf_jax.runs.load import corpus_of, require_context
+from smf_jax.runs.record import describe
+from smf_jax.slots import document_frequency, patch
+from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
-from smf_jax.slots.usage import Usage
-from smf_jax.train.guard import nothing_strange, skips
-from smf_jax.train.loop import is_due
-from smf_jax.train.prefix import is_reused, require_room, with_prefixes
-from smf_jax.train.questions import (
-    Point,
+from smf_jax.train.evaluation import (
+    Evaluation,
     Questions,
-    ask_all,
+    evaluate_model,
     load_questions,
     sample_texts,
     write_evaluation,
 )
-from smf_jax.train.record import (
-    EVALUATION,
-    PATCH,
-    TEACHING,
-    USAGE,
-    describe,
-    write_json,
-)
-from smf_jax.train.run import Run, corpus_of, load_base, require_fitting
-from smf_jax.train.session import Session, train_to_end
-from smf_jax.train.setting import Background, TrainState
-from smf_jax.train.start import (
-    AUTO,
-    Resume,
-    claim,
-    enter_run_dir,
-    find_start,
-)
-from smf_jax.train.state import (
-    kept_on_hosts,
-    restore,
-    split_for_training,
-    split_to_restore,
-)
-from smf_jax.train.step import background_shardings, make_step
+from smf_jax.train.fit import Training, fit
+from smf_jax.train.guard import skips
+from smf_jax.train.prefix_cache import require_room, uses_cache, with_prefixes
+from smf_jax.train.state import TrainState, background_shardings, init_or_restore
+from smf_jax.train.step import make_step
 
 
 class Finetuned(NamedTuple):
     """What teaching did."""
 
     run_dir: Path
-    points: list[Point]  # the first is before any step, the last after all
+    points: list[Evaluation]  # the first before any step, the last after all
+    questions: Questions
     trainable: int  # numbers that one step may change
 
     def curve(self) -> list[CurvePoint]:
@@ -72,116 +53,127 @@ class Finetuned(NamedTuple):
         return [point.on_curve() for point in self.points]
 
 
+class Task(NamedTuple):
+    """What is taught, and what it is evaluated on."""
+
+    questions: Questions
+    texts: list[Batch]  # rows that forgetting is measured on
+    facts: list[Batch]  # the rows of each fact to teach
+    background: Background | None  # of methods that select slots
+
+
 def finetune(
     config: FinetuneConfig, console: Console, resume: Resume = AUTO
 ) -> Finetuned:
-    """Teaches facts to the model of `config.base`, or goes on with it, in a run.
+    """Teaches facts to the model of `config.base`, or resumes teaching them.
 
     Raises:
-      ConfigError: The base or its usage is missing or another one, the facts cannot
-        be taught as asked, or the run is finished, damaged, or another one.
+      ConfigError: The base or its usage is missing or does not match, the facts cannot
+        be taught this way, or the run directory holds a finished, damaged or different
+        run.
       Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: Its numbers are not finite, or far off.
+      TrainingError: The run diverged, or its numbers are not finite.
       SaveError: A checkpoint could not be written.
     """
-    with claim(config.run_dir) as run_dir:
-        start = find_start(run_dir, resume, console)
+    with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
-        corpus = corpus_of(base)
-        questions = load_questions(corpus, config.facts, config.teach, console)
-        require(
-            len(questions.new) > 0, f"{config.base} kept no facts back: name --facts"
-        )
-        loaded = _usage(config, base, console)
-        facts = _facts(config, base, questions, console)
-        record = describe(
-            base.made._replace(finetune=config),
-            base.tokenizer,
-            corpus_hash=questions.hash,
-            base_hash=base.model_hash,
-            usage_hash=loaded and usage.content_hash(loaded),
-        )
+        task = _load_task(config, base, console)
+        method = make_method(config.optim, config.steps)
+        model, layout = base.model, base.model.layout
+        before = []
+        if method.score is not None:  # the tables are all that trains
+            before = [patch.snapshot(table[...]) for table in model.values]
         if config.optim.method == "lora":
-            add_lora(base.model, config.optim.lora, rngs=nnx.Rngs(config.seed))
-        enter_run_dir(run_dir, start, record, base.tokenizer, console)
-        texts = sample_texts(base, corpus)
-        return _teach(
-            config, run_dir, start, base, questions, texts, loaded, facts, console
+            add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
+        run.begin(_record(config, base, task), base.tokenizer)
+
+        max_skips = skips(config.on_nan)
+        graph, state, frozen = init_or_restore(run, model, method, max_skips)
+        evaluate = functools.partial(
+            evaluate_model, graph, base.tokenizer, task.questions, task.texts, layout
         )
+        points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
+        points = points or [evaluate(0, (state.trainable, frozen))]
+        run.progress["points"] = _saved(points)
+        trainable = _count_trainable(method, state)
+        training = Training(
+            step=make_step(
+                graph,
+                model.config.memory,
+                method,
+                config.grad_accum_steps,
+                max_skips=max_skips,
+                layout=layout,
+            ),
+            state=state,
+            frozen=frozen,
+            background=task.background
+            and layout.device_put(task.background, background_shardings(layout)),
+            batches=_batches(config, task, graph, (state.trainable, frozen), console),
+            records=[fact.id for fact in task.questions.new],
+            vocab_size=model.config.vocab_size,
+            layout=layout,
+        )
+        for step, state in fit(run, config, training, config.eval_every):
+            points.append(evaluate(step, (state.trainable, frozen)))
+            run.progress["points"] = _saved(points)
+            run.scores.update(points[-1].exact_matches())
+            if step == config.steps:
+                tables = jax.tree.leaves(state.trainable)
+                change = None
+                if before:
+                    restored = (restore() for restore in before)
+                    change = patch.diff(restored, tables, base.model_hash)
+                _write_outputs(run.run_dir, task, points, trainable, change)
+    return Finetuned(run.run_dir, points, task.questions, trainable)
 
 
-def _teach(config, run_dir, start, base, questions, texts, loaded, facts, console):
-    placement = base.model.placement
-    tables = []
-    if loaded is not None:  # then the tables are all that trains
-        tables = [kept_on_hosts(table[...]) for table in base.model.values]
-    method = make_method(config.optim, config.steps)
-    split = split_for_training if start is None else split_to_restore
-    graph, state, frozen = split(base.model, method)
-    trainable = _count_trainable(method, state)
-    ask = functools.partial(ask_all, graph, base.tokenizer, questions, texts, placement)
-    max_skips, strange = skips(config.on_nan), nothing_strange()
-    if start is None:
-        points = [ask(0, (state.trainable, frozen))]
-    else:
-        state, progress = restore(run_dir, start, state, max_skips)
-        strange = progress["strange"]
-        points = [Point.from_json(point) for point in progress["points"]]
-    batches = _batches(config, facts, graph, (state.trainable, frozen), console)
-    if start is not None:
-        batches.set_state(progress["data"])
+def _load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
+    corpus = corpus_of(base)
+    questions = load_questions(corpus, config.facts, config.teach, console)
+    require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
+    background = _background(config, base, console)
+    facts = _fact_rows(config, base, questions, console)
+    return Task(questions, sample_texts(base, corpus), facts, background)
 
-    def look(step, state):
-        if is_due(step, config.steps, config.eval_every):
-            points.append(ask(step, (state.trainable, frozen)))
-        if step == config.steps:  # before the checkpoint that makes the run a whole
-            histogram = None
-            if loaded is not None:
-                taught = jax.tree.leaves(state.trainable)
-                before = (back() for back in tables)
-                change = patch.diff(before, taught, base.model_hash)
-                histogram = _slot_histogram(loaded, change)
-                if distributed.is_main():
-                    patch.save(run_dir / PATCH, change)
-            _write_teaching(run_dir, points, trainable, histogram)
-            write_evaluation(run_dir / EVALUATION, questions, points[-1])
-        # Answers before any teaching are shown beside the last; the others are not.
-        saved = [points[0], *(point._replace(answers={}) for point in points[1:])]
-        asked = points[-1].scores if points[-1].step == step else {}
-        scores = {name: of.exact_match for name, of in asked.items()}
-        return {"points": [point.to_json() for point in saved]}, scores
 
-    session = Session(
-        title=f"finetune {run_dir.name}",
-        run_dir=run_dir,
-        config=config,
-        done=start or 0,
-        step=make_step(
-            graph,
-            base.model.config.memory,
-            method,
-            config.accumulate,
-            max_skips=max_skips,
-            placement=placement,
-        ),
-        placement=placement,
-        frozen=frozen,
-        background=loaded and _background(loaded, placement),
-        batches=batches,
-        records=[fact.id for fact in questions.new],
-        vocab_size=base.model.config.vocab_size,
-        strange=strange,
+def _record(config: FinetuneConfig, base: Run, task: Task) -> dict[str, Any]:
+    background = task.background
+    return describe(
+        base.lineage._replace(finetune=config),
+        base.tokenizer,
+        corpus_hash=task.questions.hash,
+        base_hash=base.model_hash,
+        usage_hash=background and document_frequency.content_hash(background),
     )
-    train_to_end(session, state, max_skips, config.eval_every, look, console)
-    return Finetuned(run_dir, points, trainable)
 
 
-def _background(loaded: Usage, placement: Placement) -> Background:
-    counts = Background(loaded.document_frequency, np.int32(loaded.num_documents))
-    return placement.put(counts, background_shardings(placement))
+def _batches(config, task, graph, params, console) -> grain.DatasetIterator:
+    facts = task.facts
+    if uses_cache(config, facts):
+        per_batch = config.batch_size // config.grad_accum_steps
+        facts = with_prefixes(facts, graph, params, per_batch, console)
+    return fact_batches(facts, config.batch_size, config.seed)
 
 
-def _write_teaching(run_dir, points, trainable, histogram) -> None:
+def _saved(points: list[Evaluation]) -> list[dict]:
+    # The report compares answers before and after teaching; the others are not kept.
+    kept = [points[0], *(point._replace(answers={}) for point in points[1:])]
+    return [point.to_json() for point in kept]
+
+
+def _write_outputs(
+    run_dir: Path,
+    task: Task,
+    points: list[Evaluation],
+    trainable: int,
+    change: Patch | None,
+) -> None:
+    histogram = None
+    if change is not None:
+        histogram = _slot_histogram(task.background, change)
+        if multihost.is_main():
+            patch.save(run_dir / PATCH, change)
     record = {
         "curve": [point.on_curve() for point in points],
         "text_loss": [point.text_loss for point in points],
@@ -190,17 +182,19 @@ def _write_teaching(run_dir, points, trainable, histogram) -> None:
         "answers_before": points[0].answers,
     }
     write_json(run_dir / TEACHING, record)
+    write_evaluation(run_dir / EVALUATION, task.questions, points[-1])
 
 
-def _facts(
+def _fact_rows(
     config: FinetuneConfig, base: Run, questions: Questions, console: Console
 ) -> list[Batch]:
+    """Returns the rows of each fact to be taught."""
     encoded = [
         [
-            encode_example(base.tokenizer, example, config.loss_on, place)
+            encode_example(base.tokenizer, example, config.loss_on, index)
             for example in taught_examples(fact, config.teach)
         ]
-        for place, fact in enumerate(questions.new)
+        for index, fact in enumerate(questions.new)
     ]
     seq_len = _seq_len(config, base)
     _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
@@ -210,41 +204,36 @@ def _facts(
     encoded = [rows for rows in encoded if rows]
     require(
         len(encoded) >= config.batch_size,
-        f"batch_size={config.batch_size} exceeds the {len(encoded)} facts that there "
-        "are to teach",
+        f"batch_size={config.batch_size} exceeds the {len(encoded)} facts to teach",
     )
     facts = stack_facts(encoded, seq_len)
-    if is_reused(config, facts):
-        needs = require_room(facts, base.model.config, base.model.placement)
+    if uses_cache(config, facts):
+        needed = require_room(facts, base.model.config, base.model.layout)
         console.print(
-            f"prefix: what lies below the memory is computed once for each of "
-            f"{len(facts):,} facts and kept, {needs:.2f} GiB by each process",
+            f"prefixes: outputs below the memory of {len(facts):,} facts are cached, "
+            f"{needed:.2f} GiB in each process",
             highlight=False,
         )
     return facts
 
 
-def _batches(config, facts, graph, params, console) -> grain.DatasetIterator:
-    if is_reused(config, facts):
-        at_once = config.batch_size // config.accumulate
-        facts = with_prefixes(facts, graph, params, at_once, console)
-    return taught_batches(facts, config.batch_size, config.seed)
-
-
 def _seq_len(config: FinetuneConfig, base: Run) -> int:
-    data = base.made.data
+    data = base.lineage.data
     seq_len = config.seq_len or (data and data.seq_len)
     require(
         seq_len is not None, f"{config.base} was imported without data: name --seq-len"
     )
-    require_fitting(seq_len, base)
+    require_context(seq_len, base)
     return seq_len
 
 
-def _usage(config: FinetuneConfig, base: Run, console: Console) -> Usage | None:
+def _background(
+    config: FinetuneConfig, base: Run, console: Console
+) -> Background | None:
     method = config.optim.method
-    of_memory = method in ("smf", "memory") or config.optim.rows == "read"
-    memory = base.memory if of_memory else None
+    if method not in ("smf", "memory"):
+        return None
+    memory = base.memory
     if method != "smf":
         return None
     require(
@@ -252,18 +241,18 @@ def _usage(config: FinetuneConfig, base: Run, console: Console) -> Usage | None:
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
         f"table (memory.num_keys={memory.num_keys}, squared)",
     )
-    loaded = usage.load(
-        base.run_dir / USAGE, base.model_hash, memory.num_pools, memory.num_slots
+    background = document_frequency.load(
+        base.run_dir / USAGE, base.model_hash, memory.num_tables, memory.num_slots
     )
-    free = min(usage.not_in_all(loaded))
-    if config.optim.select in ("tfidf", "idf") and free < config.optim.top_t:
+    selectable = min(document_frequency.selectable_slots(background))
+    if config.optim.select in ("tfidf", "idf") and selectable < config.optim.top_t:
         console.print(
-            f"WARNING: {free:,} of {memory.num_slots:,} slots are not read by every "
-            f"background document, so no step can write optim.top_t="
-            f"{config.optim.top_t} of them; see smf usage",
+            f"WARNING: every background document reads all but {selectable:,} of "
+            f"{memory.num_slots:,} slots, so no step can write optim.top_t="
+            f"{config.optim.top_t} slots; see smf usage",
             style="bold red",
         )
-    return loaded
+    return background
 
 
 def _count_trainable(method: Method, state: TrainState) -> int:
@@ -273,11 +262,11 @@ def _count_trainable(method: Method, state: TrainState) -> int:
     return sum(method.top_t * leaf.shape[-1] for leaf in leaves)
 
 
-def _slot_histogram(loaded: Usage, change: Patch) -> dict[str, list[int]]:
-    """Counts all slots and the written ones by how many documents read them."""
-    frequency, bins = loaded.document_frequency, loaded.num_documents + 1
-    pools = zip(frequency, change.tables, strict=True)
-    written = np.concatenate([of_pool[rows.slots] for of_pool, rows in pools])
+def _slot_histogram(background: Background, change: Patch) -> dict[str, list[int]]:
+    """Counts all slots and the written ones by their document frequency."""
+    frequency, bins = background.document_frequency, background.num_documents + 1
+    tables = zip(frequency, change.tables, strict=True)
+    written = np.concatenate([of_table[rows.slots] for of_table, rows in tables])
     return {
         "all": np.bincount(frequency.ravel(), minlength=bins).tolist(),
         "written": np.bincount(written, minlength=bins).tolist(),

@@ -1,29 +1,28 @@
-"""What stops a run that learns nothing any more: numbers that are none, or far off."""
+"""Stops a run whose numbers are not finite, or that diverges."""
 
 import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from rich.console import Console
 
-from smf_jax import distributed
+from smf_jax import multihost
 from smf_jax.data.batches import Batch
 from smf_jax.optim.rows import all_finite
-from smf_jax.train.loop import keep_rows
-from smf_jax.train.record import NONFINITE
-from smf_jax.train.setting import Metrics
+from smf_jax.runs import OpenRun
+from smf_jax.runs.files import NONFINITE
+from smf_jax.runs.jsonl import truncate_rows
+from smf_jax.train.state import Metrics
 
-WINDOW = 10  # steps in a row that must look alike before a run is called diverged
+WINDOW = 10  # consecutive bad steps before a run counts as diverged
 SHOWN = 5  # records named in a message; the file names all
 
 
 class TrainingError(Exception):
-    """A run cannot go on; its last checkpoint is from before it, or its beginning."""
+    """A run cannot continue; its last checkpoint is from before the error."""
 
 
 Guard = Callable[[int, Metrics, Batch], None]
@@ -31,105 +30,101 @@ Guard = Callable[[int, Metrics, Batch], None]
 
 @contextlib.contextmanager
 def make_guard(
-    run_dir: Path,
-    done: int,
+    run: OpenRun,
     max_skips: int,
     vocab_size: int,
     records: Sequence[str],
-    strange: dict[str, int],
-    console: Console,
+    streaks: dict[str, int],
 ) -> Iterator[Guard]:
-    """Yields a function that looks at the metrics of each step in turn.
+    """Yields a function that checks the metrics of each step in turn.
 
-    It writes what a step without update was given to `nonfinite.jsonl`, a line each.
+    It writes the records of each skipped batch to `nonfinite.jsonl`, a row a step.
 
     Args:
-      run_dir: Of the run.
-      done: Steps done before; lines of later ones are from before an interruption.
+      run: The run; rows of steps after its start are removed.
       max_skips: Steps that may go without an update.
-      vocab_size: Guessing evenly among so many tokens costs log(vocab_size) nats.
-      records: The ids that `Batch.records` counts into.
-      strange: How many steps up to now were wild, and how many were dead, in a row; it
-        is counted on. Begins as `nothing_strange()`.
-      console: Told of batches that are skipped.
+      vocab_size: A uniform guess costs log(vocab_size) nats.
+      records: The ids that `Batch.records` indexes.
+      streaks: Consecutive diverged and dead steps so far, updated in place; starts as
+        `no_streaks()`.
 
     Raises:
-      TrainingError: The function, where a run must not go on.
+      TrainingError: Raised by the function, if the run must not continue.
     """
-    path = run_dir / NONFINITE
-    if distributed.is_main() and path.exists():
-        keep_rows(path, done)
+    path = run.run_dir / NONFINITE
+    if multihost.is_main() and path.exists():
+        truncate_rows(path, run.start or 0)
 
     def guard(step: int, metrics: Metrics, batch: Batch) -> None:
         loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
-        if not metrics["updated"]:
-            what = _complaint(loss, norm)
-            held = np.unique(batch.records[batch.segments > 0])
-            ids = sorted({records[place] for place in held})
-            if distributed.is_main():
-                with path.open("a", encoding="utf-8") as file:
-                    row = {"step": step, "what": what, "records": ids}
-                    file.write(json.dumps(row) + "\n")
-            named = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
-            message = (
-                f"step {step}: {what}, so nothing was updated; its batch held "
-                f"{len(ids)} records ({named}), see {path}"
-            )
-            if int(metrics["skipped"]) > max_skips:
-                raise TrainingError(
-                    f"{message}. --on-nan skip=K leaves out K such batches; another "
-                    "run with a lower optim.learning_rate may have none"
-                )
-            console.print(f"skipped {message}")
+        if metrics["updated"]:
+            _require_learning(step, loss, norm, math.log(vocab_size), streaks)
             return
-        _require_sane(step, loss, norm, math.log(vocab_size), strange)
+        reason = _why_not_finite(loss, norm)
+        used = np.unique(batch.records[batch.segments > 0])
+        ids = sorted({records[index] for index in used})
+        if multihost.is_main():
+            with path.open("a", encoding="utf-8") as file:
+                row = {"step": step, "what": reason, "records": ids}
+                file.write(json.dumps(row) + "\n")
+        named = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+        message = (
+            f"step {step}: {reason}, so nothing was updated; its batch held "
+            f"{len(ids)} records ({named}), see {path}"
+        )
+        if int(metrics["skipped"]) > max_skips:
+            raise TrainingError(
+                f"{message}. --on-nan skip=K skips up to K such batches; a lower "
+                "optim.learning_rate may avoid them"
+            )
+        run.console.print(f"skipped {message}")
 
     yield guard
 
 
-def _require_sane(step, loss, norm, uniform, strange) -> None:
-    """Raises `TrainingError` when enough steps in a row were strange."""
-    wild, dead = loss > 3 * uniform, norm == 0 and loss > uniform / 2
-    strange["wild"] = strange["wild"] + 1 if wild else 0
-    strange["dead"] = strange["dead"] + 1 if dead else 0
-    if max(strange.values()) < WINDOW:
+def _require_learning(step, loss, norm, uniform, streaks) -> None:
+    """Raises `TrainingError` after `WINDOW` consecutive diverged or dead steps."""
+    diverged, dead = loss > 3 * uniform, norm == 0 and loss > uniform / 2
+    streaks["diverged"] = streaks["diverged"] + 1 if diverged else 0
+    streaks["dead"] = streaks["dead"] + 1 if dead else 0
+    if max(streaks.values()) < WINDOW:
         return
-    what = (
-        f"the loss is above {3 * uniform:.1f}, 3 times that of guessing"
-        if strange["wild"] >= WINDOW
+    reason = (
+        f"the loss exceeds {3 * uniform:.1f}, 3 times that of a uniform guess"
+        if streaks["diverged"] >= WINDOW
         else "the gradient is 0 and the model has not learned"
     )
     raise TrainingError(
-        f"step {step}: diverged: for {WINDOW} steps {what} (loss {loss:.3g}). Begin "
-        "another run with a lower optim.learning_rate, or with optim.clip_norm"
+        f"step {step}: diverged: for {WINDOW} steps {reason} (loss {loss:.3g}). Start "
+        "another run with a lower optim.learning_rate, or with optim.max_grad_norm"
     )
 
 
-def _complaint(loss: float, norm: float) -> str:
+def _why_not_finite(loss: float, norm: float) -> str:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if not math.isfinite(norm):
-        return f"the norm of the gradient is {norm}"
+        return f"the gradient norm is {norm}"
     return "a row to be written is not finite"
 
 
-def nothing_strange() -> dict[str, int]:
-    """Returns the counts of a guard before the first step."""
-    return {"wild": 0, "dead": 0}
+def no_streaks() -> dict[str, int]:
+    """Returns the streaks before the first step."""
+    return {"diverged": 0, "dead": 0}
 
 
 def require_finite(step: int, params: PyTree) -> None:
-    """Raises `TrainingError` if a parameter is not finite, so that it is not saved."""
+    """Raises `TrainingError` if a parameter is not finite, before it is saved."""
     if not jax.jit(all_finite)(params):
         raise TrainingError(
-            f"step {step}: a parameter is not finite, so nothing was saved. Begin "
+            f"step {step}: a parameter is not finite, so nothing was saved. Start "
             "another run with a lower optim.learning_rate"
         )
 
 
-def is_sound(strange: dict[str, int]) -> bool:
-    """Returns whether the steps before this one look like training."""
-    return max(strange.values()) < WINDOW // 2
+def is_sound(streaks: dict[str, int]) -> bool:
+    """Returns whether the last steps look like training."""
+    return max(streaks.values()) < WINDOW // 2
 
 
 def skips(on_nan: str) -> int:

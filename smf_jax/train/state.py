@@ -1,118 +1,142 @@
-"""What training changes: made anew, or as a checkpoint has it, in its place."""
+"""What a training step is compiled for, what it updates, and how that is restored."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int, PyTree
 
 from smf_jax import checkpoint
-from smf_jax.config import require
-from smf_jax.optim.methods import Method
-from smf_jax.sharding import with_places
-from smf_jax.train.setting import TrainState
-from smf_jax.train.step import state_shardings
+from smf_jax.config import MemoryConfig, require
+from smf_jax.optim.methods import Method, map_state
+from smf_jax.runs import OpenRun
+from smf_jax.sharding import MeshLayout, with_shardings
+from smf_jax.slots.document_frequency import Background
+
+Metrics = dict[str, Array]
 
 
-def split_for_training(
+class StepSpec(NamedTuple):
+    """What is static in a compiled step."""
+
+    graph: nnx.GraphDef  # of the model, split by `method.trainable`
+    memory: MemoryConfig | None
+    method: Method
+    layout: MeshLayout
+
+
+class TrainState(NamedTuple):
+    """What a step updates."""
+
+    trainable: PyTree
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]  # steps without an update: a number was not finite
+
+
+def init_or_restore(
+    run: OpenRun, model: nnx.Module, method: Method, max_skips: int
+) -> tuple[nnx.GraphDef, TrainState, PyTree]:
+    """Returns the state of a new run, or that of the checkpoint it resumes from.
+
+    Of a resumed run the model's trainable arrays are freed before the checkpoint's are
+    loaded, so they may also be shapes.
+
+    Raises:
+      ConfigError: The checkpoint holds another state, or skipped more than `max_skips`.
+    """
+    if run.start is None:
+        return init_state(model, method)
+    graph, state, _ = abstract_state(model, method)
+    trainable, frozen = _split(model, method)
+    for leaf in jax.tree.leaves(trainable):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    layout = model.layout
+    frozen = layout.device_put(frozen, layout.param_shardings(frozen))
+    # The run checked the checkpoint's files when it was opened.
+    arrays, _ = checkpoint.load(
+        run.run_dir, run.start, as_saved(state), is_checked=True
+    )
+    optimizer = arrays["optimizer"]
+    state = TrainState(arrays["params"], optimizer["state"], optimizer["skipped"])
+    skipped = int(state.skipped)
+    require(
+        skipped <= max_skips,
+        f"{run.run_dir} has skipped {skipped} batches by step {run.start}: resume with "
+        f"--on-nan skip={skipped} or more",
+    )
+    return graph, state, frozen
+
+
+def init_state(
     model: nnx.Module, method: Method
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns a model's structure, what trains with its optimizer state, and the rest.
+    """Returns a model's graph, its initial `TrainState`, and its frozen parameters.
 
-    A step donates what trains, so the model is of no use after one.
+    A step donates the state, so the model is unusable after one.
     """
-    graph, state, frozen = abstract_split(model, method)
-    placement = model.placement
-    shardings = state_shardings(placement, method, state)
-    trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
-    trainable = placement.put(trainable, shardings.trainable)
+    graph, abstract, _ = abstract_state(model, method)
+    layout = model.layout
+    shardings = state_shardings(layout, method, abstract)
+    trainable, frozen = _split(model, method)
+    trainable = layout.device_put(trainable, shardings.trainable)
     init = jax.jit(method.tx.init, out_shardings=shardings.opt_state)
-    skipped = placement.put(np.zeros((), np.int32))
-    frozen = placement.put(frozen, placement.of_params(frozen))
+    skipped = layout.device_put(np.zeros((), np.int32))
+    frozen = layout.device_put(frozen, layout.param_shardings(frozen))
     return graph, TrainState(trainable, init(trainable), skipped), frozen
 
 
-def split_to_restore(
+def abstract_state(
     model: nnx.Module, method: Method
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns what `split_for_training` does, what trains as shapes for `restore`.
-
-    What the model holds of it is freed first, so that it is never there twice.
-    """
-    graph, state, _ = abstract_split(model, method)
-    trainable, frozen = map(nnx.as_pure, nnx.split(model, method.trainable, ...)[1:])
-    for leaf in jax.tree.leaves(trainable):
-        leaf.delete()
-    placement = model.placement
-    return graph, state, placement.put(frozen, placement.of_params(frozen))
-
-
-def abstract_split(
-    model: nnx.Module, method: Method
-) -> tuple[nnx.GraphDef, TrainState, PyTree]:
-    """Returns what `split_for_training` does as shapes, each with its place."""
+    """Returns what `init_state` does as `jax.ShapeDtypeStruct`s with shardings."""
     graph, *parts = nnx.split(model, method.trainable, ...)
     trainable, frozen = jax.eval_shape(lambda: tuple(map(nnx.as_pure, parts)))
     opt_state = jax.eval_shape(method.tx.init, trainable)
     skipped = jax.ShapeDtypeStruct((), "int32")
     state = TrainState(trainable, opt_state, skipped)
-    placement = model.placement
+    layout = model.layout
     return (
         graph,
-        with_places(state, state_shardings(placement, method, state)),
-        with_places(frozen, placement.of_params(frozen)),
+        with_shardings(state, state_shardings(layout, method, state)),
+        with_shardings(frozen, layout.param_shardings(frozen)),
     )
 
 
-def restore(
-    run_dir: Path, step: int, state: TrainState, max_skips: int
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state of training after a step, and the progress saved with it.
+def _split(model: nnx.Module, method: Method) -> tuple[PyTree, PyTree]:
+    _, *parts = nnx.split(model, method.trainable, ...)
+    trainable, frozen = map(nnx.as_pure, parts)
+    return trainable, frozen
 
-    Of `state`, the shapes, types and places are looked at. That the checkpoint's files
-    are whole was seen when it was chosen.
 
-    Raises:
-      ConfigError: It is another state, or more steps were skipped than may be.
+def state_shardings(
+    layout: MeshLayout, method: Method, state: TrainState
+) -> TrainState:
+    """Returns the sharding of each array of a state, given arrays or shapes.
+
+    Optimizer state of a parameter is sharded as the parameter is.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    state = with_places(jax.eval_shape(lambda: state), shardings)
-    loaded, record = checkpoint.load(run_dir, step, as_saved(state), is_checked=True)
-    rest = loaded["optimizer"]
-    state = TrainState(loaded["params"], rest["state"], rest["skipped"])
-    skipped = int(state.skipped)
-    require(
-        skipped <= max_skips,
-        f"{run_dir} has skipped {skipped} batches by step {step}: go on with "
-        f"--on-nan skip={skipped} or more",
+    trainable = layout.param_shardings(state.trainable)
+    opt_state = map_state(
+        method.tx,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        trainable,
+        otherwise=lambda _: layout.replicated,
     )
-    return state, record.progress
+    return TrainState(trainable, opt_state, layout.replicated)
+
+
+def background_shardings(layout: MeshLayout) -> Background:
+    """Returns the sharding of each array of a background."""
+    slots = PartitionSpec(None, layout.row_axes or None)
+    return Background(layout.sharding(slots), layout.replicated)
 
 
 def as_saved(state: TrainState) -> dict[str, PyTree]:
     """Returns the arrays of a checkpoint, in its parts."""
     optimizer = {"state": state.opt_state, "skipped": state.skipped}
     return {"params": state.trainable, "optimizer": optimizer}
-
-
-def kept_on_hosts(array: Array) -> Callable[[], Array]:
-    """Copies an array's parts to their hosts; what is returned puts them back.
-
-    Of what several devices hold alike a host keeps one copy.
-    """
-    shape, sharding = array.shape, array.sharding
-    parts, places = {}, []
-    for part in array.addressable_shards:
-        index = str(part.index)
-        places.append((part.device, index))
-        if index not in parts:
-            parts[index] = np.array(part.data)
-
-    def back() -> Array:
-        placed = [jax.device_put(parts[index], device) for device, index in places]
-        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
-
-    return back

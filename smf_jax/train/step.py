@@ -1,4 +1,4 @@
-"""One step for every method: gradient, choice of rows where there is one, update."""
+"""Compiles the training step of a method."""
 
 import functools
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import PyTree
 
 from smf_jax.config import MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.optim.methods import Method, map_state
-from smf_jax.sharding import ONE_DEVICE, Placement
-from smf_jax.train.chosen import update_chosen_rows
-from smf_jax.train.dense import update_all
-from smf_jax.train.setting import Background, Setting, TrainState
+from smf_jax.optim.methods import Method
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.dense_step import dense_step
+from smf_jax.train.smf_step import smf_step
+from smf_jax.train.state import StepSpec, TrainState, state_shardings
 
 Step = Callable[[TrainState, PyTree, Background | None, Batch], tuple]
 
@@ -24,77 +24,60 @@ def make_step(
     graph: nnx.GraphDef,
     memory: MemoryConfig | None,
     method: Method,
-    accumulate: int,
-    balance: float = 0.0,
+    grad_accum_steps: int = 1,
+    balance_weight: float = 0.0,
     max_skips: int = 0,
-    placement: Placement = ONE_DEVICE,
+    layout: MeshLayout = ONE_DEVICE,
 ) -> Step:
     """Returns `step(state, frozen, background, batch) -> (state, metrics)`, compiled.
 
-    Where the loss, the gradient or a row to be written is not finite, the step changes
-    nothing but `state.skipped`. Once that is above `max_skips`, no later step
-    changes anything: the host may find out a step late and has lost nothing.
+    The state is donated. Where the loss, the gradient or a row to be written is not
+    finite, a step changes nothing but `state.skipped`. Once that exceeds `max_skips`,
+    no later step changes anything: the host may find out a step late.
 
     Args:
-      graph: The model's structure, split by the method's type of parameters.
-      memory: The model's memory layers; a method that chooses rows needs them.
-      method: What trains and how.
-      accumulate: Parts in which a batch's gradient is computed. Rows are chosen
-        once, by the reads of the whole batch.
-      balance: Weight of the memory's `imbalance` beside the loss.
+      graph: The model's graph, split by `method.trainable`.
+      memory: The model's memory layers; a method that selects rows needs them.
+      method: Which parameters train, by which optimizer, on which rows.
+      grad_accum_steps: Parts in which a batch's gradient is computed. Slots are
+        selected once, by the reads of the whole batch.
+      balance_weight: Weight of the memory's `balance_loss`.
       max_skips: Steps that may go without an update.
-      placement: Where all of it is.
+      layout: The devices.
 
     Raises:
-      ValueError: `balance` is set for a method that chooses rows.
+      ValueError: `balance_weight` is set for a method that selects rows, or together
+        with gradient accumulation.
     """
-    if balance and method.score is not None:
-        raise ValueError(f"balance={balance} needs a method that trains everything")
-    dense = functools.partial(update_all, balance=balance)
-    update = dense if method.score is None else update_chosen_rows
-    setting = Setting(graph, memory, method, placement)
+    if balance_weight and (method.score is not None or grad_accum_steps > 1):
+        raise ValueError(
+            f"balance_weight={balance_weight} needs a method without slot selection "
+            f"and grad_accum_steps=1, not {grad_accum_steps}: the balance loss of a "
+            "batch is not the sum of those of its parts"
+        )
+    weight = balance_weight if memory is not None else 0.0
+    dense = functools.partial(dense_step, balance_weight=weight)
+    update = dense if method.score is None else smf_step
+    spec = StepSpec(graph, memory, method, layout)
 
     def step(state, frozen, background, batch):
-        parts, going_on = _cut(batch, accumulate), state.skipped <= max_skips
-        moved, metrics = update(setting, state, frozen, background, parts, going_on)
-        skipped = state.skipped + (going_on & ~metrics["updated"])
+        parts = _cut(batch, grad_accum_steps)
+        may_update = state.skipped <= max_skips
+        moved, metrics = update(spec, state, frozen, background, parts, may_update)
+        skipped = state.skipped + (may_update & ~metrics["updated"])
         metrics |= {"skipped": skipped, "tokens": (batch.segments > 0).sum()}
         state = TrainState(*moved, skipped)
-        if placement.mesh is not None:  # else the compiler chooses, and moves all of it
-            shardings = state_shardings(placement, method, state)
+        if layout.mesh is not None:  # else the compiler may choose to move all of it
+            shardings = state_shardings(layout, method, state)
             state = jax.lax.with_sharding_constraint(state, shardings)
         return state, metrics
 
-    # Blocks below a known prefix are not looked at, but they are on the devices.
+    # With cached prefixes the blocks below the memory are unused, but on the devices.
     return jax.jit(step, donate_argnums=0, keep_unused=True)
 
 
-def state_shardings(
-    placement: Placement, method: Method, state: TrainState
-) -> TrainState:
-    """Returns where each array of a state is, given arrays or their shapes.
-
-    What an optimizer keeps for a parameter is where the parameter is.
-    """
-    trainable = placement.of_params(state.trainable)
-    opt_state = map_state(
-        method.tx,
-        lambda _, sharding: sharding,
-        state.opt_state,
-        trainable,
-        otherwise=lambda _: placement.everywhere,
-    )
-    return TrainState(trainable, opt_state, placement.everywhere)
-
-
-def background_shardings(placement: Placement) -> Background:
-    """Returns where each array of a background is."""
-    slots = PartitionSpec(None, placement.row_axes or None)
-    return Background(placement.sharding(slots), placement.everywhere)
-
-
 def _cut(batch: Batch, parts: int) -> Batch:
-    # Every so many rows a part, so that each device has as many rows of each.
+    # Rows are dealt out in turn, so that each device has as many of each part.
     def cut(leaf):
         rows = jnp.reshape(leaf, (-1, parts, *leaf.shape[1:]))
         return jnp.moveaxis(rows, 1, 0)

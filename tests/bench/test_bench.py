@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from smf_jax import cli
-from smf_jax.bench import lookup, show, steps, timing, walk
+from smf_jax.bench import lookup, report, run, steps, timing
 from smf_jax.bench.config import BenchConfig
 from smf_jax.config import ConfigError
 from tests import tiny
@@ -19,7 +19,7 @@ MEMORY = tiny.memory_config(layers=(0,), num_keys=32, value_dim=16)
 CONFIG = BenchConfig(
     repeats=2,
     texts=3,
-    accumulate=3,
+    grad_accum_steps=3,
     seq_len=5,
     top_t=4,
     rank=2,
@@ -85,13 +85,13 @@ def test_the_dense_part_of_a_model_reads_next_to_nothing():
 
 
 def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(walk, "TORCH", ("no_such_module",))
+    monkeypatch.setattr(run, "TORCH", ("no_such_module",))
     config = CONFIG.__class__(**vars(CONFIG) | {"out": str(tmp_path / "bench")})
     console = Console(file=io.StringIO(), width=120)
 
-    results = walk.run(config, console)
-    show.show(config, results, console)
-    path = show.draw(config, results)
+    results = run.run(config, console)
+    report.show(config, results, console)
+    path = report.draw(config, results)
 
     text = console.file.getvalue()
     assert "timed without it" in text
@@ -116,8 +116,10 @@ def test_a_bench_is_written_printed_and_drawn(tmp_path, monkeypatch):
 def test_what_is_no_bench_is_refused(capsys):
     with pytest.raises(ConfigError, match="repeats"):
         BenchConfig(repeats=0)
-    with pytest.raises(ConfigError, match="--texts=4 is no multiple of accumulate=3"):
-        BenchConfig(texts=4, accumulate=3)
+    with pytest.raises(
+        ConfigError, match="--texts=4 is no multiple of grad_accum_steps=3"
+    ):
+        BenchConfig(texts=4, grad_accum_steps=3)
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "--texts", "0"])
     assert caught.value.code == 2

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from smf_jax import checkpoint, distributed
+from smf_jax import checkpoint, multihost
 
 SPECS = [P("data", "model"), P("model", "data"), P("data"), P("model"), P()]
 
@@ -21,7 +21,7 @@ def table() -> np.ndarray:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    distributed.initialize({})
+    multihost.initialize({})
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     spread = [
         jax.make_array_from_callback(

@@ -13,11 +13,11 @@ from smf_jax.data.batches import (
     hold_out,
     pack_corpus,
     packed_batches,
-    with_scored,
+    with_loss_positions,
 )
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.records import Text
-from smf_jax.data.tokenizer import END, PAD, train_tokenizer
+from smf_jax.data.tokenizer import EOS, PAD, train_tokenizer
 from tests.data.rows import (
     Counted,
     assert_go_on,
@@ -60,13 +60,13 @@ def test_each_target_is_the_next_token(tokenizer):
     got = encode_example(tokenizer, Example("a b", "c d", "f"), "all")
 
     assert got["tokens"].tolist() == ids("abcd")
-    assert got["targets"].tolist() == [*ids("bcd"), END]
+    assert got["targets"].tolist() == [*ids("bcd"), EOS]
 
 
 def test_the_loss_is_on_the_answer_and_its_end_alone(tokenizer):
     got = encode_example(tokenizer, Example("a b", "c d", "f"), "answer")
 
-    assert got["targets"].tolist() == [*ids("bcd"), END]
+    assert got["targets"].tolist() == [*ids("bcd"), EOS]
     assert got["weights"].tolist() == [0, 1, 1, 1]
 
 
@@ -80,7 +80,7 @@ def test_the_loss_can_be_on_every_token(tokenizer):
 def test_a_text_without_prompt_is_trained_whole(tokenizer, loss_on):
     got = encode_example(tokenizer, Example("", "a b", "f"), loss_on)
 
-    assert got["targets"].tolist() == [*ids("b"), END]
+    assert got["targets"].tolist() == [*ids("b"), EOS]
     assert got["weights"].tolist() == [1, 1]
 
 
@@ -97,10 +97,10 @@ def packed(tokenizer):
 
 def test_packing_neither_loses_nor_cuts_nor_repeats_a_fact(packed):
     want = [
-        (*ids("ab"), END),
-        (*ids("cde"), END),
-        (*ids("fghi"), END),
-        (*ids("jklmn"), END),
+        (*ids("ab"), EOS),
+        (*ids("cde"), EOS),
+        (*ids("fghi"), EOS),
+        (*ids("jklmn"), EOS),
     ]
 
     assert texts_of(packed) == want
@@ -116,11 +116,11 @@ def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
 
     rows, *_ = pack_corpus(tokenizer, corpus(examples), seq_len=9, loss_on="all")
 
-    assert texts_of(rows) == sorted((*ids(fact), END) for fact in facts)
+    assert texts_of(rows) == sorted((*ids(fact), EOS) for fact in facts)
 
 
 def test_packed_rows_are_full_width(packed):
-    leaves = jax.tree.leaves([batch._replace(scored=None) for batch in packed])
+    leaves = jax.tree.leaves([batch._replace(loss_positions=None) for batch in packed])
 
     assert {leaf.shape for leaf in leaves} == {(7,)}
 
@@ -143,9 +143,9 @@ def test_packing_keeps_which_tokens_of_a_fact_are_trained(tokenizer):
 
     (fact,), (text,), *_ = pack_corpus(tokenizer, content, seq_len=5, loss_on="answer")
 
-    assert fact.targets.tolist() == [*ids("bcd"), END, PAD]
+    assert fact.targets.tolist() == [*ids("bcd"), EOS, PAD]
     assert fact.weights.tolist() == [0, 1, 1, 1, 0]
-    assert text.targets.tolist() == [*ids("f"), END, PAD, PAD, PAD]
+    assert text.targets.tolist() == [*ids("f"), EOS, PAD, PAD, PAD]
     assert text.weights.tolist() == [1, 1, 0, 0, 0]
 
 
@@ -164,7 +164,7 @@ def test_a_long_text_is_cut_into_pieces_without_loss(tokenizer):
     assert texts_of(rows) == [
         tuple(ids("abc")),
         tuple(ids("cde")),
-        (*ids("e"), END),
+        (*ids("e"), EOS),
     ]
 
 
@@ -175,7 +175,7 @@ def test_each_token_of_a_text_is_a_target_once(tokenizer, letters):
     )
 
     targets = [target for batch in rows for target in batch.targets[batch.weights > 0]]
-    assert sorted(targets) == sorted([*ids(letters)[1:], END])
+    assert sorted(targets) == sorted([*ids(letters)[1:], EOS])
 
 
 def test_one_in_a_hundred_may_be_longer_than_the_context_and_is_dropped():
@@ -211,13 +211,15 @@ def test_places_with_a_loss_are_named_and_none_twice():
     empty = np.zeros(weights.shape, np.int32)
     batch = Batch(*[empty] * 6)._replace(weights=weights)
 
-    (one, other) = with_scored([batch, batch._replace(weights=weights[:, ::-1])])
+    (one, other) = with_loss_positions(
+        [batch, batch._replace(weights=weights[:, ::-1])]
+    )
 
     for got in (one, other):
-        assert got.scored.shape == (3, 2)
-        taken = np.take_along_axis(got.weights, got.scored, 1)
+        assert got.loss_positions.shape == (3, 2)
+        taken = np.take_along_axis(got.weights, got.loss_positions, 1)
         np.testing.assert_array_equal(taken.sum(1), got.weights.sum(1))
-        assert all(len(set(row)) == 2 for row in got.scored.tolist())
+        assert all(len(set(row)) == 2 for row in got.loss_positions.tolist())
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
@@ -228,9 +230,9 @@ def test_packed_facts_alone_name_their_places_with_a_loss(tokenizer, loss_on):
 
     (packed,) = rows
     if loss_on == "all":  # 4 tokens of one fact and 3 of the other
-        assert packed.scored is None
+        assert packed.loss_positions is None
     else:
-        assert packed.scored.tolist() == np.flatnonzero(packed.weights).tolist()
+        assert packed.loss_positions.tolist() == np.flatnonzero(packed.weights).tolist()
 
 
 def test_packed_facts_among_texts_name_no_places(tokenizer):
@@ -238,7 +240,7 @@ def test_packed_facts_among_texts_name_no_places(tokenizer):
 
     (fact,), _, *_ = pack_corpus(tokenizer, content, seq_len=7, loss_on="answer")
 
-    assert fact.scored is None
+    assert fact.loss_positions is None
 
 
 def test_a_batch_may_have_one_packed_row(packed):

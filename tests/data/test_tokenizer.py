@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from smf_jax.config import ConfigError
 from smf_jax.data.tokenizer import (
-    END,
+    EOS,
     PAD,
     SPECIAL_TOKENS,
     UNKNOWN,
@@ -35,12 +35,12 @@ def pieces():
 def test_the_special_tokens_lie_at_their_ids(kind):
     tokenizer = train_tokenizer(TEXTS, kind, vocab_size=264)
 
-    got = [tokenizer.rules.id_to_token(token) for token in (PAD, END, UNKNOWN)]
+    got = [tokenizer.rules.id_to_token(token) for token in (PAD, EOS, UNKNOWN)]
     assert got == SPECIAL_TOKENS
 
 
 def test_a_text_is_its_words_and_one_end_token(words):
-    assert encode_text(words, "red green  blue") == [3, 5, 4, END]
+    assert encode_text(words, "red green  blue") == [3, 5, 4, EOS]
 
 
 def test_a_prompt_waits_without_an_end_token(words):
@@ -58,17 +58,17 @@ def test_a_prompt_has_the_same_ids_alone_and_answered(kind):
     prompt, completion = encode_answered(tokenizer, "red blue", "green red")
 
     assert prompt == encode_prompt(tokenizer, "red blue")
-    assert completion[-1] == END
-    assert completion.count(END) == 1
+    assert completion[-1] == EOS
+    assert completion.count(EOS) == 1
     assert decode(tokenizer, completion) == "green red"
 
 
 def test_decoding_stops_at_the_first_end_token(words):
-    assert decode(words, [3, 5, END, 4, END]) == "red green"
+    assert decode(words, [3, 5, EOS, 4, EOS]) == "red green"
 
 
 def test_decoding_an_end_token_alone_gives_nothing(words):
-    assert decode(words, [END, 3]) == ""
+    assert decode(words, [EOS, 3]) == ""
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
@@ -151,7 +151,7 @@ def saved(rules, tmp_path):
 def test_what_stands_before_a_text_is_found_and_put_there_once(tmp_path):
     tokenizer = load_tokenizer(saved(sentence_pieces(), tmp_path), end=2)
 
-    assert tokenizer.start == (1,)
+    assert tokenizer.bos == (1,)
     assert encode_prompt(tokenizer, "red") == [1, 5]
     assert encode_text(tokenizer, "red") == [1, 5, 2]
     assert encode_prompt(tokenizer, "") == [1]

@@ -8,17 +8,17 @@ import sys
 
 import jax
 
-from smf_jax import distributed
+from smf_jax import multihost
 from tests.faults.hurt import hurt
 
 POINTS = 1000
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    distributed.initialize({})
+    multihost.initialize({})
     faults = dict(json.loads(sys.argv[2]))
     for number in range(1, POINTS):
-        distributed.mark(f"point {number}")
+        multihost.reached(f"point {number}")
         if number in faults:
             hurt(faults[number])
-        distributed.wait_for_all(f"end of point {number}")
+        multihost.barrier(f"end of point {number}")

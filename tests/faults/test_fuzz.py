@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smf_jax.train.loop import read_rows
 
 from smf_jax.cli.files import load_config
 from smf_jax.config import (
@@ -21,8 +22,7 @@ from smf_jax.config import (
     RetrofitConfig,
 )
 from smf_jax.data.records import read_facts, read_texts
-from smf_jax.slots import patch, usage
-from smf_jax.train.loop import read_rows
+from smf_jax.slots import document_frequency, patch
 from tests import tiny
 from tests.faults.children import ROOT
 from tests.integration.commands import CONFIG_FILE
@@ -95,7 +95,7 @@ keys = st.sampled_from(
     [
         *("--steps", "--seed", "--log-every", "--on-nan", "--save.every", "--balance"),
         *("--save.best", "--save.keep", "--run-dir", "--optim.learning-rate"),
-        *("--optim.optimizer", "--optim.clip-norm", "--optim.final-fraction"),
+        *("--optim.optimizer", "--optim.grad_norm-norm", "--optim.end-lr-fraction"),
         *("--model.dim", "--model.memory.num-keys", "--model.memory.layers"),
         *("--data.seq-len", "--data.fact-share", "--data.facts", "--teach"),
         *("--optim.top-t", "--optim.lora.rank", "--resume", "--allow-fallback"),
@@ -127,7 +127,7 @@ def test_a_number_that_is_not_finite_is_refused_wherever_it_is_given(tmp_path, v
         *(f"optim.{n}" for n in ("learning-rate", "final-fraction", "weight-decay")),
         *(f"optim.{n}" for n in ("momentum", "clip-norm", "lora.alpha")),
     ]
-    assert len(names) == len(floats_of(config)) + 1  # clip_norm is None there
+    assert len(names) == len(floats_of(config)) + 1  # max_grad_norm is None there
 
     for name in names:
         with pytest.raises((ConfigError, SystemExit)):
@@ -174,7 +174,9 @@ def test_overrides_of_anything(tmp_path, kind, arguments, capsys):
 
 def usage_file(path):
     frequency = np.arange(6, dtype=np.int32).reshape(1, 6)
-    usage.save(path, usage.Usage(frequency, 9, (2, 3), "model", "corpus"))
+    document_frequency.save(
+        path, document_frequency.Background(frequency, 9, (2, 3), "model", "corpus")
+    )
 
 
 def patch_file(path):
@@ -183,7 +185,7 @@ def patch_file(path):
 
 
 FILES = {
-    "usage": (usage_file, lambda path: usage.load(path, "model", 1, 6)),
+    "usage": (usage_file, lambda path: document_frequency.load(path, "model", 1, 6)),
     "patch": (patch_file, patch.load),
 }
 every_file = pytest.mark.parametrize("name", FILES)
@@ -255,10 +257,10 @@ LIMITED = """
 import resource, sys
 from smf_jax.config import ConfigError
 from smf_jax.data.records import read_texts
-from smf_jax.slots import patch, usage
+from smf_jax.slots import document_frequency, patch
 
 read = {"texts": read_texts, "patch": patch.load,
-        "usage": lambda path: usage.load(path, "model", 1, 6)}[sys.argv[1]]
+        "usage": lambda path: document_frequency.load(path, "model", 1, 6)}[sys.argv[1]]
 from pathlib import Path
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)

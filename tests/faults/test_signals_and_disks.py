@@ -125,8 +125,8 @@ def refused_while_held():
     """Returns a function that starts a process which holds a run directory."""
     holding = (
         "import sys, time\n"
-        "from smf_jax.train.start import claim\n"
-        "with claim(sys.argv[1]):\n"
+        "from smf_jax.runs.lock import lock_run_dir\n"
+        "with lock_run_dir(sys.argv[1]):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -31,21 +31,21 @@ def send(signals: list[list], pause: float = 0) -> None:
     From the first of them on it takes `pause` seconds more for each batch.
     """
     given = 0
-    share = sharding.Placement.share
+    share = sharding.MeshLayout.shard_batch
 
-    def count(placement, batch, parts=None):
+    def count(layout, batch, parts=None):
         nonlocal given
         if parts is None:  # not for a step
-            return share(placement, batch)
+            return share(layout, batch)
         given += 1
         for at, number in signals:
             if at == given:
                 hurt(number)
         if signals and given >= signals[0][0]:
             time.sleep(pause)
-        return share(placement, batch, parts)
+        return share(layout, batch, parts)
 
-    sharding.Placement.share = count
+    sharding.MeshLayout.shard_batch = count
 
 
 def run(task: dict, errors: str, counted: str) -> None:

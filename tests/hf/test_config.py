@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smf_jax import hf
-from smf_jax.config import ConfigError, ModelConfig, RopeScalingConfig
+from smf_jax.config import ConfigError, ModelConfig, RopeConfig, RopeScalingConfig
 from smf_jax.hf.config import write_config
 from tests.tiny import model_config
 
@@ -107,11 +107,11 @@ def without(config, key):
 
 
 def test_what_a_family_does_when_nothing_is_said_is_known():
-    assert hf.describe(LLAMA)[1].rope_theta == 10_000
-    assert hf.describe(SMOLLM3)[1].rope_theta == 2_000_000
+    assert hf.describe(LLAMA)[1].rope.theta == 10_000
+    assert hf.describe(SMOLLM3)[1].rope.theta == 2_000_000
     assert not hf.describe(LLAMA)[1].tie_embeddings
     assert hf.describe(SMOLLM3)[1].tie_embeddings
-    assert hf.describe(SMOLLM3 | {"num_hidden_layers": 5})[1].no_rope_layers == (3,)
+    assert hf.describe(SMOLLM3 | {"num_hidden_layers": 5})[1].rope.skip_layers == (3,)
     with pytest.raises(ConfigError, match="sliding_window=4096"):
         hf.describe(without(MISTRAL, "sliding_window"))
 
@@ -146,8 +146,8 @@ def test_a_window_that_is_switched_off_is_none(window):
 def test_old_and_new_names_of_rotary_positions_mean_the_same(rope):
     _, got = hf.describe(LLAMA | rope)
 
-    assert got.rope_theta == 5e5
-    assert got.rope_scaling == RopeScalingConfig(
+    assert got.rope.theta == 5e5
+    assert got.rope.scaling == RopeScalingConfig(
         factor=8.0,
         low_freq_factor=1.0,
         high_freq_factor=4.0,
@@ -158,9 +158,9 @@ def test_old_and_new_names_of_rotary_positions_mean_the_same(rope):
 OURS = [
     model_config(memory=None),
     model_config(memory=None, qkv_bias=True, tie_embeddings=False),
-    model_config(memory=None, qk_norm=True, rope_theta=5e5),
-    model_config(memory=None, rope_scaling=RopeScalingConfig(factor=4.0)),
-    model_config(memory=None, num_layers=5, no_rope_layers=(1, 4)),
+    model_config(memory=None, qk_norm=True, rope=RopeConfig(theta=5e5)),
+    model_config(memory=None, rope=RopeConfig(scaling=RopeScalingConfig(factor=4.0))),
+    model_config(memory=None, num_layers=5, rope=RopeConfig(skip_layers=(1, 4))),
 ]
 
 

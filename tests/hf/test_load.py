@@ -171,7 +171,7 @@ def test_no_link_leads_out_of_the_folder(folder, tmp_path_factory, name):
     (folder / name).symlink_to(secret)
 
     with pytest.raises(ConfigError, match="leads out of"):
-        hf.read_json(folder, "config.json"), hf.carried_files(folder)
+        hf.read_model_json(folder, "config.json"), hf.carried_files(folder)
 
 
 def test_a_text_that_is_too_large_is_not_read(folder):

@@ -150,7 +150,7 @@ def test_half_precision_files_are_read_exactly(dtype, tmp_path):
     load = transformers.AutoModelForCausalLM.from_pretrained
     theirs = load(tmp_path, dtype=torch.float32).eval()
 
-    assert hf.read_json(tmp_path, "config.json")["dtype"] in str(dtype)
+    assert hf.read_model_json(tmp_path, "config.json")["dtype"] in str(dtype)
     require_same_logits(our_logits(hf.import_model(tmp_path)), logits_of(theirs))
 
 
@@ -171,7 +171,7 @@ def test_configurations_of_before_are_read_alike(tmp_path):
 def test_what_was_imported_and_exported_is_the_same_to_the_bit(theirs, tmp_path):
     torch_models.save(theirs, tmp_path / "theirs")
     model = hf.import_model(tmp_path / "theirs")
-    config = hf.read_json(tmp_path / "theirs", "config.json")
+    config = hf.read_model_json(tmp_path / "theirs", "config.json")
     out = tmp_path / "ours"
 
     hf.export_model(

@@ -74,7 +74,7 @@ def test_a_key_that_was_set_aside_goes_out_with_the_rest(tmp_path):
         export(model, tmp_path / "out", config=config)
     export(model, tmp_path / "out", config=config, ignore=("window_pattern",))
 
-    assert hf.read_json(tmp_path / "out", "config.json")["window_pattern"] == 3
+    assert hf.read_model_json(tmp_path / "out", "config.json")["window_pattern"] == 3
 
 
 def test_an_empty_directory_is_filled(tmp_path):
@@ -103,7 +103,7 @@ def test_a_file_that_is_not_the_model_leaves_nothing(tmp_path, monkeypatch, name
 def test_a_model_with_a_memory_is_no_plain_llama(tmp_path):
     export(make_model(model_config()), tmp_path / "out")
 
-    config = hf.read_json(tmp_path / "out", "config.json")
+    config = hf.read_model_json(tmp_path / "out", "config.json")
 
     assert config["model_type"] == "smf_memory"
     assert config["memory"] == json.loads(
@@ -120,7 +120,7 @@ def test_files_that_a_model_came_with_go_out_as_they_came(tmp_path):
     out = export(model, tmp_path / "out", config=config, carried=came)
 
     assert {name: (out / name).read_text() for name in came} == came
-    written = hf.read_json(out, "config.json")
+    written = hf.read_model_json(out, "config.json")
     assert written == config | {"torch_dtype": "float32", "eos_token_id": 1}
 
 
@@ -176,7 +176,7 @@ def test_low_rank_additions_are_merged(taught, tmp_path):
 def test_an_adapter_names_all_its_layers_and_its_base(taught, tmp_path):
     out = export(taught, tmp_path / "out", base_name="somebody/model")
 
-    config = hf.read_json(out / ADAPTER, "adapter_config.json")
+    config = hf.read_model_json(out / ADAPTER, "adapter_config.json")
 
     assert (config["r"], config["lora_alpha"]) == (3, pytest.approx(5.0))
     assert config["base_model_name_or_path"] == "somebody/model"

@@ -27,13 +27,13 @@ def test_the_end_is_that_of_the_tokenizer_before_that_of_the_model(folder):
     write(folder, "config.json", eos_token_id=0)
     write(folder, "tokenizer_config.json", eos_token="<unk>")
 
-    assert hf.read_tokenizer(folder).end == 2
+    assert hf.read_tokenizer(folder).eos == 2
 
 
 def test_a_token_may_be_described_at_length(folder):
     write(folder, "tokenizer_config.json", eos_token={"content": "<eot>"})
 
-    assert hf.read_tokenizer(folder).end == 1
+    assert hf.read_tokenizer(folder).eos == 1
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
@@ -42,7 +42,7 @@ def test_the_end_may_be_that_of_the_model_the_first_of_several(folder, end, noth
     write(folder, "config.json", eos_token_id=end)
     write(folder, "tokenizer_config.json", eos_token=nothing)
 
-    assert hf.read_tokenizer(folder).end == 2
+    assert hf.read_tokenizer(folder).eos == 2
 
 
 @pytest.mark.parametrize("end", [None, [], "x", 99, True])
@@ -79,4 +79,4 @@ def test_marks_in_a_text_are_those_of_its_rules(folder):
 
     # Start and end may be one token: it begins a prompt, and ends nothing there.
     assert encode_prompt(tokenizer, "a b") == rules.encode("a b").ids
-    assert tokenizer.end == 1
+    assert tokenizer.eos == 1

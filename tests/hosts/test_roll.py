@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from smf_jax.config import ConfigError
-from smf_jax.hosts import roll
-from smf_jax.hosts.who import Who
+from smf_jax.multihost import startup_barrier as roll
+from smf_jax.multihost.cluster import Who
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import time
 
-from smf_jax.hosts import signs
-from smf_jax.hosts.signs import Sign, furthest_behind
+from smf_jax.multihost import heartbeat as signs
+from smf_jax.multihost.heartbeat import Sign, furthest_behind
 
 
 def sign(points, point, doing="", ago=0.0):

@@ -3,7 +3,14 @@
 import pytest
 
 from smf_jax.config import ConfigError
-from smf_jax.hosts.who import TPU_PORT, Who, first_host, number_of, take_flags, who
+from smf_jax.multihost.cluster import (
+    TPU_PORT,
+    Who,
+    first_host,
+    number_of,
+    take_flags,
+    who,
+)
 
 NAMED = {
     "SMF_COORDINATOR": "one:1234",

@@ -42,7 +42,7 @@ class Walk:
         """Returns the summary on disk and what was printed."""
         with io.StringIO() as text:
             console = Console(file=text, width=200)
-            demo.walk(self.config, self.base, RECIPES, console)
+            demo.run(self.config, self.base, RECIPES, console)
             printed = text.getvalue()
         return json.loads((self.out / "summary.json").read_text()), printed
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from smf_jax.config import FinetuneConfig, MeshConfig, OptimConfig, RetrofitConfig
-from smf_jax.slots import patch, usage
-from smf_jax.train.run import load_run
+from smf_jax.runs.load import load_run
+from smf_jax.slots import document_frequency, patch
 from tests import tiny
 from tests.integration.commands import Commands
 
@@ -105,8 +105,10 @@ def test_eight_devices_pretrain_and_count_as_one_does(commands, base, capsys):
     assert commands.run("count", *usage_of) == 0
 
     run = load_run(run_dir)
-    assert run.model.placement.mesh.shape == {"data": 2, "fsdp": 2, "model": 2}
-    counted = usage.load(run_dir / "usage.safetensors", run.model_hash, 1, 64)
+    assert run.model.layout.mesh.shape == {"data": 2, "fsdp": 2, "model": 2}
+    counted = document_frequency.load(
+        run_dir / "usage.safetensors", run.model_hash, 1, 64
+    )
     assert counted.document_frequency.max() <= 6
     assert counted.document_frequency.sum() > 0
 

@@ -9,8 +9,8 @@ import pytest
 
 from smf_jax import checkpoint
 from smf_jax.config import FinetuneConfig, OptimConfig, SaveConfig
+from smf_jax.runs.load import load_run
 from smf_jax.slots import patch
-from smf_jax.train.run import load_run
 from tests import tiny
 from tests.integration.commands import Commands
 
@@ -603,5 +603,5 @@ def test_the_best_is_told_by_scores_of_its_own_step(commands, base, tmp_path):
     metrics = {
         step: checkpoint.read(tmp_path / "run", step).metrics for step in range(1, 7)
     }
-    scored = {step for step, of_step in metrics.items() if "known" in of_step}
-    assert scored == {4, 6}
+    loss_positions = {step for step, of_step in metrics.items() if "known" in of_step}
+    assert loss_positions == {4, 6}

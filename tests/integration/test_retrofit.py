@@ -16,7 +16,7 @@ from smf_jax.config import (
     RetrofitConfig,
     SaveConfig,
 )
-from smf_jax.train.run import load_run
+from smf_jax.runs.load import load_run
 from tests import tiny
 from tests.integration.commands import Commands
 from tests.tiny import bits, named
@@ -229,7 +229,7 @@ def test_a_retrofitted_model_is_taught_like_any_other(healed, taught):
 
     moved = [name for name in before if (bits(before[name]) != bits(after[name])).any()]
     assert moved == ["values/0"]
-    assert load_run(taught).made.own == finetune_config(healed, taught)
+    assert load_run(taught).lineage.own == finetune_config(healed, taught)
 
 
 @pytest.mark.parametrize("method", ["full", "memory"])

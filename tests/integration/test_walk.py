@@ -13,9 +13,10 @@ import pytest
 from smf_jax.config import FinetuneConfig, OptimConfig, PretrainConfig
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import UNKNOWN, encode_prompt
-from smf_jax.slots import patch, usage
-from smf_jax.train.record import PATCH, Made
-from smf_jax.train.run import all_params, load_run
+from smf_jax.runs.files import PATCH
+from smf_jax.runs.load import all_params, load_run
+from smf_jax.runs.record import Lineage
+from smf_jax.slots import document_frequency, patch
 from tests import tiny
 from tests.integration.commands import Commands
 
@@ -120,7 +121,7 @@ def test_pretraining_logs_each_due_step_once_and_the_last_one(base):
 
 
 def test_pretraining_reads_more_evenly_as_it_goes(base):
-    uneven = [row["imbalance"] for row in read_metrics(base)]
+    uneven = [row["balance_loss"] for row in read_metrics(base)]
 
     assert uneven[-1] < uneven[0]
 
@@ -134,7 +135,7 @@ def test_pretraining_lowers_the_loss(base):
 def test_the_record_of_a_run_restores_its_configuration(base):
     run = load_run(base)
 
-    assert run.made == Made(pretrain=pretrain_config(base))
+    assert run.lineage == Lineage(pretrain=pretrain_config(base))
 
 
 def test_the_tokenizer_of_a_run_knows_every_word_that_is_asked(base):
@@ -181,7 +182,7 @@ def test_pretraining_into_a_finished_run_leaves_it_as_it_was(commands, base, cap
 def test_usage_counts_documents_and_names_its_model(base):
     run = load_run(base)
 
-    got = usage.load(base / "usage.safetensors", run.model_hash, 1, 64)
+    got = document_frequency.load(base / "usage.safetensors", run.model_hash, 1, 64)
 
     assert got.num_documents == DOCUMENTS
     assert got.document_shape == (5, 24)
@@ -246,7 +247,7 @@ def test_smf_moves_the_table_alone(base, taught):
 
 def test_smf_moves_no_slot_that_it_did_not_choose(base, taught):
     before, after = (bits(run_dir)["values/0"] for run_dir in (base, taught["smf"]))
-    frequency = usage.load(
+    frequency = document_frequency.load(
         base / "usage.safetensors", load_run(base).model_hash, 1, 64
     ).document_frequency[0]
 

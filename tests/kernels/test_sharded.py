@@ -12,9 +12,9 @@ import pytest
 from smf_jax import cli
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig
 from smf_jax.kernels import rows_gpu, sharded
-from smf_jax.sharding import Placement, make_placement
-from smf_jax.train.record import Made
-from smf_jax.train.run import placement_of
+from smf_jax.runs.load import layout_of
+from smf_jax.runs.record import Lineage
+from smf_jax.sharding import MeshLayout, make_layout
 from tests.integration.commands import CONFIG_FILE
 from tests.tiny import pretrain_config
 
@@ -23,7 +23,7 @@ PALLAS = ComputeConfig(lookup="pallas")
 ONE = MeshConfig(data=1)
 
 
-def read_and_teach(placement):
+def read_and_teach(layout):
     """Returns the sums, and their gradients: the table's and the weights'."""
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.normal(size=(NUM_SLOTS, VALUE_DIM)), jnp.float32)
@@ -35,7 +35,7 @@ def read_and_teach(placement):
     @jax.jit
     def run(values, weights):
         def read(values, weights):
-            return sharded.weighted_rows(placement, values, slots, weights)
+            return sharded.weighted_rows(layout, values, slots, weights)
 
         sums, gradients = jax.vjp(read, values, weights)
         return sums, *gradients(cotangent)
@@ -54,16 +54,16 @@ def read_and_teach(placement):
     ids=lambda mesh: f"{mesh.values} of {max(mesh.data, mesh.fsdp) * mesh.model}",
 )
 def test_kernels_on_a_mesh_do_what_xla_does_on_one_device(monkeypatch, mesh):
-    want = read_and_teach(make_placement(ONE, ComputeConfig(), None))
-    placed = make_placement(mesh, ComputeConfig(), None)
-    placement = Placement(placed.mesh, placed.layout, PALLAS)
+    want = read_and_teach(make_layout(ONE, ComputeConfig(), None))
+    placed = make_layout(mesh, ComputeConfig(), None)
+    layout = MeshLayout(placed.mesh, placed.layout, PALLAS)
     interpreted = {
         name: functools.partial(getattr(rows_gpu, name), interpret=True)
         for name in ("weighted_rows", "weight_gradient", "table_gradient")
     }
     monkeypatch.setattr(sharded, "kernels", lambda _: SimpleNamespace(**interpreted))
 
-    got = read_and_teach(placement)
+    got = read_and_teach(layout)
 
     for one, other in zip(want, got, strict=True):
         # float32 sums of up to 60 products of size 1, in another order
@@ -73,7 +73,7 @@ def test_kernels_on_a_mesh_do_what_xla_does_on_one_device(monkeypatch, mesh):
 @pytest.mark.parametrize("mesh", [ONE, MeshConfig(data=2)], ids=["one", "two"])
 def test_there_are_no_kernels_for_a_cpu(mesh):
     with pytest.raises(ConfigError, match=r"compute\.lookup=pallas .* are cpu"):
-        make_placement(mesh, PALLAS, None)
+        make_layout(mesh, PALLAS, None)
 
 
 def test_a_run_that_asks_for_kernels_on_a_cpu_ends_with_code_2(tmp_path, capsys):
@@ -92,6 +92,6 @@ def test_a_run_that_asks_for_kernels_on_a_cpu_ends_with_code_2(tmp_path, capsys)
 def test_a_model_that_was_trained_by_kernels_is_read_without_them_on_a_cpu():
     config = dataclasses.replace(pretrain_config("run", steps=9), compute=PALLAS)
 
-    placement = placement_of(Made(pretrain=config))
+    layout = layout_of(Lineage(pretrain=config))
 
-    assert placement.compute.lookup == "xla"
+    assert layout.compute.lookup == "xla"

@@ -87,7 +87,7 @@ def test_attention_is_that_of_a_loop_over_heads_and_tokens(changes):
 
 
 def loop(layer: Attention, config, x, positions, mask):
-    frequencies = reference.frequencies(config.head_dim, config.rope_theta)
+    frequencies = reference.frequencies(config.head_dim, config.rope.theta)
 
     def heads(linear: nnx.Linear, norm: nnx.RMSNorm | None):
         out = np.float64(x) @ np.float64(linear.kernel[...])

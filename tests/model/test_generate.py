@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import ComputeConfig, RopeScalingConfig
+from smf_jax.config import ComputeConfig, RopeConfig, RopeScalingConfig
 from smf_jax.model.build import abstract_model
 from smf_jax.model.generate import generate_greedily
-from smf_jax.sharding import Placement
+from smf_jax.sharding import MeshLayout
 from tests.tiny import VOCAB, call, make_model, memory_config, model_config
 
 MODELS = {
     "grouped heads, a memory": {},
     "stretched, untied, no memory": {
-        "rope_scaling": RopeScalingConfig(original_max_position=16),
+        "rope": RopeConfig(scaling=RopeScalingConfig(original_max_position=16)),
         "tie_embeddings": False,
         "memory": None,
     },
@@ -103,8 +103,8 @@ def _decode(graph, params, *args):
 
 def test_a_bfloat16_model_decodes():
     _, params = nnx.split(make_model(model_config(), SEED))
-    placement = Placement(compute=ComputeConfig(activations="bfloat16"))
-    graph, _ = nnx.split(abstract_model(model_config(), placement))
+    layout = MeshLayout(compute=ComputeConfig(activations="bfloat16"))
+    graph, _ = nnx.split(abstract_model(model_config(), layout))
     model = nnx.merge(graph, params)
 
     answers = generate(model, PROMPTS, NO_END)

@@ -108,7 +108,7 @@ def test_every_factor_has_a_rule_of_how_it_is_split():
     params = nnx.as_pure(nnx.state(model))
 
     assert {"head/up", "blocks/1/memory/relevance/down"} < set(named(model))
-    assert len(jax.tree.leaves(ONE_DEVICE.of_params(params))) == len(named(model))
+    assert len(jax.tree.leaves(ONE_DEVICE.param_shardings(params))) == len(named(model))
 
 
 def test_a_target_must_match_the_whole_name():

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.kernels.rows import chosen_rows_gradient
+from smf_jax.kernels.row_sums import selected_rows_gradient
 from smf_jax.model.memory import (
     MemoryLayer,
     Reads,
-    imbalance,
+    balance_loss,
     init_values,
     weights_on_slots,
-    zero_taps,
+    zero_perturbations,
 )
 from tests.reference import memory as reference
 from tests.tiny import (
@@ -103,10 +103,10 @@ def test_the_norm_of_the_keys_takes_away_their_size(key_norm):
 
 def test_a_tap_of_zeros_changes_nothing():
     layer = make_layer()
-    (tap,) = zero_taps(CONFIG, BATCH, SEQ)
+    (perturbation,) = zero_perturbations(CONFIG, BATCH, SEQ)
     want, _ = call(layer, X, VALUES)
 
-    got, _ = call(layer, X, VALUES, tap)
+    got, _ = call(layer, X, VALUES, perturbation)
 
     # Another program for the same sums.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
@@ -114,25 +114,27 @@ def test_a_tap_of_zeros_changes_nothing():
 
 def test_the_gradient_of_a_tap_gives_that_of_every_row():
     layer, weights = make_layer(), normal(3, BATCH, SEQ, DIM)
-    (tap,) = zero_taps(CONFIG, BATCH, SEQ)
+    (perturbation,) = zero_perturbations(CONFIG, BATCH, SEQ)
 
-    def loss(values, tap):
-        out, reads = layer(X, values, tap)
+    def loss(values, perturbation):
+        out, reads = layer(X, values, perturbation)
         return (out * weights).sum(), reads
 
     grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (want, cotangent), reads = grad(VALUES, tap)
+    (want, cotangent), reads = grad(VALUES, perturbation)
 
-    got = chosen_rows_gradient(cotangent, *reads, jnp.arange(NUM_SLOTS), NUM_SLOTS)
+    got = selected_rows_gradient(cotangent, *reads, jnp.arange(NUM_SLOTS), NUM_SLOTS)
 
     # float32 sums over the tokens, in another order
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_there_is_one_tap_for_each_memory_layer():
-    taps = zero_taps(memory_config(layers=(0, 2, 3)), BATCH, SEQ)
+    perturbations = zero_perturbations(memory_config(layers=(0, 2, 3)), BATCH, SEQ)
 
-    assert [tap.shape for tap in taps] == [(BATCH, SEQ, VALUE_DIM)] * 3
+    assert [perturbation.shape for perturbation in perturbations] == [
+        (BATCH, SEQ, VALUE_DIM)
+    ] * 3
 
 
 def test_rows_of_a_new_table_have_a_norm_of_about_one():
@@ -154,7 +156,9 @@ def reads_of(*slots):
 def unevenness(*reads, is_token=None, **changes):
     seq = reads[0].slots.shape[1]
     is_token = jnp.ones((1, seq), bool) if is_token is None else jnp.asarray([is_token])
-    return float(imbalance(weights_on_slots(memory_config(**changes), reads, is_token)))
+    return float(
+        balance_loss(weights_on_slots(memory_config(**changes), reads, is_token))
+    )
 
 
 def test_reads_of_every_slot_alike_are_perfectly_even():
@@ -194,7 +198,7 @@ def test_evening_out_takes_weight_from_the_slot_that_others_read():
     weights = jnp.full(slots.shape, 0.5)
 
     slope = jax.grad(
-        lambda weights: imbalance(
+        lambda weights: balance_loss(
             weights_on_slots(
                 memory_config(), (Reads(slots, weights),), jnp.ones((1, 3), bool)
             )

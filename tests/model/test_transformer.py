@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import ComputeConfig, ConfigError
+from smf_jax.config import ComputeConfig, ConfigError, RopeConfig
 from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
-from smf_jax.sharding import ONE_DEVICE, Placement
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from tests.tiny import (
     NUM_SLOTS,
     VALUE_DIM,
@@ -23,7 +23,7 @@ from tests.tiny import (
 )
 
 BATCH, SEQ = 2, 9
-BFLOAT16 = Placement(compute=ComputeConfig(activations="bfloat16"))
+BFLOAT16 = MeshLayout(compute=ComputeConfig(activations="bfloat16"))
 TWO_MEMORIES = memory_config(layers=(0, 1))
 MEMORIES = {
     "replace": memory_config(),
@@ -142,8 +142,8 @@ def test_gradients_of_bfloat16_activations_are_summed_in_float32():
     # Not around 0, so that sums grow with their terms.
     cotangent = jnp.asarray(1 + 0.1 * rng.normal(size=(8, 512, VOCAB)), jnp.float32)
 
-    def gradients(placement):
-        model = Transformer(config, placement, rngs=nnx.Rngs(0))
+    def gradients(layout):
+        model = Transformer(config, layout, rngs=nnx.Rngs(0))
         model.blocks[1].memory_scale[...] = 0.5
         graph, params = nnx.split(model)
 
@@ -269,9 +269,9 @@ def test_a_model_that_was_just_given_a_memory_says_what_it_said(layers):
 
 
 @pytest.mark.parametrize("placement", ["add", "replace"])
-def test_a_retrofitted_model_is_made_like_one_with_a_memory(placement):
+def test_a_retrofitted_model_is_made_like_one_with_a_memory(layout):
     model = make_model(model_config(memory=None))
-    memory = memory_config(placement=placement, layers=(0, 1), share_values=False)
+    memory = memory_config(layout=layout, layers=(0, 1), share_values=False)
 
     got = add_memory(model, memory, seed=3)
 
@@ -285,7 +285,7 @@ def test_a_retrofitted_model_is_made_like_one_with_a_memory(placement):
         else:  # compiled and not, the same draws may round otherwise
             np.testing.assert_allclose(array, made[name], rtol=1e-6)
     lost = {name for name in old if "feed_forward/" in name}
-    assert old.keys() - new.keys() == (lost if placement == "replace" else set())
+    assert old.keys() - new.keys() == (lost if layout == "replace" else set())
 
 
 def test_a_model_with_a_memory_is_given_no_other():
@@ -301,7 +301,7 @@ def test_a_memory_beyond_the_last_layer_is_refused():
 
 
 def test_a_layer_without_rotary_positions_does_not_know_its_place():
-    config = model_config(memory=None, num_layers=1, no_rope_layers=(0,))
+    config = model_config(memory=None, num_layers=1, rope=RopeConfig(skip_layers=(0,)))
     knows = make_model(model_config(memory=None, num_layers=1))
     blind = make_model(config)
     text = tokens(0)
@@ -318,8 +318,8 @@ def test_a_layer_without_rotary_positions_does_not_know_its_place():
 def last_block(memory_layer: int, scan: bool = False, num_layers: int = 2):
     memory = memory_config(layers=(memory_layer,))
     config = model_config(memory=memory, num_layers=num_layers)
-    placement = Placement(compute=ComputeConfig(scan_layers=scan))
-    return Transformer(config, placement, rngs=nnx.Rngs(0))
+    layout = MeshLayout(compute=ComputeConfig(scan_layers=scan))
+    return Transformer(config, layout, rngs=nnx.Rngs(0))
 
 
 LAST_BLOCKS = {

@@ -37,20 +37,20 @@ def test_a_constant_rate_is_the_same_at_every_step():
 
 
 def test_a_linear_rate_falls_evenly_to_its_final_fraction():
-    got = rates([0, 5, 10], schedule="linear", final_fraction=0.25)
+    got = rates([0, 5, 10], schedule="linear", end_lr_fraction=0.25)
 
     assert got == [8, 5, 2]
 
 
 def test_a_cosine_rate_is_half_way_down_in_the_middle():
-    got = rates([0, 5, 10], schedule="cosine", final_fraction=0.25)
+    got = rates([0, 5, 10], schedule="cosine", end_lr_fraction=0.25)
 
     np.testing.assert_allclose(got, [8, 5, 2], rtol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_a_rate_with_warmup_still_ends_with_the_run(name):
-    got = rates([3, 4, 7, 10], schedule=name, final_fraction=0.25, warmup_steps=4)
+    got = rates([3, 4, 7, 10], schedule=name, end_lr_fraction=0.25, warmup_steps=4)
 
     np.testing.assert_allclose(got, [8, 8, 5, 2], rtol=1e-6)  # float32
 
@@ -161,5 +161,5 @@ def test_tables_have_a_rate_of_their_own():
         return tx.update(params, tx.init(params), params)[0]
 
     np.testing.assert_array_equal(moved()["values"][0], -2)
-    np.testing.assert_array_equal(moved(values_rate=3.0)["values"][0], -6)
-    np.testing.assert_array_equal(moved(values_rate=3.0)["blocks"]["values"], -2)
+    np.testing.assert_array_equal(moved(values_lr_scale=3.0)["values"][0], -6)
+    np.testing.assert_array_equal(moved(values_lr_scale=3.0)["blocks"]["values"], -2)

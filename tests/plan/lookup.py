@@ -14,7 +14,7 @@ from smf_jax.kernels import sharded
 from smf_jax.plan.child import describe
 from smf_jax.plan.measure import measure
 from smf_jax.plan.topology import find
-from smf_jax.sharding import AXES, Placement
+from smf_jax.sharding import AXES, MeshLayout
 
 NUM_SLOTS, TOKENS = 1024**2, (8, 512)
 KERNEL = r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton)"'
@@ -33,7 +33,7 @@ def compiled(name: str, value_dim: int, dtype: str, outputs: int, reads: int = 1
     topology = find(name)
     devices = np.reshape(describe(topology).devices, (1, 1, 1))
     mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
-    placement = Placement(mesh, compute=ComputeConfig(lookup="pallas"))
+    layout = MeshLayout(mesh, compute=ComputeConfig(lookup="pallas"))
 
     def array(*shape, dtype=dtype):
         place = NamedSharding(mesh, PartitionSpec())
@@ -42,7 +42,7 @@ def compiled(name: str, value_dim: int, dtype: str, outputs: int, reads: int = 1
     @jax.jit
     def step(values, weights, slots, cotangent):
         def read(values, weights):
-            return sharded.weighted_rows(placement, values, slots, weights)
+            return sharded.weighted_rows(layout, values, slots, weights)
 
         sums, gradients = jax.vjp(read, values, weights)
         of_values, of_weights = gradients(cotangent)

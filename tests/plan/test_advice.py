@@ -35,7 +35,7 @@ def test_large_activations_are_made_smaller():
 
     assert "--compute.remat" in lines
     assert "--compute.activations bfloat16" in lines
-    assert "--accumulate 2" in lines
+    assert "--grad_accum_steps 2" in lines
     assert "--data.batch-size 16" in lines
     assert "--mesh" not in lines
 

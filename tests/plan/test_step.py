@@ -18,9 +18,9 @@ from smf_jax.data.batches import Batch
 from smf_jax.model.build import make_model
 from smf_jax.optim.methods import make_method
 from smf_jax.plan.step import planned_step
-from smf_jax.sharding import make_placement
-from smf_jax.train.record import Made
-from smf_jax.train.state import split_for_training
+from smf_jax.runs.record import Lineage
+from smf_jax.sharding import make_layout
+from smf_jax.train.state import init_state
 from tests.tiny import VOCAB, pretrain_config
 
 MESH = MeshConfig(data=2, fsdp=2, model=2)
@@ -35,29 +35,29 @@ def pretrained(mesh=MESH, **changes):
     return dataclasses.replace(config, model=model, mesh=mesh, **changes)
 
 
-def taught(**changes) -> Made:
+def taught(**changes) -> Lineage:
     config = FinetuneConfig(
         **{"base": "run", "run_dir": "new", "optim": SMF, "mesh": MESH, "steps": 9}
         | {"batch_size": 6}
         | changes
     )
-    return Made(pretrain=pretrained(), finetune=config)
+    return Lineage(pretrain=pretrained(), finetune=config)
 
 
 def test_a_planned_step_takes_the_state_and_the_batch_of_a_run():
     config = pretrained()
-    program = planned_step(Made(pretrain=config), jax.devices())
-    placement = make_placement(config.mesh, config.compute, config.model.memory)
-    method = make_method(config.optim, config.steps, config.values_rate)
-    model = make_model(config.model, 0, placement)
-    _, state, frozen = split_for_training(model, method)
+    program = planned_step(Lineage(pretrain=config), jax.devices())
+    layout = make_layout(config.mesh, config.compute, config.model.memory)
+    method = make_method(config.optim, config.steps, config.values_lr_scale)
+    model = make_model(config.model, 0, layout)
+    _, state, frozen = init_state(model, method)
     rows = np.ones((config.data.batch_size, config.data.seq_len), np.int32)
     batch = Batch(*(rows,) * 6)
     batch = batch._replace(weights=rows.astype(np.float32))
 
     # What is compiled refuses other shapes, types and places.
     compiled = program.step.lower(*program.arguments).compile(QUICK)
-    state, metrics = compiled(state, frozen, None, placement.share(batch))
+    state, metrics = compiled(state, frozen, None, layout.shard_batch(batch))
 
     assert metrics["updated"]
 
@@ -94,7 +94,7 @@ def test_one_device_is_one_of_those_that_are_named():
     last = jax.devices()[-1:]
     config = pretrained(MeshConfig())
 
-    program = planned_step(Made(pretrain=config), last)
+    program = planned_step(Lineage(pretrain=config), last)
 
     for leaf in jax.tree.leaves(program.arguments):
         assert leaf.sharding.device_set == set(last)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.reference import product_key, rows
+from tests.reference import product_key, row_sums
 
 
 def rms_norm(x, scale):
@@ -27,7 +27,7 @@ def memory(x, values, params, heads, top_k):
     slots, scores = product_key.top_k(query, keys, top_k)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     flat = (*x.shape[:2], -1)
-    read = rows.weighted_rows(values, slots.reshape(flat), weights.reshape(flat))
+    read = row_sums.weighted_rows(values, slots.reshape(flat), weights.reshape(flat))
 
     gate = x @ params["gate/kernel"]
     silu = gate / (1 + np.exp(-gate))

@@ -15,11 +15,11 @@ from smf_jax.train.guard import (
     WINDOW,
     TrainingError,
     make_guard,
-    nothing_strange,
+    no_streaks,
     require_finite,
     skips,
 )
-from smf_jax.train.state import split_for_training
+from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
 from tests.tiny import bits, make_batch
 from tests.train.test_step import (
@@ -52,7 +52,7 @@ def start(optim, max_skips=0, method=None):
     """Returns a function that takes steps from the same state, and that state."""
     model = model_for(ONE, optim)
     method = method or make_method(optim, steps=10)
-    graph, state, frozen = split_for_training(model, method)
+    graph, state, frozen = init_state(model, method)
     step = jax.jit(make_step(graph, ONE.memory, method, 1, max_skips=max_skips))
 
     def run(state, *batches):
@@ -135,9 +135,9 @@ def metrics(loss=1.0, norm=1.0, updated=True, skipped=0):
     }
 
 
-def look(tmp_path, *rows, max_skips=0, done=0, strange=None):
-    strange = nothing_strange() if strange is None else strange
-    arguments = (tmp_path, done, max_skips, 100, RECORDS, strange, Console())
+def look(tmp_path, *rows, max_skips=0, done=0, streaks=None):
+    streaks = no_streaks() if streaks is None else streaks
+    arguments = (tmp_path, done, max_skips, 100, RECORDS, streaks, Console())
     with make_guard(*arguments) as guard:
         for step, row in enumerate(rows, done + 1):
             guard(step, row, make_batch())
@@ -213,12 +213,12 @@ def test_a_parameter_that_is_not_finite_is_not_saved(number):
 
 
 def test_it_counts_on_after_an_interruption(tmp_path):
-    strange, dead = nothing_strange(), metrics(loss=9.0, norm=0.0)
+    streaks, dead = no_streaks(), metrics(loss=9.0, norm=0.0)
 
-    look(tmp_path, *[dead] * (WINDOW - 1), strange=strange)
+    look(tmp_path, *[dead] * (WINDOW - 1), streaks=streaks)
 
     with pytest.raises(TrainingError):
-        look(tmp_path, dead, strange=strange)
+        look(tmp_path, dead, streaks=streaks)
 
 
 def test_a_gradient_of_0_where_all_is_learned_is_no_trouble(tmp_path):

@@ -9,15 +9,15 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import ComputeConfig, LoraConfig, MeshConfig, OptimConfig
-from smf_jax.data.batches import with_scored
+from smf_jax.data.batches import with_loss_positions
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
-from smf_jax.sharding import ONE_DEVICE, make_placement
-from smf_jax.train.counts import make_read_counter
-from smf_jax.train.setting import Background
-from smf_jax.train.state import split_for_training
-from smf_jax.train.step import background_shardings, make_step, state_shardings
+from smf_jax.sharding import ONE_DEVICE, make_layout
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.state import background_shardings, init_state
+from smf_jax.train.step import make_step, state_shardings
+from smf_jax.train.usage import make_read_counter
 from tests.tiny import bits, fill, make_batch, memory_config, model_config, moved_rows
 
 NUM_SLOTS, VALUE_DIM, STEPS = 64, 16, 3
@@ -27,7 +27,7 @@ MESHES = [
     if data * fsdp * model == 8
 ]
 # Rates at which rounding does not grow from step to step.
-SGD = {"optimizer": "sgd", "clip_norm": 1.0}
+SGD = {"optimizer": "sgd", "max_grad_norm": 1.0}
 METHODS = {
     "smf": OptimConfig(method="smf", learning_rate=1.0, momentum=0.5, top_t=8, **SGD),
     "pretraining": OptimConfig(method="full", learning_rate=0.05, **SGD),
@@ -62,35 +62,35 @@ def config_of(memory: str):
 def placement_on(shape, layout="columns", **compute):
     data, fsdp, model = shape
     mesh = MeshConfig(data=data, fsdp=fsdp, model=model, values=layout)
-    return make_placement(mesh, ComputeConfig(**compute), None)
+    return make_layout(mesh, ComputeConfig(**compute), None)
 
 
 def train(
-    method: str, memory: str, placement, parts: int = 1, scored=False, weight=1.0
+    method: str, memory: str, layout, parts: int = 1, loss_positions=False, weight=1.0
 ):
     """Returns the model's parameters before and after some steps, and their metrics."""
     config, optim = config_of(memory), METHODS[method]
 
     def make():
-        model = Transformer(config, placement, rngs=nnx.Rngs(0))
+        model = Transformer(config, layout, rngs=nnx.Rngs(0))
         if method == "lora":
             add_lora(model, optim.lora, rngs=nnx.Rngs(1))
         return model
 
     rule = make_method(optim, STEPS)
-    graph, state, frozen = split_for_training(fill(make), rule)
+    graph, state, frozen = init_state(fill(make), rule)
     before = jax.tree.map(np.asarray, state.trainable)
     rng = np.random.default_rng(0)
     background = None
     if method == "smf":
-        pools = config.memory.num_pools
+        pools = config.memory.num_tables
         frequency = rng.integers(0, 9, (pools, NUM_SLOTS), np.int32)
-        background = placement.put(
-            Background(frequency, np.int32(9)), background_shardings(placement)
+        background = layout.device_put(
+            Background(frequency, np.int32(9)), background_shardings(layout)
         )
-    balance = 1.0 if method in ("pretraining", "read rows") else 0.0
+    balance_weight = 1.0 if method in ("pretraining", "read rows") else 0.0
     step = jax.jit(
-        make_step(graph, config.memory, rule, parts, balance, placement=placement)
+        make_step(graph, config.memory, rule, parts, balance_weight, layout=layout)
     )
     told = []
     for number in range(STEPS):
@@ -98,11 +98,13 @@ def train(
         lengths = tuple(rng.integers(1, 9, 13))
         batch = make_batch(lengths, seq=8, seed=number, vocab=16)
         batch = batch._replace(weights=np.float32(weight) * batch.weights)
-        if scored:
-            (batch,) = with_scored([batch])
-        state, metrics = step(state, frozen, background, placement.share(batch, parts))
+        if loss_positions:
+            (batch,) = with_loss_positions([batch])
+        state, metrics = step(
+            state, frozen, background, layout.shard_batch(batch, parts)
+        )
         told.append({name: float(number) for name, number in metrics.items()})
-    where = state_shardings(placement, rule, state)
+    where = state_shardings(layout, rule, state)
     for leaf, sharding in zip(*map(jax.tree.leaves, (state, where)), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     return before, jax.tree.map(np.asarray, state), told
@@ -173,9 +175,9 @@ def test_rows_that_were_read_move_on_the_devices_that_hold_them(layout, memory):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_device_moves_a_row_where_a_loss_is_not_finite(layout):
-    placement = placement_on((2, 2, 2), layout)
+    layout = placement_on((2, 2, 2), layout)
 
-    before, after, told = train("read rows", "two tables", placement, weight=np.nan)
+    before, after, told = train("read rows", "two tables", layout, weight=np.nan)
 
     assert [metrics["updated"] for metrics in told] == [0.0] * STEPS
     for old, new in zip(*map(jax.tree.leaves, (before, after.trainable)), strict=True):
@@ -209,7 +211,9 @@ def test_a_batch_in_parts_on_a_mesh_is_the_whole_batch_on_one_device(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_places_with_a_loss_are_taken_on_each_device(method):
-    got = train(method, "one memory", placement_on((2, 2, 2)), parts=3, scored=True)
+    got = train(
+        method, "one memory", placement_on((2, 2, 2)), parts=3, loss_positions=True
+    )
 
     assert_same(got, on_one_device(method, "one memory"), method)
 
@@ -227,9 +231,9 @@ def test_remat_and_a_scan_over_layers_change_nothing(shape, compute):
 
 
 def test_activations_in_bfloat16_change_little():
-    placement = placement_on((2, 2, 2), activations="bfloat16")
+    layout = placement_on((2, 2, 2), activations="bfloat16")
 
-    _, state, told = train("pretraining", "one memory", placement)
+    _, state, told = train("pretraining", "one memory", layout)
     _, _, want = on_one_device("pretraining", "one memory")
 
     # The parameters stay float32; 8 bits of a bfloat16 make an error of about 2**-8.
@@ -238,14 +242,14 @@ def test_activations_in_bfloat16_change_little():
     assert told[0]["loss"] != want[0]["loss"]
 
 
-def counts_on(placement):
+def counts_on(layout):
     config = config_of("one memory")
-    model = fill(lambda: Transformer(config, placement, rngs=nnx.Rngs(0)))
+    model = fill(lambda: Transformer(config, layout, rngs=nnx.Rngs(0)))
     graph, params = nnx.split(model)
     params = nnx.as_pure(params)
-    params = placement.put(params, placement.of_params(params))
-    count = make_read_counter(graph, config.memory, placement)
-    return count((params,), placement.share(make_batch(vocab=16)))
+    params = layout.device_put(params, layout.param_shardings(params))
+    count = make_read_counter(graph, config.memory, layout)
+    return count((params,), layout.shard_batch(make_batch(vocab=16)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+from smf_jax.train.program import step_program
 
 from smf_jax.config import (
     ComputeConfig,
@@ -14,8 +15,7 @@ from smf_jax.config import (
     OptimConfig,
     PretrainConfig,
 )
-from smf_jax.sharding import make_placement
-from smf_jax.train.program import step_program
+from smf_jax.sharding import make_layout
 from tests.tiny import AS_FOR_USERS
 
 HEADS, TOP_K, VALUE_DIM, TOP_T = 4, 8, 96, 50
@@ -45,8 +45,8 @@ def compiled(config, layout, num_keys=NUM_KEYS, layers=(1,)):
         vocab_size=VOCAB, dim=DIM, num_layers=2, hidden_dim=160, memory=memory
     )
     mesh = MeshConfig(data=2, fsdp=2, model=2, values=layout)
-    placement = make_placement(mesh, ComputeConfig(), memory)
-    program = step_program(config, model, placement, ROWS, SEQ)
+    layout = make_layout(mesh, ComputeConfig(), memory)
+    program = step_program(config, model, layout, ROWS, SEQ)
     return program.step.lower(*program.arguments).compile(AS_FOR_USERS)
 
 

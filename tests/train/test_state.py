@@ -6,7 +6,7 @@ from flax import nnx
 from smf_jax.config import OptimConfig
 from smf_jax.model.memory import MemoryValues
 from smf_jax.optim.methods import make_method
-from smf_jax.train.state import split_for_training, split_to_restore
+from smf_jax.train.state import init_state, split_to_restore
 from tests.tiny import make_model, model_config
 
 SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=1.0, top_t=4)
@@ -25,7 +25,7 @@ def test_a_run_that_begins_trains_the_arrays_of_the_model():
     model = make_model(model_config())
     tables, rest = parts(model)
 
-    _, state, frozen = split_for_training(model, make_method(SMF, 3))
+    _, state, frozen = init_state(model, make_method(SMF, 3))
 
     assert places(jax.tree.leaves(state.trainable)) == places(tables)
     assert places(jax.tree.leaves(frozen)) == places(rest)

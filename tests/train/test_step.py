@@ -11,16 +11,17 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import LoraConfig, ModelConfig, OptimConfig
-from smf_jax.data.batches import with_scored
+from smf_jax.data.batches import with_loss_positions
 from smf_jax.model import loss
 from smf_jax.model.lora import LoRAParam, add_lora
-from smf_jax.model.memory import MemoryValues, Reads, pool_of
+from smf_jax.model.memory import MemoryValues, Reads
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
-from smf_jax.train.counts import make_read_counter, read_counts
-from smf_jax.train.setting import Background
-from smf_jax.train.state import split_for_training
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.smf_step import count_table_reads
+from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
+from smf_jax.train.usage import make_read_counter
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
     AS_FOR_USERS,
@@ -41,7 +42,7 @@ from tests.tiny import (
 RATE, TOP_T, NUM_DOCUMENTS = 2.0, 8, 12
 SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=RATE, top_t=TOP_T)
 ADAMW = dataclasses.replace(
-    SMF, optimizer="adamw", learning_rate=0.5, clip_norm=1.0, warmup_steps=3
+    SMF, optimizer="adamw", learning_rate=0.5, max_grad_norm=1.0, warmup_steps=3
 )
 FULL = OptimConfig(method="full", optimizer="sgd", learning_rate=1.0)
 MUON = OptimConfig(method="full", optimizer="muon", weight_decay=0.1)
@@ -65,7 +66,7 @@ every_memory = pytest.mark.parametrize("config", MEMORIES.values(), ids=MEMORIES
 def background(config: ModelConfig) -> Background | None:
     if config.memory is None:
         return None
-    frequency = jnp.asarray(FREQUENCY[: config.memory.num_pools], jnp.int32)
+    frequency = jnp.asarray(FREQUENCY[: config.memory.num_tables], jnp.int32)
     return Background(frequency, jnp.asarray(NUM_DOCUMENTS))
 
 
@@ -86,18 +87,18 @@ def model_for(config: ModelConfig, optim: OptimConfig) -> nnx.Module:
 
 
 @functools.cache
-def compiled_step(config: ModelConfig, optim: OptimConfig, accumulate: int):
+def compiled_step(config: ModelConfig, optim: OptimConfig, grad_accum_steps: int):
     method = make_method(optim, steps=10)
-    graph, _, _ = split_for_training(model_for(config, optim), method)
-    return jax.jit(make_step(graph, config.memory, method, accumulate))
+    graph, _, _ = init_state(model_for(config, optim), method)
+    return jax.jit(make_step(graph, config.memory, method, grad_accum_steps))
 
 
-def teach(config, optim, *batches, accumulate=1):
+def teach(config, optim, *batches, grad_accum_steps=1):
     """Returns the model before, the model after a step on each batch, the metrics."""
     before = model_for(config, optim)
     method = make_method(optim, steps=10)
-    graph, state, frozen = split_for_training(nnx.clone(before), method)
-    step = compiled_step(config, optim, accumulate)
+    graph, state, frozen = init_state(nnx.clone(before), method)
+    step = compiled_step(config, optim, grad_accum_steps)
     for batch in batches:
         state, metrics = step(state, frozen, background(config), batch)
     return before, nnx.merge(graph, state.trainable, frozen), metrics
@@ -201,7 +202,7 @@ def test_a_batch_in_parts_writes_the_slots_of_the_whole():
     config = MEMORIES["two memories, one table"]
     batch = make_batch()  # texts of unlike lengths, so of unlike weight
     before, whole, _ = teach(config, SMF, batch)
-    _, parts, _ = teach(config, SMF, batch, accumulate=4)
+    _, parts, _ = teach(config, SMF, batch, grad_accum_steps=4)
 
     start, want, got = (tables(model)[0] for model in (before, whole, parts))
     assert moved_rows(start, got) == moved_rows(start, want)
@@ -211,7 +212,7 @@ def test_a_batch_in_parts_writes_the_slots_of_the_whole():
 
 def test_a_dense_step_in_parts_is_one_step_on_the_whole():
     _, whole, want = teach(DENSE, FULL, make_batch())
-    _, parts, got = teach(DENSE, FULL, make_batch(), accumulate=4)
+    _, parts, got = teach(DENSE, FULL, make_batch(), grad_accum_steps=4)
 
     for name, leaf in named(whole).items():
         # The parts' float32 sums are added in another order.
@@ -226,12 +227,12 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
 )
 def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch):
     config = model_config(tie_embeddings=False)
-    _, whole, want = teach(config, optim, make_batch(), accumulate=2)
+    _, whole, want = teach(config, optim, make_batch(), grad_accum_steps=2)
     monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 1)
     monkeypatch.setattr(loss, "LEAST_TOKENS", 5)  # of the 18 of each part
     compiled_step.cache_clear()
 
-    _, pieces, got = teach(config, optim, make_batch(), accumulate=2)
+    _, pieces, got = teach(config, optim, make_batch(), grad_accum_steps=2)
 
     compiled_step.cache_clear()
     for name, leaf in named(whole).items():
@@ -245,11 +246,14 @@ def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch)
 def test_that_few_targets_have_a_loss_may_be_told(optim, parts):
     batch = make_batch()
     batch = batch._replace(weights=batch.weights * (batch.positions > 3))
-    (told,) = with_scored([batch])
-    assert told.scored.shape == (4, 4)  # of nine, for the longest text has eight
+    (told,) = with_loss_positions([batch])
+    assert told.loss_positions.shape == (
+        4,
+        4,
+    )  # of nine, for the longest text has eight
 
-    _, got, got_metrics = teach(ONE, optim, told, accumulate=parts)
-    _, want, metrics = teach(ONE, optim, batch, accumulate=parts)
+    _, got, got_metrics = teach(ONE, optim, told, grad_accum_steps=parts)
+    _, want, metrics = teach(ONE, optim, batch, grad_accum_steps=parts)
 
     assert got_metrics["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-6)
     for mine, theirs in zip(named(got).values(), named(want).values(), strict=True):
@@ -310,153 +314,42 @@ def test_a_full_step_moves_every_parameter():
     ] == []
 
 
-READ = {
-    "sgd": dataclasses.replace(FULL, rows="read", momentum=0.5),
-    "adamw": OptimConfig(rows="read", learning_rate=0.1, clip_norm=1.0),
-    "muon": dataclasses.replace(MUON, rows="read"),
-}
-every_rule = pytest.mark.parametrize("optim", READ.values(), ids=READ.keys())
-# Each rule on one table, and one on several: how tables are read is not the rule's.
-rules_and_memories = pytest.mark.parametrize(
-    ("optim", "config"),
-    [
-        (READ[rule], MEMORIES[memory])
-        for rule, memory in (
-            *((rule, "one memory") for rule in READ),
-            *(("adamw", memory) for memory in MEMORIES if memory != "one memory"),
-        )
-    ],
-)
-
-
-@rules_and_memories
-def test_a_first_step_moves_read_rows_as_it_moves_all(config, optim):
-    # Then the others have no gradient, no moment and no decay.
-    _, got, metrics = teach(config, optim, make_batch())
-
-    before, want, _ = teach(
-        config, dataclasses.replace(optim, rows="all"), make_batch()
-    )
-
-    for name, leaf in named(want).items():
-        # Adam makes a rate of any gradient, and Muon a matrix: of other programs.
-        np.testing.assert_allclose(named(got)[name], leaf, rtol=0, atol=1e-5)
-    read = read_by_tokens(config, before, make_batch())
-    moved = map(moved_rows, tables(before), tables(got))
-    assert all(of_table <= slots for of_table, slots in zip(moved, read, strict=True))
-    assert int(metrics["slots_written"]) == sum(map(len, read))
-
-
-@rules_and_memories
-def test_rows_that_no_token_reads_keep_their_bits_and_their_moments(config, optim):
-    # 13 tokens, of which the first text is taught first: its rows then have moments.
-    first, second = (make_batch((length,), seed=3 + length) for length in (8, 5))
-    model, method = make_model(config), make_method(optim, steps=10)
-    graph, state, frozen = split_for_training(model, method)
-    step = compiled_step(config, optim, 1)
-    state, _ = step(state, frozen, None, first)
-    taught = nnx.merge(graph, jax.tree.map(jnp.copy, state.trainable), frozen)
-    before = [np.asarray(leaf) for leaf in per_row(state, config)]
-
-    state, _ = step(state, frozen, None, second)
-
-    pools = read_by_tokens(config, taught, second)
-    after = per_row(state, config)
-    for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        assert moved_rows(old, new) <= pools[number % len(pools)]
-    assert any(map(moved_rows, before, after))
-
-
-def read_by_tokens(config, model, batch) -> list[set[int]]:
-    """Returns the slots of each table that tokens read."""
-    pools = [set() for _ in range(config.memory.num_pools)]
-    for layer, slots in enumerate(read_slots(model, batch)):
-        pools[pool_of(config.memory, layer)].update(slots[batch.segments > 0].ravel())
-    return pools
-
-
-def per_row(state, config):
-    """Returns the tables and what the optimizer keeps of them, pool by pool."""
-    shape = (config.memory.num_slots, config.memory.value_dim)
-    trees = (state.trainable, state.opt_state)
-    return [leaf for leaf in jax.tree.leaves(trees) if leaf.shape == shape]
-
-
-@every_memory
-def test_read_rows_of_a_batch_in_parts_are_those_of_the_whole(config):
-    optim = READ["sgd"]
-
-    _, got, metrics = teach(config, optim, make_batch(), accumulate=2)
-    _, want, want_metrics = teach(config, optim, make_batch())
-
-    assert metrics["slots_written"] == want_metrics["slots_written"]
-    for mine, theirs in zip(named(got).values(), named(want).values(), strict=True):
-        # float32 sums in another order
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
-
-
-@every_rule
-def test_read_rows_stay_where_a_loss_is_not_finite(optim):
-    batch = make_batch()
-    before, after, metrics = teach(
-        ONE, optim, batch._replace(weights=np.inf * np.ones_like(batch.weights))
-    )
-
-    assert not metrics["updated"]
-    assert int(metrics["slots_written"]) == 0
-    assert_same_bits(after, before)
-
-
 def test_balance_makes_a_dense_step_read_more_evenly():
     optim = OptimConfig(optimizer="sgd", learning_rate=0.1)
     batch, method = make_batch(), make_method(optim, steps=10)
     uneven = {}
-    for balance in (1e-6, 1.0):
-        graph, state, frozen = split_for_training(make_model(model_config()), method)
-        step = jax.jit(make_step(graph, memory_config(), method, 1, balance))
+    for balance_weight in (1e-6, 1.0):
+        graph, state, frozen = init_state(make_model(model_config()), method)
+        step = jax.jit(make_step(graph, memory_config(), method, 1, balance_weight))
         for _ in range(5):
             state, metrics = step(state, frozen, None, batch)
-        uneven[balance] = float(metrics["imbalance"])
+        uneven[balance_weight] = float(metrics["balance_loss"])
 
     assert uneven[1.0] < uneven[1e-6]
 
 
-def test_balance_is_refused_where_it_means_nothing():
+def test_balance_is_refused_with_slot_selection_and_with_accumulation():
+    full = make_method(FULL, steps=10)
     method = make_method(SMF, steps=10)
-    graph, _, _ = split_for_training(make_model(model_config()), method)
+    graph, _, _ = init_state(make_model(model_config()), method)
 
-    with pytest.raises(ValueError, match=r"balance=1.0"):
-        make_step(graph, memory_config(), method, 1, balance=1.0)
-
-
-@pytest.mark.parametrize("share_values", [True, False])
-def test_balance_is_that_of_the_whole_batch_also_in_parts(share_values):
-    memory = memory_config(layers=(0, 1), share_values=share_values)
-    config, method = model_config(memory=memory), make_method(FULL, steps=10)
-    done = []
-    for parts in (1, 2):
-        graph, state, frozen = split_for_training(make_model(config), method)
-        step = jax.jit(make_step(graph, memory, method, parts, balance=1.0))
-        done.append(step(state, frozen, None, make_batch()))
-
-    (whole, told), (in_parts, told_in_parts) = done
-    uneven = [float(metrics["imbalance"]) for metrics in (told, told_in_parts)]
-    assert uneven[1] == pytest.approx(uneven[0], rel=1e-5)
-    for want, got in zip(*map(jax.tree.leaves, (whole, in_parts)), strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"balance_weight=1.0"):
+        make_step(graph, memory_config(), method, 1, balance_weight=1.0)
+    with pytest.raises(ValueError, match=r"grad_accum_steps=1, not 2"):
+        make_step(graph, memory_config(), full, 2, balance_weight=1.0)
 
 
 def test_the_table_of_a_model_has_a_rate_of_its_own():
     def moved(**rate):
         method = make_method(FULL, 10, **rate)
-        graph, state, frozen = split_for_training(make_model(model_config()), method)
+        graph, state, frozen = init_state(make_model(model_config()), method)
         before = nnx.as_pure(nnx.split(make_model(model_config()))[1])
         after, _ = jax.jit(make_step(graph, memory_config(), method, 1))(
             state, frozen, None, make_batch()
         )
         return jax.tree.map(jnp.subtract, after.trainable, before)
 
-    plain, faster = moved(), moved(values_rate=4.0)
+    plain, faster = moved(), moved(values_lr_scale=4.0)
 
     # A power of two scales the steps exactly; adding them to the table rounds.
     np.testing.assert_allclose(
@@ -467,8 +360,8 @@ def test_the_table_of_a_model_has_a_rate_of_its_own():
 
 def test_the_loss_of_a_balanced_step_is_that_of_the_batch_alone():
     batch, method = make_batch(), make_method(OptimConfig(), steps=10)
-    graph, state, frozen = split_for_training(make_model(model_config()), method)
-    step = jax.jit(make_step(graph, memory_config(), method, 1, balance=1.0))
+    graph, state, frozen = init_state(make_model(model_config()), method)
+    step = jax.jit(make_step(graph, memory_config(), method, 1, balance_weight=1.0))
 
     _, metrics = step(state, frozen, None, batch)
 
@@ -520,8 +413,8 @@ def test_with_one_memory_a_text_reads_the_same_slots_before_and_after():
 
 def ready(config, method):
     """Returns the step as the package compiles it, and its arguments but a batch."""
-    graph, state, frozen = split_for_training(make_model(config), method)
-    step = make_step(graph, config.memory, method, accumulate=1)
+    graph, state, frozen = init_state(make_model(config), method)
+    step = make_step(graph, config.memory, method, grad_accum_steps=1)
     return step, state, frozen, background(config)
 
 
@@ -568,19 +461,6 @@ def test_a_sparse_step_makes_no_array_as_large_as_the_table():
     assert made["fusion"] <= 3
 
 
-def test_a_step_on_read_rows_makes_no_array_as_large_as_the_table():
-    # 216 reads of 256 slots: the gradient of the rows is smaller than that of all.
-    config = model_config(memory=memory_config(num_keys=16))
-    shape = (config.memory.num_slots, VALUE_DIM)
-
-    made = table_operations(make_method(READ["adamw"], steps=10), config, shape)
-    dense = table_operations(make_method(OptimConfig(), steps=10), config, shape)
-
-    passing = {"parameter", "get-tuple-element", "scatter", "fusion"}
-    assert made.keys() <= passing
-    assert not dense.keys() <= passing
-
-
 def test_an_update_of_everything_copies_no_moments():
     made = table_operations(make_method(OptimConfig(), steps=10))
 
@@ -607,7 +487,7 @@ def test_layers_that_share_a_table_add_their_reads(config):
     want = [sum(counts)] if config.memory.share_values else counts
 
     reads = tuple(Reads(jnp.asarray(read), jnp.ones(shape)) for read in slots)
-    got = read_counts(reads, jnp.asarray(is_token), config.memory)
+    got = count_table_reads(reads, jnp.asarray(is_token), config.memory)
 
     np.testing.assert_array_equal(got, want)
 

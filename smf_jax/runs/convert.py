@@ -1,0 +1,153 @@
+"""Imports Hugging Face models as runs, and exports runs as such models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from smf_jax import checkpoint, hf
+from smf_jax.config import DataConfig, ImportConfig, SaveConfig, require
+from smf_jax.data.corpus import load_corpus
+from smf_jax.data.tokenizer import Tokenizer
+from smf_jax.runs.load import Run, all_params, find_base, load_run, warn_unhealed
+from smf_jax.runs.open import open_run
+from smf_jax.runs.record import Lineage, describe, lineage_of, read_record
+from smf_jax.sharding import ONE_DEVICE
+from smf_jax.slots import patch
+
+
+def import_run(
+    source: str,
+    run_dir: str,
+    revision: str | None,
+    ignore: Sequence[str],
+    data: DataConfig | None,
+    console: Console,
+) -> Path:
+    """Imports a Hugging Face model as a run, and returns its directory.
+
+    Args:
+      source: A directory, or a repository of the hub.
+      run_dir: Where the run is written.
+      revision: Of a repository.
+      ignore: Keys of its `config.json` to ignore.
+      data: Facts and texts that evaluation and teaching use, if any.
+      console: For messages.
+
+    Raises:
+      ConfigError: The model is missing or unsupported, its tokenizer does not fit, or
+        the run directory is not empty.
+    """
+    require(jax.process_count() == 1, "smf import-hf runs as one process")
+    with open_run(run_dir, console) as run:
+        corpus = None if data is None else load_corpus(data)
+        folder, commit = hf.fetch(source, revision)
+        tokenizer = hf.read_tokenizer(folder)
+        model = hf.import_model(folder, ignore)
+        if ignore:
+            console.print(f"ignored, as asked: {', '.join(ignore)}")
+        require(
+            tokenizer.num_tokens <= model.config.vocab_size,
+            f"{folder}: the tokenizer has {tokenizer.num_tokens} ids, but the model "
+            f"has {model.config.vocab_size} (vocab_size)",
+        )
+        imported = ImportConfig(
+            # Absolute, so that PEFT and others find it from any folder.
+            source=str(folder.resolve()) if commit is None else source,
+            revision=commit,
+            ignore=tuple(ignore),
+            model=model.config,
+            eos_token=tokenizer.eos,
+            config=hf.read_model_json(folder, "config.json"),
+            files=hf.carried_files(folder),
+            data=data,
+        )
+        lineage = Lineage(imported=imported)
+        record = describe(lineage, tokenizer, corpus_hash=corpus and corpus.hash)
+        run.begin(record, tokenizer)
+        params = all_params(model)
+        with checkpoint.saver(run.run_dir, SaveConfig()) as saver:
+            saver.save(0, {"params": params}, {}, {})
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    console.print(
+        f"imported {imported.config.get('model_type')}: {count:,} parameters, "
+        f"{model.config.num_layers} layers, BOS {_tokens(tokenizer, tokenizer.bos)}, "
+        f"EOS {_tokens(tokenizer, (tokenizer.eos,))}",
+        highlight=False,
+        markup=False,
+    )
+    return run.run_dir
+
+
+def export_run(
+    run_dir: str,
+    directory: str,
+    patch_file: str | None,
+    dtype: hf.Dtype,
+    console: Console,
+) -> Path:
+    """Exports the model of a run for Hugging Face, and returns the directory.
+
+    Args:
+      run_dir: The run.
+      directory: Where the model is written; must be empty or not exist.
+      patch_file: A patch that is applied first.
+      dtype: Of the exported parameters.
+      console: For messages.
+
+    Raises:
+      ConfigError: There is no such run, the patch belongs to another model, or no
+        supported family has such a model.
+      ExportError: What was written differs from the model.
+    """
+    require(jax.process_count() == 1, "smf export-hf runs as one process")
+    run = load_run(run_dir, layout=ONE_DEVICE)
+    warn_unhealed(run, console)
+    if patch_file is not None:
+        _apply_patch(run, patch_file)
+    imported = run.lineage.imported
+    hf.export_model(
+        run.model,
+        run.tokenizer,
+        directory,
+        config=imported and hf.split_config(imported.config)[0],
+        carried=imported and imported.files,
+        dtype=dtype,
+        ignore=() if imported is None else imported.ignore,
+        base_name=_base_name(run),
+    )
+    rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
+    console.print(
+        f"exported {run_dir} to {directory}: read back, it equals the model{rounded}",
+        highlight=False,
+        markup=False,
+    )
+    return Path(directory)
+
+
+def _apply_patch(run: Run, patch_file: str) -> None:
+    change = patch.load(Path(patch_file))
+    require(
+        change.base_hash == run.model_hash,
+        f"{patch_file} belongs to model {change.base_hash}, but {run.run_dir} is "
+        f"{run.model_hash}",
+    )
+    before = [np.asarray(table[...]) for table in run.model.values]
+    for table, rows in zip(run.model.values, patch.apply(before, change), strict=True):
+        table[...] = jax.numpy.asarray(rows)
+
+
+def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    return " ".join(map(str, map(tokenizer.rules.id_to_token, ids))) or "none"
+
+
+def _base_name(run: Run) -> str:
+    """Returns the name of a LoRA adapter's base: the imported model, or else a run."""
+    finetune = run.lineage.finetune
+    if finetune is None:
+        return str(run.run_dir)
+    base = lineage_of(read_record(find_base(run.run_dir, finetune.base)))
+    untouched = base.own is base.imported and run.model.config.memory is None
+    return base.imported.source if untouched else finetune.base

@@ -1,0 +1,294 @@
+"""Loads a finished run: its model, tokenizer and lineage."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+from rich.console import Console
+
+from smf_jax import checkpoint
+from smf_jax.config import (
+    ComputeConfig,
+    ConfigError,
+    DataConfig,
+    FinetuneConfig,
+    MemoryConfig,
+    MeshConfig,
+    ModelConfig,
+    RetrofitConfig,
+    require,
+)
+from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
+from smf_jax.data.tokenizer import EOS, Tokenizer, load_tokenizer, tokenizer_hash
+from smf_jax.model.build import abstract_model, assemble
+from smf_jax.model.lora import add_lora
+from smf_jax.model.transformer import Transformer
+from smf_jax.optim.methods import TRAINABLE
+from smf_jax.runs.files import CONFIG, RETROFIT, TOKENIZER, read_json
+from smf_jax.runs.record import Lineage, lineage_of, read_record
+from smf_jax.sharding import MeshLayout, make_layout, with_shardings
+from smf_jax.tree import named
+
+
+class Run(NamedTuple):
+    """A loaded run."""
+
+    run_dir: Path
+    lineage: Lineage  # how its model was made
+    model: nnx.Module
+    tokenizer: Tokenizer
+    step: int
+    corpus_hash: str | None  # of its training data, or of the facts it was taught
+    model_hash: str  # SHA-256 of the names and digests of all parameters
+
+    @property
+    def data(self) -> DataConfig:
+        """The data of pretraining or retrofitting.
+
+        Raises:
+          ConfigError: The model was imported without any.
+        """
+        data = self.lineage.data
+        require(
+            data is not None,
+            f"{self.run_dir} was imported without data: import it with --facts or "
+            "--background, or retrofit it",
+        )
+        return data
+
+    @property
+    def memory(self) -> MemoryConfig:
+        """The model's memory layers.
+
+        Raises:
+          ConfigError: It has none.
+        """
+        memory = self.model.config.memory
+        require(
+            memory is not None,
+            f"{self.run_dir}: the model has no memory layers: retrofit it",
+        )
+        return memory
+
+
+def is_finished(run_dir: str | Path) -> bool:
+    """Returns whether a run completed all its steps and saved the last one."""
+    step = checkpoint.latest_step(Path(run_dir))
+    return step is not None and step >= lineage_of(read_record(Path(run_dir))).steps
+
+
+def load_run(
+    run_dir: str | Path,
+    step: int | None = None,
+    layout: MeshLayout | None = None,
+    mesh: MeshConfig | None = None,
+) -> Run:
+    """Loads a finished run, or one of its checkpoints.
+
+    Args:
+      run_dir: The run.
+      step: The checkpoint; by default the last one, of a finished run.
+      layout: Devices for the model; by default `layout_of(lineage, mesh)`.
+      mesh: The mesh, if the model is to be on another one than it was trained on.
+
+    Raises:
+      ConfigError: There is no such run or checkpoint, its files do not belong together,
+        or the model does not fit the mesh.
+    """
+    run_dir = Path(run_dir)
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    record = read_record(run_dir)
+    lineage = lineage_of(record)
+    steps = checkpoint.steps(run_dir)
+    require(len(steps) > 0, f"{run_dir} holds no checkpoint")
+    if step is None:
+        step, last = steps[-1], lineage.steps
+        require(
+            step >= last,
+            f"{run_dir} was interrupted after step {step} of {last}: resume it with "
+            f"the command that started it (smf evaluate --step {step} evaluates it now)",
+        )
+    require(step in steps, f"{run_dir} holds no step {step}, only {steps}")
+    # Before any of these files is parsed.
+    damaged = checkpoint.run_file_problems(run_dir, checkpoint.read(run_dir, step))
+    require(not damaged, "; ".join(damaged))
+    eos = EOS if lineage.imported is None else lineage.imported.eos_token
+    tokenizer = load_tokenizer(run_dir / TOKENIZER, eos)
+    require(
+        tokenizer_hash(tokenizer) == record["tokenizer_hash"],
+        f"{run_dir / TOKENIZER} is not the tokenizer of this model, which has hash "
+        f"{record['tokenizer_hash']}",
+    )
+    layout = layout or layout_of(lineage, mesh)
+    model = _load_model(run_dir, step, record, lineage, tokenizer, layout)
+    model_hash = checkpoint.params_hash(all_params(model))
+    corpus_hash = record["corpus_hash"]
+    return Run(run_dir, lineage, model, tokenizer, step, corpus_hash, model_hash)
+
+
+def require_context(seq_len: int, run: Run) -> None:
+    """Raises `ConfigError` if a model does not support texts of so many tokens."""
+    longest = run.lineage.context_length
+    require(
+        longest is None or seq_len <= longest,
+        f"seq_len={seq_len} exceeds the context of {longest} tokens of the model of "
+        f"{run.run_dir} (max_position_embeddings)",
+    )
+
+
+def load_base(config: FinetuneConfig | RetrofitConfig, console: Console) -> Run:
+    """Loads the run that is trained further, on the mesh of the new run.
+
+    Raises:
+      ConfigError: There is none, it is a LoRA run, or it does not fit the mesh.
+    """
+    run_dir = Path(config.base)
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    memory = lineage_of(read_record(run_dir)).model.memory
+    if isinstance(config, RetrofitConfig):
+        memory = config.memory
+    layout = make_layout(config.mesh, config.compute, memory)
+    run = load_run(run_dir, layout=layout)
+    own = run.lineage.own
+    require(
+        not isinstance(own, FinetuneConfig) or own.optim.method != "lora",
+        f"{run_dir} was taught by LoRA, and an adapter cannot be trained over: use its "
+        "base",
+    )
+    warn_unhealed(run, console)
+    return run
+
+
+def warn_unhealed(run: Run, console: Console) -> None:
+    """Prints a warning if a run is a retrofit that has not healed.
+
+    Raises:
+      ConfigError: Its report is damaged.
+    """
+    if run.lineage.own is not run.lineage.retrofit or run.step < run.lineage.steps:
+        return
+    record = checkpoint.read(run.run_dir, run.step)
+    damaged = checkpoint.output_problems(run.run_dir, record)
+    require(not damaged, "; ".join(damaged))
+    if not read_json(run.run_dir / RETROFIT)["healed"]:
+        line = f"WARNING: {run.run_dir} has not healed (see its {RETROFIT})"
+        console.print(line, style="bold red")
+
+
+def layout_of(lineage: Lineage, mesh: MeshConfig | None = None) -> MeshLayout:
+    """Returns the layout of a model that is only read.
+
+    That is the given mesh, else the mesh it was trained on if these devices allow it,
+    else one copy a device. The results are equal up to rounding.
+
+    Raises:
+      ConfigError: The given mesh does not fit the devices or the model.
+    """
+    imported = lineage.own is lineage.imported
+    compute = ComputeConfig() if imported else lineage.own.compute
+    if jax.default_backend() == "cpu":  # the GPU kernels do not run here
+        compute = dataclasses.replace(compute, lookup="xla")
+    if mesh is not None:
+        return make_layout(mesh, compute, lineage.model.memory)
+    try:
+        return make_layout(lineage.mesh, compute, lineage.model.memory)
+    except ConfigError:
+        return make_layout(MeshConfig(), compute, lineage.model.memory)
+
+
+def print_layout(layout: MeshLayout, console: Console) -> None:
+    """Prints the mesh of a run, if there are several devices."""
+    if jax.device_count() > 1:
+        console.print(f"mesh: {layout}", highlight=False)
+
+
+def _load_model(
+    run_dir, step, record, lineage: Lineage, tokenizer, layout
+) -> Transformer:
+    own, method = lineage.own, "full"
+    if isinstance(own, FinetuneConfig | RetrofitConfig):
+        method = own.optim.method
+    if method == "full":
+        model = abstract_model(model_config(lineage, tokenizer), layout)
+    else:  # the checkpoint holds the trainable parameters, the base all others
+        base = load_run(find_base(run_dir, own.base), layout=layout)
+        require(
+            base.model_hash == record["base_hash"],
+            f"{run_dir} was trained over model {record['base_hash']}, but "
+            f"{base.run_dir} is {base.model_hash}",
+        )
+        model = base.model
+        if method == "lora":
+            add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
+        elif own is lineage.retrofit:
+            fresh = abstract_model(model_config(lineage, tokenizer), layout)
+            memory = nnx.state(fresh, TRAINABLE[method])
+            loaded = _load_params(run_dir, step, memory, layout)
+            return assemble(fresh, named(all_params(model)) | named(loaded))
+    graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
+    return nnx.merge(graph, _load_params(run_dir, step, trained, layout), rest)
+
+
+def _load_params(
+    run_dir: Path, step: int, trained: PyTree, layout: MeshLayout
+) -> PyTree:
+    abstract = jax.eval_shape(lambda: nnx.as_pure(trained))
+    for leaf in jax.tree.leaves(trained):
+        if isinstance(leaf, jax.Array):  # the base's: never two copies on the devices
+            leaf.delete()
+    abstract = with_shardings(abstract, layout.param_shardings(abstract))
+    return checkpoint.load(run_dir, step, {"params": abstract})[0]["params"]
+
+
+def corpus_of(run: Run) -> Corpus:
+    """Returns the training data of a run; an empty corpus if it was imported without.
+
+    Raises:
+      ConfigError: A file is missing or has changed since.
+    """
+    if run.lineage.data is None:
+        return no_corpus()
+    corpus = load_corpus(run.lineage.data)
+    require(
+        run.lineage.finetune is not None or run.corpus_hash == corpus.hash,
+        f"the facts or texts of {run.run_dir} have changed since it was trained (hash "
+        f"{run.corpus_hash} then, {corpus.hash} now)",
+    )
+    return corpus
+
+
+def find_base(run_dir: Path, base: str) -> Path:
+    """Returns the directory of a run's base.
+
+    Raises:
+      ConfigError: It is neither at its recorded path nor beside the run.
+    """
+    recorded = Path(base)
+    candidates = (recorded, run_dir.parent / recorded.name)
+    for path in candidates:
+        if (path / CONFIG).is_file():
+            return path
+    paths = " nor ".join(dict.fromkeys(map(str, candidates)))
+    raise ConfigError(f"{run_dir}: its base is not at {paths}: put it back there")
+
+
+def model_config(lineage: Lineage, tokenizer: Tokenizer) -> ModelConfig:
+    """Returns the configuration of a model with its `vocab_size` filled in.
+
+    Raises:
+      ConfigError: The configured vocabulary is smaller than the tokenizer's.
+    """
+    tokens, config = tokenizer.num_tokens, lineage.model
+    require(
+        config.vocab_size == 0 or config.vocab_size >= tokens,
+        f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokens} tokens",
+    )
+    return dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
+
+
+def all_params(model: nnx.Module) -> PyTree:
+    """Returns every parameter of a model, as arrays."""
+    return nnx.as_pure(nnx.state(model))

@@ -1,0 +1,68 @@
+"""Verifies a run: every file of its checkpoints, and every number in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from smf_jax import checkpoint
+from smf_jax.config import ConfigError, require
+from smf_jax.runs.files import PATCH, USAGE
+from smf_jax.runs.load import Run, is_finished, load_run, warn_unhealed
+from smf_jax.slots import document_frequency, patch
+
+
+def verify(run_dir: Path, console: Console) -> bool:
+    """Prints all damage to a run and the hash of its parameters; returns if intact.
+
+    Raises:
+      ConfigError: The directory is not a run.
+    """
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    steps = checkpoint.steps(run_dir)
+    require(len(steps) > 0, f"{run_dir} holds no checkpoint")
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    damage = []
+    for step in steps:
+        problems = checkpoint.problems(run_dir, step)
+        files = 0 if problems else len(checkpoint.read(run_dir, step).files)
+        tell(f"step {step}: {'damaged' if problems else f'{files} files intact'}")
+        damage += problems
+    if not damage:
+        try:
+            run = load_run(run_dir, steps[-1])
+            state = "finished" if is_finished(run_dir) else "interrupted"
+            tell(f"run: {state}, step {steps[-1]} of {run.lineage.steps}")
+            tell(f"params sha256 {run.model_hash}")
+            damage += _output_damage(run_dir, run)
+            if not damage:
+                warn_unhealed(run, console)
+        except ConfigError as error:
+            damage.append(str(error))
+    for problem in damage:
+        tell(f"DAMAGED {problem}")
+    return not damage
+
+
+def _output_damage(run_dir: Path, run: Run) -> list[str]:
+    """Returns what is wrong with the files beside the checkpoints."""
+    damage = checkpoint.output_problems(run_dir, checkpoint.read(run_dir, run.step))
+    memory = run.model.config.memory
+    if memory is not None and (run_dir / USAGE).exists():
+        expected = (run.model_hash, memory.num_tables, memory.num_slots)
+        damage += _refusal(document_frequency.load, run_dir / USAGE, *expected)
+    if (run_dir / PATCH).exists():
+        damage += _refusal(patch.load, run_dir / PATCH)
+    return damage
+
+
+def _refusal(read: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        read(*arguments)
+    except ConfigError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,128 @@
+"""The training loop of every verb."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+from jaxtyping import PyTree
+
+from smf_jax import checkpoint, multihost
+from smf_jax.config import TrainConfig
+from smf_jax.exits import Interrupted
+from smf_jax.runs import OpenRun
+from smf_jax.runs.files import METRICS
+from smf_jax.runs.load import print_layout
+from smf_jax.sharding import MeshLayout
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.guard import is_sound, make_guard, no_streaks, require_finite, skips
+from smf_jax.train.metrics_log import metrics_log
+from smf_jax.train.preemption import stop_on_signal
+from smf_jax.train.state import TrainState, as_saved
+from smf_jax.train.step import Step
+
+
+class Training(NamedTuple):
+    """What `fit` trains, and on what."""
+
+    step: Step
+    state: TrainState
+    frozen: PyTree
+    background: Background | None
+    batches: grain.DatasetIterator
+    records: list[str]  # the ids that `Batch.records` indexes
+    vocab_size: int
+    layout: MeshLayout
+
+
+def fit(
+    run: OpenRun, config: TrainConfig, training: Training, eval_every: int = 0
+) -> Iterator[tuple[int, TrainState]]:
+    """Trains to the last step, and yields `(step, state)` where evaluation is due.
+
+    That is every `eval_every` steps (0: never) and after the last one. The body of the
+    `for` may write files of the run, and set `run.progress` (JSON that the checkpoint
+    of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
+    finished run has all its files. The yielded state is donated to the next step.
+
+    Raises:
+      Interrupted: A signal asked to stop, and the run was saved.
+      TrainingError: The run diverged, or its numbers are not finite.
+      SaveError: A checkpoint could not be written.
+    """
+    step, state, frozen, background, batches, *_ = training
+    done, last = run.start or 0, config.steps
+    streaks = run.progress.get("streaks") or no_streaks()
+    if run.start is not None:
+        batches.set_state(run.progress["data"])
+    print_layout(training.layout, run.console)
+    shard = functools.partial(
+        training.layout.shard_batch, parts=config.grad_accum_steps
+    )
+    log_file, title = run.run_dir / METRICS, f"{config.verb} {run.run_dir.name}"
+    with (
+        stop_on_signal() as stop_requested,
+        checkpoint.saver(run.run_dir, config.save) as saver,
+        metrics_log(log_file, title, done, last, config.log_every, run.console) as log,
+        make_guard(
+            run,
+            skips(config.on_nan),
+            training.vocab_size,
+            training.records,
+            streaks,
+        ) as guard,
+    ):
+
+        def observe(number, metrics, batch):
+            saver.check()
+            if number == done + 1:
+                _print_padding(run, config, training.layout, len(batch.tokens))
+            guard(number, metrics, batch)
+            log(number, metrics)
+
+        unobserved = []  # metrics of a step are read while the next one runs
+        for number in range(done + 1, last + 1):
+            multihost.reached(f"step {number}")
+            with multihost.blame_lost_process():
+                batch = next(batches)
+                state, metrics = step(state, frozen, background, shard(batch))
+                unobserved.append((number, metrics, batch))
+                stopping = stop_requested(number)
+                evaluates = _is_due(number, last, eval_every)
+                saves = _is_due(number, last, config.save.every)
+                pauses = stopping or evaluates or saves
+                while len(unobserved) > (0 if pauses else 1):
+                    observe(*unobserved.pop(0))
+            if evaluates:
+                yield number, state
+            # What may be the start of divergence does not replace a sound checkpoint.
+            if stopping or (saves and (number == last or is_sound(streaks))):
+                require_finite(number, state.trainable)
+                run.progress["data"] = batches.get_state()
+                run.progress["streaks"] = dict(streaks)
+                loss = float(metrics["loss"])
+                scores = run.scores | ({"loss": loss} if math.isfinite(loss) else {})
+                saver.save(number, as_saved(state), dict(run.progress), scores)
+            run.scores.clear()
+            if stopping:
+                break
+    # Not before the checkpoint is on disk.
+    if number < last:
+        raise Interrupted(f"stopped after step {number} of {last}, and saved")
+
+
+def _is_due(step: int, last: int, every: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _print_padding(
+    run: OpenRun, config: TrainConfig, layout: MeshLayout, rows: int
+) -> None:
+    parts = config.grad_accum_steps
+    if padding := layout.padding_rows(rows, parts):
+        run.console.print(
+            f"batches: {rows} rows padded by {padding}, for equal rows a device in "
+            f"each of {parts} part{'s' if parts > 1 else ''}",
+            highlight=False,
+        )

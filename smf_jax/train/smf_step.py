@@ -1,0 +1,134 @@
+"""One step of Sparse Memory Finetuning (Lin et al. 2025, arXiv:2510.15103).
+
+1. Run the model forward and backward with a perturbation of zeros added to the summed
+   rows of each memory layer: its gradient, g[token], is all that the gradient of any
+   row of the table needs. No other gradient is taken.
+2. Count how often the batch's tokens read each slot of each table, padding excluded.
+3. Score slots by TF-IDF, `counts / sum(counts) * log((documents + 1) / (df + 1))`, and
+   select the `top_t` best of each table: ties to the lower slot, none that scores 0.
+4. The gradient of a selected row is the sum over its reads of weight * g[token]. Clip
+   all of them by their global norm, and run the optimizer on these rows alone, with
+   their rows of its state.
+5. Write the new rows and their optimizer state in place, unless the loss, the gradient
+   or a new row is not finite: then no bit changes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from smf_jax.config import MemoryConfig
+from smf_jax.data.batches import Batch
+from smf_jax.kernels.table_rows import put_rows, selected_rows_gradient
+from smf_jax.model.memory import Reads, table_of, zero_perturbations
+from smf_jax.optim.grad_norm import clip, global_norm
+from smf_jax.optim.rows import all_finite, update_rows
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.select import count_reads, top_slots
+from smf_jax.train.batch_loss import batch_loss, loss_weight
+from smf_jax.train.state import Metrics, StepSpec, TrainState
+
+
+def smf_step(
+    spec: StepSpec,
+    state: TrainState,
+    frozen: PyTree,
+    background: Background,
+    batch: Batch,
+    may_update: Bool[Array, ""],
+) -> tuple[tuple[PyTree, PyTree], Metrics]:
+    """Returns the tables and their optimizer state after one step, and its metrics.
+
+    Args:
+      spec: The step.
+      state: Its trainable parameters are the value tables and nothing else.
+      frozen: All other parameters.
+      background: Document frequency of each slot.
+      batch: Cut into parts along a leading axis; slots are selected once, by all parts.
+      may_update: Whether anything may change.
+    """
+    memory, method, layout = spec.memory, spec.method, spec.layout
+    # 1, 2: forward and backward, counts
+    loss, reads, gradients = _forward_backward(spec, state.trainable, frozen, batch)
+    counts = count_table_reads(reads, batch.segments > 0, memory, layout)
+    # 3: selection
+    scores = jax.vmap(method.score, (0, 0, None))(counts, *background)
+    selected = [top_slots(of_table, method.top_t, layout) for of_table in scores]
+    # 4: gradient, clipping and optimizer of the selected rows
+    row_grads = _row_gradients(memory, layout, reads, gradients, selected)
+    norm = global_norm(row_grads)
+    as_params = jax.tree.structure(state.trainable).unflatten
+    update = update_rows(
+        method.tx,
+        as_params(clip(row_grads, norm, method.max_grad_norm)),
+        state.opt_state,
+        state.trainable,
+        as_params(selected),
+        may_update & all_finite((loss, norm)),
+        layout,
+    )
+    # 5: guarded write
+    write = functools.partial(put_rows, layout)
+    tables = jax.tree.map(write, state.trainable, update.slots, update.rows)
+    written = jax.tree.leaves(update.slots)
+    return (tables, update.state), {
+        "loss": loss,
+        "gradient_norm": norm,
+        "updated": update.allowed,
+        "slots_read": (counts > 0).sum(),
+        "slots_written": sum((slots < memory.num_slots).sum() for slots in written),
+    }
+
+
+def _forward_backward(
+    spec: StepSpec, tables: PyTree, frozen: PyTree, batch: Batch
+) -> tuple[Float[Array, ""], tuple[Reads, ...], tuple[Array, ...]]:
+    """Returns loss, reads, and the gradient of each memory layer's perturbation."""
+    total = loss_weight(batch)
+
+    def add_part(loss, part):
+        def loss_fn(perturbations):
+            return batch_loss(spec, (tables, frozen), part, total, perturbations)
+
+        zeros = zero_perturbations(spec.memory, *part.tokens.shape)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (part_loss, reads), gradients = gradient(zeros)
+        return loss + part_loss, (reads, gradients)
+
+    # Each part's reads are kept: selection has to wait for the last one.
+    loss, (reads, gradients) = jax.lax.scan(add_part, jnp.zeros(()), batch)
+    return loss, reads, gradients
+
+
+def count_table_reads(
+    reads: tuple[Reads, ...],
+    is_token: Bool[Array, "*batch seq"],
+    memory: MemoryConfig,
+    layout: MeshLayout = ONE_DEVICE,
+) -> Int[Array, "tables num_slots"]:
+    """Returns how often tokens read each slot of each table."""
+    counts = [jnp.zeros(memory.num_slots, jnp.int32)] * memory.num_tables
+    for layer, read in enumerate(reads):
+        table = table_of(memory, layer)
+        counts[table] += count_reads(read.slots, is_token, memory.num_slots, layout)
+    return jnp.stack(counts)
+
+
+def _row_gradients(
+    memory: MemoryConfig,
+    layout: MeshLayout,
+    reads: tuple[Reads, ...],
+    gradients: tuple[Array, ...],
+    selected: list[Int[Array, " top_t"]],
+) -> list[Float[Array, "top_t value_dim"]]:
+    """Returns the gradient of each table's selected rows, summed over its layers."""
+    row_grads = [jnp.zeros((len(slots), memory.value_dim)) for slots in selected]
+    for layer, (read, gradient) in enumerate(zip(reads, gradients, strict=True)):
+        table = table_of(memory, layer)
+        row_grads[table] = row_grads[table] + selected_rows_gradient(
+            layout, gradient, *read, selected[table], memory.num_slots
+        )
+    return row_grads
