@@ -1,1 +1,55 @@
-"""Sparse Memory Finetuning: teach a language model new facts, keep the old ones."""
+"""Sparse Memory Finetuning in JAX: teach a language model new facts, forget few.
+
+A transformer gets a product-key memory layer: a table of value slots of which each
+token reads a few. To teach a batch of facts, TF-IDF of its slot reads against a
+background corpus selects the few slots that may change, and only those rows are
+updated (Lin et al. 2025, arXiv:2510.15103).
+
+The public names below are imported on first use. `smf --help` is the command line;
+`examples/` shows the layer in a model of your own and the step in a loop of your own.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Background": "slots.document_frequency",
+    "Batch": "data.batches",
+    "LoraConfig": "config",
+    "MemoryConfig": "config",
+    "MemoryLayer": "model.memory",
+    "MemoryValues": "model.memory",
+    "MeshLayout": "sharding",
+    "ModelConfig": "config",
+    "OptimConfig": "config",
+    "Transformer": "model.transformer",
+    "count_reads": "slots.select",
+    "init_state": "train.state",
+    "init_values": "model.memory",
+    "load": "runs.load",
+    "make_layout": "sharding",
+    "make_method": "optim.methods",
+    "make_read_counter": "verbs.usage",
+    "make_step": "train.step",
+    "only_rows": "optim.rows",
+    "product_key_top_k": "kernels.product_key",
+    "tfidf": "slots.select",
+    "top_slots": "slots.select",
+    "weighted_rows": "kernels.row_sums",
+}
+_MODULES = {"hf": "hf", "patch": "slots.patch"}
+
+__all__ = sorted([*_PUBLIC, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        module = importlib.import_module(f"smf_jax.{_PUBLIC[name]}")
+        return getattr(module, {"load": "load_run"}.get(name, name))
+    if name in _MODULES:
+        return importlib.import_module(f"smf_jax.{_MODULES[name]}")
+    raise AttributeError(f"module 'smf_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,9 +14,10 @@ FLOORS = (
     ("optim", "evaluate", "checkpoint", "hf"),
     ("runs", "torch_baseline"),
     ("train",),
+    ("verbs",),
     (
         *("compare", "report", "plan", "bench"),
-        *("demo", "doctor", "selftest"),
+        *("demo", "doctor"),
     ),
     ("cli",),
     ("__main__",),

@@ -15,7 +15,7 @@ from smf_jax.slots import select
 from smf_jax.slots.document_frequency import Background
 from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
-from smf_jax.train.usage import make_read_counter
+from smf_jax.verbs.usage import make_read_counter
 from tests import tiny, torch_models
 from tests.tiny import make_batch, make_model, memory_config, model_config
 

@@ -91,7 +91,7 @@ def retrofit(arguments: Sequence[str], console: Console) -> int:
     """Gives a run's model a memory and heals it."""
     config, resume = load_config(RetrofitConfig, "retrofit", arguments)
     from smf_jax import report
-    from smf_jax.train.retrofit import retrofit
+    from smf_jax.verbs.retrofit import retrofit
 
     done = retrofit(config, console, resume)
     console.print(f"figure: {report.draw_retrofit(done.run_dir)}")

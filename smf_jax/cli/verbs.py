@@ -32,7 +32,7 @@ def demo(arguments: Sequence[str], console: Console) -> None:
 def pretrain(arguments: Sequence[str], console: Console) -> None:
     """Trains the model of a configuration file."""
     config, resume = load_config(PretrainConfig, "pretrain", arguments)
-    from smf_jax.train.pretrain import pretrain
+    from smf_jax.verbs.pretrain import pretrain
 
     console.print(f"run: {pretrain(config, console, resume)}")
 
@@ -64,7 +64,7 @@ def usage(arguments: Sequence[str], console: Console) -> None:
     )
     require(documents > 0, f"--documents {documents} must be above 0")
     require(size is None or size > 0, f"--batch-size {size} must be above 0")
-    from smf_jax.train.usage import collect_usage
+    from smf_jax.verbs.usage import collect_usage
 
     collect_usage(run, documents, console, size, mesh)
 
@@ -72,7 +72,7 @@ def usage(arguments: Sequence[str], console: Console) -> None:
 def finetune(arguments: Sequence[str], console: Console) -> None:
     """Teaches new facts as a configuration file says."""
     config, resume = load_config(FinetuneConfig, "finetune", arguments)
-    from smf_jax.train.finetune import finetune
+    from smf_jax.verbs.finetune import finetune
 
     taught = finetune(config, console, resume)
     before, after = taught.points[0].scores, taught.points[-1].scores
@@ -113,7 +113,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     run, facts, step, mesh = tyro.cli(
         options, args=list(arguments), prog="smf evaluate"
     )
-    from smf_jax.train.evaluation import evaluate
+    from smf_jax.verbs.evaluate import evaluate
 
     _print_point(evaluate(run, facts, console, step, mesh), console)
 
@@ -145,7 +145,7 @@ def ask(arguments: Sequence[str], console: Console) -> None:
     )
     require(question.strip() != "", "the question is blank")
     require(tokens > 0, f"--max-new-tokens {tokens} must be above 0")
-    from smf_jax.train.evaluation import answer_one
+    from smf_jax.verbs.evaluate import answer_one
 
     answer = answer_one(run, question, tokens, mesh)
     console.print(answer, markup=False, highlight=False)

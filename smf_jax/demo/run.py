@@ -39,9 +39,9 @@ from smf_jax.runs.files import (
 from smf_jax.runs.load import is_finished, load_run
 from smf_jax.runs.lock import lock_run_dir
 from smf_jax.runs.record import code_version, read_record
-from smf_jax.train.finetune import Finetuned, finetune
-from smf_jax.train.pretrain import pretrain
-from smf_jax.train.usage import collect_usage
+from smf_jax.verbs.finetune import Finetuned, finetune
+from smf_jax.verbs.pretrain import pretrain
+from smf_jax.verbs.usage import collect_usage
 
 SUMMARY, SWEEP = "summary.json", "sweep.json"
 

@@ -109,7 +109,7 @@ def load_run(
         require(
             step >= last,
             f"{run_dir} was interrupted after step {step} of {last}: resume it with "
-            f"the command that started it (smf evaluate --step {step} evaluates it now)",
+            f"the command that started it (smf evaluate --step {step} works now)",
         )
     require(step in steps, f"{run_dir} holds no step {step}, only {steps}")
     # Before any of these files is parsed.
@@ -284,7 +284,7 @@ def model_config(lineage: Lineage, tokenizer: Tokenizer) -> ModelConfig:
     tokens, config = tokenizer.num_tokens, lineage.model
     require(
         config.vocab_size == 0 or config.vocab_size >= tokens,
-        f"model.vocab_size={config.vocab_size} is below the tokenizer's {tokens} tokens",
+        f"model.vocab_size={config.vocab_size} is below the {tokens} tokens there are",
     )
     return dataclasses.replace(config, vocab_size=config.vocab_size or tokens)
 

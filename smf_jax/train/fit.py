@@ -1,8 +1,9 @@
 """The training loop of every verb."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -10,6 +11,7 @@ from jaxtyping import PyTree
 
 from smf_jax import checkpoint, multihost
 from smf_jax.config import TrainConfig
+from smf_jax.data.batches import Batch
 from smf_jax.exits import Interrupted
 from smf_jax.runs import OpenRun
 from smf_jax.runs.files import METRICS
@@ -19,7 +21,7 @@ from smf_jax.slots.document_frequency import Background
 from smf_jax.train.guard import is_sound, make_guard, no_streaks, require_finite, skips
 from smf_jax.train.metrics_log import metrics_log
 from smf_jax.train.preemption import stop_on_signal
-from smf_jax.train.state import TrainState, as_saved
+from smf_jax.train.state import Metrics, TrainState, as_saved
 from smf_jax.train.step import Step
 
 
@@ -53,47 +55,31 @@ def fit(
     """
     step, state, frozen, background, batches, *_ = training
     done, last = run.start or 0, config.steps
+    parts = config.grad_accum_steps
+    shard = functools.partial(training.layout.shard_batch, parts=parts)
     streaks = run.progress.get("streaks") or no_streaks()
     if run.start is not None:
         batches.set_state(run.progress["data"])
-    print_layout(training.layout, run.console)
-    shard = functools.partial(
-        training.layout.shard_batch, parts=config.grad_accum_steps
-    )
-    log_file, title = run.run_dir / METRICS, f"{config.verb} {run.run_dir.name}"
     with (
         stop_on_signal() as stop_requested,
         checkpoint.saver(run.run_dir, config.save) as saver,
-        metrics_log(log_file, title, done, last, config.log_every, run.console) as log,
-        make_guard(
-            run,
-            skips(config.on_nan),
-            training.vocab_size,
-            training.records,
-            streaks,
-        ) as guard,
+        _observer(run, config, training, streaks, saver) as observe,
     ):
-
-        def observe(number, metrics, batch):
-            saver.check()
-            if number == done + 1:
-                _print_padding(run, config, training.layout, len(batch.tokens))
-            guard(number, metrics, batch)
-            log(number, metrics)
-
-        unobserved = []  # metrics of a step are read while the next one runs
+        unobserved = None
         for number in range(done + 1, last + 1):
             multihost.reached(f"step {number}")
             with multihost.blame_lost_process():
                 batch = next(batches)
                 state, metrics = step(state, frozen, background, shard(batch))
-                unobserved.append((number, metrics, batch))
+                if unobserved:  # one step late: this step is running by now
+                    observe(*unobserved)
+                unobserved = number, metrics, batch
                 stopping = stop_requested(number)
                 evaluates = _is_due(number, last, eval_every)
                 saves = _is_due(number, last, config.save.every)
-                pauses = stopping or evaluates or saves
-                while len(unobserved) > (0 if pauses else 1):
-                    observe(*unobserved.pop(0))
+                if stopping or evaluates or saves:
+                    observe(*unobserved)
+                    unobserved = None
             if evaluates:
                 yield number, state
             # What may be the start of divergence does not replace a sound checkpoint.
@@ -110,6 +96,37 @@ def fit(
     # Not before the checkpoint is on disk.
     if number < last:
         raise Interrupted(f"stopped after step {number} of {last}, and saved")
+
+
+@contextlib.contextmanager
+def _observer(
+    run: OpenRun,
+    config: TrainConfig,
+    training: Training,
+    streaks: dict[str, int],
+    saver: checkpoint.Saver,
+) -> Iterator[Callable[[int, Metrics, Batch], None]]:
+    """Yields a function that guards, logs and checks on the last save, step by step."""
+    done, console = run.start or 0, run.console
+    title = f"{config.verb} {run.run_dir.name}"
+    print_layout(training.layout, console)
+    log = metrics_log(
+        run.run_dir / METRICS, title, done, config.steps, config.log_every, console
+    )
+    max_skips, ids = skips(config.on_nan), training.records
+    with (
+        log as log_metrics,
+        make_guard(run, max_skips, training.vocab_size, ids, streaks) as guard,
+    ):
+
+        def observe(number: int, metrics: Metrics, batch: Batch) -> None:
+            saver.check()
+            if number == done + 1:
+                _print_padding(run, config, training.layout, len(batch.tokens))
+            guard(number, metrics, batch)
+            log_metrics(number, metrics)
+
+        yield observe
 
 
 def _is_due(step: int, last: int, every: int) -> bool:

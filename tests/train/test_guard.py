@@ -10,6 +10,7 @@ from rich.console import Console
 
 from smf_jax.model.memory import MemoryValues
 from smf_jax.optim.methods import Method, make_method
+from smf_jax.runs import OpenRun
 from smf_jax.slots.select import tfidf
 from smf_jax.train.guard import (
     WINDOW,
@@ -73,7 +74,7 @@ def same(state, other) -> bool:
 
 
 @every_method
-def test_a_loss_that_is_no_number_changes_no_bit_now_and_later(optim):
+def test_a_loss_that_is_not_finite_changes_no_bit_now_or_later(optim):
     good, bad = make_batch(seed=1), poisoned(make_batch(seed=2))
     run, state = start(optim)
     before, _ = run(state, good)
@@ -86,7 +87,7 @@ def test_a_loss_that_is_no_number_changes_no_bit_now_and_later(optim):
 
 
 @every_method
-def test_a_batch_that_is_left_out_leaves_no_trace(optim):
+def test_a_skipped_batch_leaves_no_trace(optim):
     first, second = make_batch(seed=1), make_batch(seed=2)
     run, state = start(optim, max_skips=1)
 
@@ -124,7 +125,7 @@ def test_a_good_batch_is_not_skipped(optim):
     assert int(after.skipped) == int(metrics["skipped"]) == 0
 
 
-# --- what the host makes of it ---
+# --- the host's side ---
 
 
 def metrics(loss=1.0, norm=1.0, updated=True, skipped=0):
@@ -137,8 +138,8 @@ def metrics(loss=1.0, norm=1.0, updated=True, skipped=0):
 
 def look(tmp_path, *rows, max_skips=0, done=0, streaks=None):
     streaks = no_streaks() if streaks is None else streaks
-    arguments = (tmp_path, done, max_skips, 100, RECORDS, streaks, Console())
-    with make_guard(*arguments) as guard:
+    run = OpenRun(tmp_path, done, {}, {}, Console())
+    with make_guard(run, max_skips, 100, RECORDS, streaks) as guard:
         for step, row in enumerate(rows, done + 1):
             guard(step, row, make_batch())
 
@@ -152,7 +153,7 @@ def noted(tmp_path) -> list[dict]:
     ("numbers", "what"),
     [
         ({"loss": math.nan, "norm": math.nan}, "the loss is nan"),
-        ({"norm": math.inf}, "the norm of the gradient is inf"),
+        ({"norm": math.inf}, "the gradient norm is inf"),
         ({}, "a row to be written is not finite"),
     ],
 )
@@ -169,7 +170,7 @@ def test_it_stops_and_names_the_records_of_the_batch(tmp_path, numbers, what):
     assert noted(tmp_path) == [{"step": 2, "what": what, "records": [*"abcd"]}]
 
 
-def test_batches_are_left_out_up_to_a_bound(tmp_path, capsys):
+def test_batches_are_skipped_up_to_a_bound(tmp_path, capsys):
     bad = [metrics(math.nan, updated=False, skipped=n) for n in (1, 2, 3)]
 
     look(tmp_path, bad[0], metrics(), bad[1], max_skips=2)
@@ -180,7 +181,7 @@ def test_batches_are_left_out_up_to_a_bound(tmp_path, capsys):
         look(tmp_path, bad[2], max_skips=2, done=3)
 
 
-def test_lines_from_before_an_interruption_are_not_told_twice(tmp_path):
+def test_rows_from_before_an_interruption_are_not_written_twice(tmp_path):
     bad = metrics(math.nan, updated=False, skipped=1)
 
     look(tmp_path, bad, metrics(), bad, max_skips=9)
@@ -192,11 +193,11 @@ def test_lines_from_before_an_interruption_are_not_told_twice(tmp_path):
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"loss": 3.1 * math.log(100)}, "3 times that of guessing"),
+        ({"loss": 3.1 * math.log(100)}, "3 times that of a uniform guess"),
         ({"loss": math.log(100), "norm": 0.0}, "the gradient is 0"),
     ],
 )
-def test_a_run_gone_wild_or_dead_for_a_while_is_stopped(tmp_path, row, what):
+def test_a_diverged_or_dead_run_is_stopped(tmp_path, row, what):
     look(tmp_path, *[metrics(**row)] * (WINDOW - 1), metrics(), metrics(**row))
 
     with pytest.raises(TrainingError, match=f"diverged: .*{what}.*learning_rate"):
@@ -212,7 +213,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(number):
         require_finite(7, params | {"b": params["b"].at[1, 0].set(number)})
 
 
-def test_it_counts_on_after_an_interruption(tmp_path):
+def test_streaks_continue_after_an_interruption(tmp_path):
     streaks, dead = no_streaks(), metrics(loss=9.0, norm=0.0)
 
     look(tmp_path, *[dead] * (WINDOW - 1), streaks=streaks)
@@ -221,12 +222,12 @@ def test_it_counts_on_after_an_interruption(tmp_path):
         look(tmp_path, dead, streaks=streaks)
 
 
-def test_a_gradient_of_0_where_all_is_learned_is_no_trouble(tmp_path):
+def test_a_gradient_of_0_is_fine_once_all_is_learned(tmp_path):
     look(tmp_path, *[metrics(loss=0.0, norm=0.0)] * (2 * WINDOW))
 
 
 @pytest.mark.parametrize(
     ("on_nan", "want"), [("stop", 0), ("skip=0", 0), ("skip=7", 7)]
 )
-def test_the_bound_is_what_the_configuration_says(on_nan, want):
+def test_on_nan_sets_the_bound(on_nan, want):
     assert skips(on_nan) == want

@@ -21,7 +21,7 @@ from smf_jax.slots.document_frequency import Background
 from smf_jax.train.smf_step import count_table_reads
 from smf_jax.train.state import init_state
 from smf_jax.train.step import make_step
-from smf_jax.train.usage import make_read_counter
+from smf_jax.verbs.usage import make_read_counter
 from tests.reference import smf_step, tfidf
 from tests.tiny import (
     AS_FOR_USERS,

@@ -18,6 +18,7 @@ from smf_jax.data.batches import Batch, Packed, hold_out
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.evaluate.questions import Questions, evaluate_model, load_questions
 from smf_jax.model.build import add_memory
 from smf_jax.optim.methods import make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
@@ -26,13 +27,12 @@ from smf_jax.runs.load import require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
-from smf_jax.train.evaluation import Questions, evaluate_model, load_questions
 from smf_jax.train.fit import Training, fit
 from smf_jax.train.guard import skips
-from smf_jax.train.pretrain import pack, print_left_out, training_batches
 from smf_jax.train.state import init_or_restore
 from smf_jax.train.step import make_step
-from smf_jax.train.usage import make_read_counter
+from smf_jax.verbs.pretrain import pack, print_left_out, training_batches
+from smf_jax.verbs.usage import make_read_counter
 
 STATS_BATCHES = 16  # of training text, whose reads show how slots are used
 Measures = dict[str, Any]

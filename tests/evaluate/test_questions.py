@@ -6,15 +6,15 @@ from smf_jax.config import LoraConfig
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.evaluate.answers import answer
+from smf_jax.evaluate.questions import Questions, evaluate_model
 from smf_jax.model.lora import LoRAParam, add_lora
 from smf_jax.sharding import ONE_DEVICE
-from smf_jax.train.evaluation import Questions, evaluate_model
 from tests import tiny
 
 WORDS = ["red", "old", "fox", "owl", "hen", "ant"]
 
 
-def test_a_model_with_lora_is_asked_with_it_and_keeps_it_apart():
+def test_a_lora_model_is_evaluated_merged_and_stays_unmerged():
     tokenizer = train_tokenizer([" ".join(WORDS)], "word", vocab_size=12)
     facts = [Fact(word, f"{word} {word}", ("red fox",)) for word in WORDS]
     questions = Questions(facts, facts, [], [], "hash")

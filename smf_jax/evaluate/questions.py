@@ -1,16 +1,14 @@
-"""Evaluates a model on the facts it is taught and those it should keep."""
+"""The questions a model is evaluated on, and how it answers them."""
 
 import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import PyTree
 from rich.console import Console
 
-from smf_jax import multihost
-from smf_jax.config import MeshConfig, Teach, require
-from smf_jax.data.batches import Batch, pack_corpus
+from smf_jax.config import Teach
+from smf_jax.data.batches import Batch
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
     Corpus,
@@ -25,17 +23,9 @@ from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.lora import merge_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.runs.files import EVALUATION, write_json
-from smf_jax.runs.load import (
-    Run,
-    corpus_of,
-    load_run,
-    print_layout,
-    warn_unhealed,
-)
 from smf_jax.sharding import MeshLayout
 
-TEXTS, TEXTS_PER_BATCH = 64, 16  # rows of text for the loss
+TEXTS_PER_BATCH = 16
 
 
 class Questions(NamedTuple):
@@ -114,16 +104,6 @@ def load_questions(
     return Questions(new, taught, held_out, corpus.known, digest)
 
 
-def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
-    """Returns rows of a run's training texts, to measure forgetting by their loss."""
-    texts = corpus.texts[:: -(-len(corpus.texts) // TEXTS) or 1]
-    if not texts:
-        return []
-    some = corpus._replace(examples=[], texts=texts)
-    packed = pack_corpus(run.tokenizer, some, run.data.seq_len, "all")
-    return packed.texts[:TEXTS]
-
-
 def evaluate_model(
     graph: nnx.GraphDef,
     tokenizer: Tokenizer,
@@ -135,7 +115,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Returns a model's greedy answers to every question, and its loss on texts."""
     # However a method splits it: models of one graph share their programs.
-    graph, params = _merged(nnx.merge(graph, *map(nnx.as_pure, params)))
+    graph, params = merged(nnx.merge(graph, *map(nnx.as_pure, params)))
     loss = None
     if texts:
         loss = mean_loss(graph, params, texts, TEXTS_PER_BATCH, layout)
@@ -160,7 +140,7 @@ def evaluate_model(
     return Evaluation(step, scores, answers, loss)
 
 
-def _merged(model: Transformer) -> tuple[nnx.GraphDef, tuple[PyTree]]:
+def merged(model: Transformer) -> tuple[nnx.GraphDef, tuple[PyTree]]:
     """Returns a model's graph and parameters, with LoRA merged into its base.
 
     So it is evaluated as it is exported, at the cost of its base.
@@ -168,69 +148,3 @@ def _merged(model: Transformer) -> tuple[nnx.GraphDef, tuple[PyTree]]:
     merge_lora(model)
     graph, params = nnx.split(model)
     return graph, (nnx.as_pure(params),)
-
-
-def evaluate(
-    run_dir: str,
-    facts: str | None,
-    console: Console,
-    step: int | None = None,
-    mesh: MeshConfig | None = None,
-) -> tuple[Evaluation, Questions]:
-    """Evaluates a run on all its questions, and writes scores and answers beside it.
-
-    The checkpoint is that of `step`, by default the last. Another step and other facts
-    get a file of their own. The wording called "taught" is that of the run's own
-    teaching; for other facts, and for a run that was taught nothing, the questions
-    themselves.
-    """
-    run = load_run(run_dir, step, mesh=mesh)
-    print_layout(run.model.layout, console)
-    warn_unhealed(run, console)
-    corpus = corpus_of(run)
-    if facts is None and run.lineage.finetune is not None:
-        own = run.lineage.finetune
-        questions = load_questions(corpus, own.facts, own.teach, console)
-        require(
-            questions.hash == run.corpus_hash,
-            f"the facts of {run_dir} have changed since it was taught (hash "
-            f"{run.corpus_hash} then, {questions.hash} now)",
-        )
-    else:
-        questions = load_questions(corpus, facts, "questions", console)
-    require(bool(questions.groups()), f"{run_dir} has no questions: name --facts")
-    multihost.require_same("data", questions.hash)
-    graph, params = nnx.split(run.model)
-    texts = sample_texts(run, corpus)
-    layout = run.model.layout
-    evaluation = evaluate_model(
-        graph, run.tokenizer, questions, texts, layout, run.step, (params,)
-    )
-    name = Path(EVALUATION).stem
-    if step is not None:
-        name += f"-{step}"
-    if facts is not None:
-        name += f"-{Path(facts).name.split('.')[0]}"
-    write_evaluation(run.run_dir / f"{name}.json", questions, evaluation)
-    return evaluation, questions
-
-
-def write_evaluation(path: Path, questions: Questions, evaluation: Evaluation) -> None:
-    """Writes scores and every answer."""
-    answers = {
-        group: [
-            fact._asdict() | {"answer": reply}
-            for fact, reply in zip(facts, evaluation.answers[group], strict=True)
-        ]
-        for group, facts in questions.groups().items()
-    }
-    write_json(path, evaluation.to_json() | {"answers": answers})
-
-
-def answer_one(
-    run_dir: str, question: str, max_new_tokens: int, mesh: MeshConfig | None = None
-) -> str:
-    """Returns a run's greedy answer to one question."""
-    run = load_run(run_dir, mesh=mesh)
-    rest = (run.tokenizer, [question], max_new_tokens, run.model.layout)
-    return answer(*_merged(run.model), *rest)[0]

@@ -16,6 +16,12 @@ from smf_jax.data.batches import Batch, drop_long, encode_example, fits
 from smf_jax.data.corpus import taught_examples
 from smf_jax.data.fact_batches import fact_batches, stack_facts
 from smf_jax.evaluate.forgetting import CurvePoint
+from smf_jax.evaluate.questions import (
+    Evaluation,
+    Questions,
+    evaluate_model,
+    load_questions,
+)
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
@@ -25,19 +31,12 @@ from smf_jax.runs.record import describe
 from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
-from smf_jax.train.evaluation import (
-    Evaluation,
-    Questions,
-    evaluate_model,
-    load_questions,
-    sample_texts,
-    write_evaluation,
-)
 from smf_jax.train.fit import Training, fit
 from smf_jax.train.guard import skips
 from smf_jax.train.prefix_cache import require_room, uses_cache, with_prefixes
 from smf_jax.train.state import TrainState, background_shardings, init_or_restore
 from smf_jax.train.step import make_step
+from smf_jax.verbs.evaluate import sample_texts, write_evaluation
 
 
 class Finetuned(NamedTuple):

@@ -20,8 +20,8 @@ from smf_jax.runs.load import corpus_of, load_run, print_layout, warn_unhealed
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.slots import document_frequency
 from smf_jax.slots.document_frequency import Background, Provenance
-from smf_jax.train.pretrain import pack, training_batches
 from smf_jax.train.smf_step import count_table_reads
+from smf_jax.verbs.pretrain import pack, training_batches
 
 CROWDED = 0.5  # share of slots read by every document above which it warns
 
