@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Asks for a TPU slice by a queued resource, and waits until it is ACTIVE.
+# Requests a TPU slice as a queued resource, and waits until it is ACTIVE.
 #
-# Costs: chips x price, for each hour from ACTIVE until delete.sh; waiting is free.
-# Leaves behind: a queued resource and a node, both of the name TPU_NAME.
-# Again: waits on, or says that it is there. Ctrl-C ends the waiting, not the request.
+# Cost: chips x price per hour, from ACTIVE until delete.sh; waiting is free.
+# Leaves behind: a queued resource and a node, both named TPU_NAME.
+# If repeated: waits again, or reports that the slice exists. Ctrl-C stops the waiting,
+#   not the request.
 #
 #   TPU_NAME PROJECT ZONE   which slice
 #   TPU_TYPE                v5litepod-16: v5e, 16 chips on 4 hosts; v5litepod-8: one host
-#   TPU_SPOT                yes: cheaper, and taken away at any time
-#   TPU_RUNTIME             image, if not the one for TPU_TYPE
-#   PRICE_PER_CHIP_HOUR     what you pay; only printed
-#   POLL_SECONDS            between two looks (30)
+#   TPU_SPOT                yes: cheaper, but may be preempted at any time
+#   TPU_RUNTIME             image (default: the one for TPU_TYPE)
+#   PRICE_PER_CHIP_HOUR     your price; only printed
+#   POLL_SECONDS            between two status requests (30)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 only_dry_run "$@"
@@ -21,7 +22,7 @@ only_dry_run "$@"
 : "${TPU_SPOT:=no}" "${POLL_SECONDS:=30}"
 [[ $TPU_SPOT == yes || $TPU_SPOT == no ]] || refuse "TPU_SPOT=$TPU_SPOT must be yes or no"
 
-# The number in a type counts chips of v5e and v6e, and cores of the others, two a chip.
+# The number in a type counts chips for v5e and v6e, and cores (two per chip) otherwise.
 number=${TPU_TYPE##*-}
 [[ $number =~ ^[0-9]+$ ]] || refuse "TPU_TYPE=$TPU_TYPE must end in a number, e.g. v5litepod-16"
 case $TPU_TYPE in
@@ -36,10 +37,10 @@ esac
 say_cost "$chips"
 
 where=(--project "$PROJECT" --zone "$ZONE")
-look=(gcloud compute tpus queued-resources list "${where[@]}"
+list=(gcloud compute tpus queued-resources list "${where[@]}"
   --filter "name~/queuedResources/$TPU_NAME\$"
   --format "value(state.state,tpu.nodeSpec[0].node.acceleratorType)")
-listed=$(run "${look[@]}")
+listed=$(run "${list[@]}")
 read -r state type <<<"$listed"
 
 if [[ ! $state ]]; then
@@ -49,15 +50,15 @@ if [[ ! $state ]]; then
     --node-id "$TPU_NAME" --accelerator-type "$TPU_TYPE" \
     --runtime-version "$TPU_RUNTIME" "${spot[@]}"
 elif [[ $type && $type != "$TPU_TYPE" ]]; then
-  refuse "$TPU_NAME is there as $type, not as TPU_TYPE=$TPU_TYPE; change either"
+  refuse "$TPU_NAME exists with type $type, not TPU_TYPE=$TPU_TYPE; change either"
 else
-  say "$TPU_NAME is there already"
+  say "$TPU_NAME exists already"
 fi
 [[ $DRY_RUN == no ]] || exit 0
 
 while true; do
-  # A resource that was asked for just now may not be listed yet.
-  state=$("${look[@]}" | cut -f 1)
+  # A new request may not be listed yet.
+  state=$("${list[@]}" | cut -f 1)
   case $state in
     ACTIVE)
       say "$TPU_NAME is ACTIVE; next: setup.sh"
@@ -67,10 +68,10 @@ while true; do
       say "$TPU_NAME is $state:"
       run gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" \
         --format "yaml(state)" >&2
-      say "nothing was removed; delete.sh, then create.sh asks anew"
+      say "nothing was deleted; run delete.sh, then create.sh, to request it again"
       exit 1
       ;;
   esac
-  say "${state:-not listed yet}, for $SECONDS s"
+  say "${state:-not listed yet}, after $SECONDS s"
   sleep "$POLL_SECONDS"
 done

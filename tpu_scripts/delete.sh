@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Deletes a TPU slice with all that is on its own disks, whether it is used or not.
+# Deletes a TPU slice and everything on its own disks, even while it is in use.
 #
-# Costs: nothing; ends the costs of the slice.
-# Leaves behind: what is on the share. Fetch first what is on the slice alone.
-# Again: says that there is nothing.
+# Cost: none; ends the cost of the slice.
+# Leaves behind: the files on the share. Fetch the others first.
+# If repeated: reports that the slice does not exist.
 #
 #   TPU_NAME PROJECT ZONE   which slice
 set -euo pipefail
@@ -17,7 +17,7 @@ where=(--project "$PROJECT" --zone "$ZONE")
 state=$(run gcloud compute tpus queued-resources list "${where[@]}" \
   --filter "name~/queuedResources/$TPU_NAME\$" --format "value(state.state)")
 if [[ $DRY_RUN == no && ! $state ]]; then
-  say "there is no $TPU_NAME in $ZONE"
+  say "$TPU_NAME does not exist in $ZONE"
   exit 0
 fi
 run gcloud compute tpus queued-resources delete "$TPU_NAME" "${where[@]}" --force --quiet

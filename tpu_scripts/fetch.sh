@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Copies a run from a slice to this machine, by way of its first host.
+# Copies a run from the first host of a slice to this machine. The run must have ended.
 #
-# Costs: the time of the slice, and what the cloud takes for data that leave it.
-# Leaves behind: the run below FETCH_TO; on the slice nothing.
-# Again: goes on; files that are here already are not sent. Fetch a run that has ended.
+# Cost: the time of the slice, and the cloud's price for outgoing data.
+# Leaves behind: the run below FETCH_TO; nothing on the slice.
+# If repeated: sends only the files that are new or incomplete.
 #
 #   TPU_NAME PROJECT ZONE   which slice
 #   RUN                     e.g. runs/world
-#   FETCH_TO                the folder here that gets it (fetched)
+#   FETCH_TO                local folder to copy it to (fetched)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 only_dry_run "$@"

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster, as one JobSet.
+# Trains on a TPU slice of a GKE cluster, as a JobSet.
 #
-#   gke.sh create    makes a node pool: one slice
-#   gke.sh setup     builds an image of the committed state, and pushes it
-#   gke.sh run VERB ...   starts one command of smf on every host of the slice
-#   gke.sh logs      follows the first host, then tells how the JobSet stands
+#   gke.sh create    creates a node pool, which is one slice
+#   gke.sh setup     builds and pushes an image of the current commit
+#   gke.sh run VERB ...   starts an smf command on every host of the slice
+#   gke.sh logs      follows the log of the first host, then shows the status
 #   gke.sh fetch     copies a run to this machine
-#   gke.sh delete    removes the JobSet and the node pool
+#   gke.sh delete    deletes the JobSet and the node pool
 #
-# Costs: chips x price for each hour of the node pool, used or not; the cluster besides.
-# Leaves behind: after delete the cluster, the image, and the share.
-# Again: create, setup and delete say that it is done; run does not start twice; fetch
-#   goes on. A JobSet that was preempted starts again by itself, and the run goes on.
+# Cost: chips x price per hour of the node pool, used or not, and the cluster.
+# Leaves behind: after delete, the cluster, the image and the share.
+# If repeated: create and delete report that nothing is left to do; run does not start a
+#   command twice; fetch sends the rest. A preempted JobSet restarts by itself, and the
+#   run resumes.
 #
 #   TPU_NAME                    of the node pool and the JobSet
-#   PROJECT CLUSTER LOCATION    which cluster; it has JobSet 0.6 or later
-#   IMAGE                       without a tag, which is the commit       (setup run fetch)
+#   PROJECT CLUSTER LOCATION    which cluster; it needs JobSet 0.6 or later
+#   IMAGE                       without a tag: the commit is the tag     (setup run fetch)
 #   SMF_SHARE                   NFS folder for runs and data             (run fetch)
 #   MACHINE_TYPE TPU_TOPOLOGY   e.g. ct5lp-hightpu-4t and 4x4            (create run)
 #   TPU_ACCELERATOR             e.g. tpu-v5-lite-podslice                (run)
 #   ZONE TPU_SPOT PRICE_PER_CHIP_HOUR                                    (create)
-#   RUN FETCH_TO                e.g. runs/world; the folder here         (fetch)
+#   RUN FETCH_TO                e.g. runs/world; local folder            (fetch)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 usage="gke.sh [--dry-run] [--again] create | setup | run VERB ... | logs | fetch | delete"
@@ -60,23 +61,23 @@ case $action in
   create | run)
     : "${MACHINE_TYPE:?set MACHINE_TYPE, e.g. ct5lp-hightpu-4t}"
     : "${TPU_TOPOLOGY:?set TPU_TOPOLOGY, e.g. 4x4}"
-    [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || refuse "MACHINE_TYPE=$MACHINE_TYPE must end in its chips, e.g. ct5lp-hightpu-4t"
+    [[ $MACHINE_TYPE =~ -([0-9]+)t$ ]] || refuse "MACHINE_TYPE=$MACHINE_TYPE must end in the number of chips, e.g. ct5lp-hightpu-4t"
     chips_per_host=${BASH_REMATCH[1]}
-    [[ $TPU_TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ ]] || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY must be chips by chips, e.g. 4x4"
+    [[ $TPU_TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ ]] || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY must be like 4x4"
     chips=$((${TPU_TOPOLOGY//x/*}))
-    ((chips % chips_per_host == 0)) || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY is no whole number of hosts of $chips_per_host chips (MACHINE_TYPE=$MACHINE_TYPE)"
+    ((chips % chips_per_host == 0)) || refuse "TPU_TOPOLOGY=$TPU_TOPOLOGY has $chips chips, not a multiple of the $chips_per_host per host of MACHINE_TYPE=$MACHINE_TYPE"
     hosts=$((chips / chips_per_host))
     ;;
 esac
 cluster=(--project "$PROJECT" --location "$LOCATION" --cluster "$CLUSTER")
-# The name that `gcloud container clusters get-credentials` gives: never another cluster.
+# As named by `gcloud container clusters get-credentials`, so that no other cluster is used.
 kubectl=(kubectl --context "gke_${PROJECT}_${LOCATION}_$CLUSTER")
 
 pool_state() {
   run gcloud container node-pools list "${cluster[@]}" --filter "name=$TPU_NAME" --format "value(status)"
 }
 
-# Prints manifest $1 with @NAME@ replaced by what NAME=... of the other arguments says.
+# Prints manifest $1 with @NAME@ replaced by the value of argument NAME=...
 render() {
   local text pair
   text=$(<"$(dirname "$0")/$1")
@@ -86,7 +87,7 @@ render() {
   printf '%s\n' "$text"
 }
 
-# Gives a manifest to kubectl; prints both first.
+# Prints a manifest and applies it.
 apply() {
   printf '%s\n' "$1" >&2
   run "${kubectl[@]}" apply -f - <<<"$1"
@@ -103,10 +104,10 @@ create() {
   local state options=()
   state=$(pool_state)
   if [[ $state == RUNNING ]]; then
-    say "$TPU_NAME is there already"
+    say "$TPU_NAME exists already"
     return
   fi
-  [[ ! $state ]] || { say "$TPU_NAME is $state; wait, or gke.sh delete" && exit 1; }
+  [[ ! $state ]] || { say "$TPU_NAME is $state; wait, or run gke.sh delete" && exit 1; }
   ((hosts == 1)) || options+=(--tpu-topology "$TPU_TOPOLOGY")
   [[ $TPU_SPOT == no ]] || options+=(--spot)
   run gcloud container node-pools create "$TPU_NAME" "${cluster[@]}" \
@@ -115,10 +116,10 @@ create() {
 
 setup() {
   cd "$(dirname "$0")/.."
-  [[ ! $(git status --porcelain) ]] || say "what is not committed is not sent"
+  [[ ! $(git status --porcelain) ]] || say "uncommitted changes are not sent"
   local build=(docker build --file tpu_scripts/Dockerfile --tag "$image" -)
   show git archive HEAD
-  show "${build[@]}" # reads the archive
+  show "${build[@]}" # its input is the archive
   [[ $DRY_RUN == yes ]] || git archive HEAD | "${build[@]}"
   run docker push "$image"
 }
@@ -137,10 +138,10 @@ start() {
   before=$(jobset '{.spec.replicatedJobs[0].template.spec.template.spec.containers[0].command}')
   state=" $(jobset '{.status.conditions[?(@.status=="True")].type}') "
   if [[ $before && ! $state =~ " Completed "|" Failed " ]]; then
-    [[ ${before//, /,} == "${command//, /,}" ]] || refuse "another command is running: $before; wait for it, or gke.sh delete"
-    say "it runs already"
+    [[ ${before//, /,} == "${command//, /,}" ]] || refuse "another command is running: $before; wait for it, or run gke.sh delete"
+    say "it is running already"
   elif [[ ${before//, /,} == "${command//, /,}" && $state == *" Completed "* && $again == no ]]; then
-    say "it has ended well; --again starts it anew"
+    say "it has completed; --again starts it again"
   else
     [[ ! $before ]] || run "${kubectl[@]}" delete jobset "$TPU_NAME" # it has ended
     apply "$manifest"
@@ -172,7 +173,7 @@ delete() {
   local state
   state=$(pool_state)
   if [[ $DRY_RUN == no && ! $state ]]; then
-    say "there is no node pool $TPU_NAME"
+    say "node pool $TPU_NAME does not exist"
     return
   fi
   run gcloud container node-pools delete "$TPU_NAME" "${cluster[@]}" --quiet

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts share: words on the terminal, --dry-run, copying a run.
+# Shared by the scripts: messages, --dry-run, copying a run.
 
 DRY_RUN=no
 
@@ -10,16 +10,16 @@ refuse() {
   exit 2
 }
 
-# Takes the arguments of a script that knows only --dry-run.
+# Parses the arguments of a script whose only option is --dry-run.
 only_dry_run() {
   local word
   for word in "$@"; do
-    [[ $word == --dry-run ]] || refuse "unknown argument '$word'; there is --dry-run"
+    [[ $word == --dry-run ]] || refuse "unknown argument '$word'; the only option is --dry-run"
     DRY_RUN=yes
   done
 }
 
-# Prints a command as one would type it.
+# Prints a command as it would be typed.
 show() {
   local word line=+
   for word in "$@"; do
@@ -32,28 +32,28 @@ show() {
   printf '%s\n' "$line" >&2
 }
 
-# Prints a command, then runs it: only prints it after --dry-run.
+# Prints a command and, unless it is a dry run, runs it.
 run() {
   show "$@"
   [[ $DRY_RUN == yes ]] || "$@"
 }
 
-# Prints what so many chips cost an hour, if PRICE_PER_CHIP_HOUR is set.
+# Prints the cost of $1 chips per hour, if PRICE_PER_CHIP_HOUR is set.
 say_cost() {
   local chips=$1
   if [[ ! ${PRICE_PER_CHIP_HOUR:=} ]]; then
-    say "$chips chips; set PRICE_PER_CHIP_HOUR to see what they cost"
+    say "$chips chips; set PRICE_PER_CHIP_HOUR to see their cost"
   elif [[ ! $PRICE_PER_CHIP_HOUR =~ ^[0-9]+(\.[0-9]+)?$ ]]; then
     refuse "PRICE_PER_CHIP_HOUR=$PRICE_PER_CHIP_HOUR must be a number, e.g. 1.20"
   elif [[ $chips =~ ^[0-9]+$ ]]; then
     say "$chips chips x $PRICE_PER_CHIP_HOUR =" \
-      "$(awk "BEGIN { printf \"%.2f\", $chips * $PRICE_PER_CHIP_HOUR }") an hour"
+      "$(awk "BEGIN { printf \"%.2f\", $chips * $PRICE_PER_CHIP_HOUR }") per hour"
   fi
 }
 
-# Copies folder $2, which lies in folder $1 of another host, to below folder $3, file by
-# file: what is here in the same size and age is not sent again. The other arguments are
-# a command that runs its last argument in a shell there.
+# Copies folder $2 inside folder $1 of another host to the local folder $3. A file that
+# exists here with the same size and time is not sent. The remaining arguments are a
+# command that runs its last argument in a shell on the other host.
 copy_run() {
   local base=$1 folder=$2 destination=$3
   shift 3
@@ -64,13 +64,13 @@ copy_run() {
     return
   fi
   mkdir -p "$destination/$folder"
-  local there here missing sent=0
-  there=$(run "$@" "cd $base && $find" </dev/null | sort)
-  [[ $there ]] || refuse "there is no $folder"
-  here=$(cd "$destination" && eval "$find" | sort)
-  mapfile -t missing < <(comm -23 <(echo "$there") <(echo "$here") | cut -d ' ' -f 3-)
+  local remote copied missing sent=0
+  remote=$(run "$@" "cd $base && $find" </dev/null | sort)
+  [[ $remote ]] || refuse "$folder does not exist"
+  copied=$(cd "$destination" && eval "$find" | sort)
+  mapfile -t missing < <(comm -23 <(echo "$remote") <(echo "$copied") | cut -d ' ' -f 3-)
   while ((sent < ${#missing[@]})); do
-    # By hundreds: their names must fit into a command, and what has come stays.
+    # In batches of 100: the names must fit into a command, and batches that arrived stay.
     "$@" "cd $base && tar -ch$(printf " '%s'" "${missing[@]:sent:100}") | gzip -1" </dev/null |
       tar -xz -C "$destination"
     sent=$((sent + 100 < ${#missing[@]} ? sent + 100 : ${#missing[@]}))

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Puts the committed state of this checkout on every host of a slice, and installs it.
+# Copies the current commit of this checkout to every host of a slice, and installs it.
 #
-# Costs: the time of the slice.
-# Leaves behind: ~/smf_jax with .venv on every host; the share, mounted at /mnt/smf, and
-#   on it runs/ (which ~/smf_jax/runs then is) and data/.
-# Again: brings the code up to date. Refused while a command runs there.
+# Cost: the time of the slice.
+# Leaves behind: ~/smf_jax with .venv on every host; the share mounted at /mnt/smf, with
+#   folders runs (linked from ~/smf_jax/runs) and data.
+# If repeated: updates the code. Refused while a command is running.
 #
 #   TPU_NAME PROJECT ZONE   which slice
-#   SMF_SHARE               NFS folder for runs and data, e.g. 10.0.0.2:/smf. Needed by a
-#                           slice of several hosts, and by a spot slice that is to go on
+#   SMF_SHARE               NFS folder for runs and data, e.g. 10.0.0.2:/smf. Required for
+#                           several hosts, and to resume after the preemption of a slice
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 only_dry_run "$@"
@@ -21,7 +21,7 @@ only_dry_run "$@"
 
 cd "$(dirname "$0")/.."
 commit=$(git rev-parse HEAD)
-[[ ! $(git status --porcelain) ]] || say "what is not committed is not sent"
+[[ ! $(git status --porcelain) ]] || say "uncommitted changes are not sent"
 archive=${TMPDIR:-/tmp}/smf_jax-$commit.tar.gz
 trap 'rm -f "$archive"' EXIT
 

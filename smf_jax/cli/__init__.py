@@ -10,10 +10,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from smf_jax.cli.flags import take_flags
 from smf_jax.cli.verbs import VERBS
 from smf_jax.config import ConfigError
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
-from smf_jax.multihost.cluster import take_flags
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 

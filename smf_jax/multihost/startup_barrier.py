@@ -1,157 +1,111 @@
-"""The roll call before a run of several processes: has everyone come, and who has not?
+"""Startup barrier: waits for every process and names the missing ones.
 
-Process 0 listens where jax will listen later. Everyone, itself included, connects,
-sends one line of JSON and waits for one: the word. A connection that sends anything
-else is let go; one that ends before the word was of a process that is gone again.
+It comes before jax's own barrier, which aborts every process without naming any.
+Process 0 listens on the port where jax will listen later, and the others ask it which
+processes are missing until none is.
 """
 
 import contextlib
 import json
 import os
-import selectors
 import socket
-import threading
 import time
-from typing import NamedTuple
 
 from smf_jax.config import ConfigError
-from smf_jax.multihost.cluster import Who
+from smf_jax.multihost.cluster import Cluster
 
-GRACE = 2  # seconds that the word may take, and that all have to hear of a mistake
-LINE = 1000  # bytes, at most
-
-
-class Missing(Exception):
-    """Not all processes have come in time; the message names those that have not."""
+POLL = 0.2  # seconds
+GRACE = 2  # seconds for all to hear of a conflict, and until a rank is free again
 
 
-class _Guest(NamedTuple):
-    connection: socket.socket
-    number: int
-    count: int  # of processes, as it was told
-    name: str  # its host and process
-    left: float  # seconds that it will wait
+class MissingProcesses(Exception):
+    """Some processes did not start in time; the message names them."""
 
 
-def call(who: Who, seconds: int) -> None:
-    """Returns when all processes have come, each within `seconds` of its own start.
+def wait(cluster: Cluster, seconds: int) -> None:
+    """Waits until every process waits here.
 
     Raises:
-      Missing: Some have not.
-      ConfigError: Two have one number, or are told of other numbers of processes; or
-        process 0 cannot listen at its address.
+      MissingProcesses: Some do not within `seconds`.
+      ConfigError: Two processes have the same rank, or they disagree on how many they
+        are, or process 0 cannot listen at its address.
     """
-    deadline = time.monotonic() + seconds
-    holder = None
-    if who.number == 0:
-        holder = threading.Thread(
-            target=_hold, args=(_listen(who), who, deadline, seconds), daemon=True
+    name = f"process id {os.getpid()} on {socket.gethostname()}"
+    exchange = _answer if cluster.rank == 0 else _ask
+    missing, conflict = exchange(cluster, name, time.monotonic() + seconds)
+    if conflict:
+        raise ConfigError(conflict)
+    if missing:
+        names = ", ".join(f"process {rank}" for rank in missing)
+        raise MissingProcesses(
+            f"{names} of {cluster.num_processes} did not reach {cluster.address} "
+            f"within {seconds} s"
         )
-        holder.start()
-    word = _answer(who, deadline)
-    if holder is not None:
-        holder.join(GRACE)  # until it has told all
-    if word is None and who.number == 0:
-        raise ConfigError(f"process 0 cannot reach itself at {who.address}")
-    if word is None:
-        raise Missing(_say([0], who, seconds))
-    if word["missing"]:
-        raise Missing(word["missing"])
-    if word["wrong"]:
-        raise ConfigError(word["wrong"])
 
 
-def _listen(who: Who) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+def _ask(cluster: Cluster, name: str, deadline: float) -> tuple[list[int], str]:
+    missing, conflict = [0], ""
+    host, _, port = cluster.address.rpartition(":")
+    while missing and not conflict and (left := deadline - time.monotonic()) > 0:
+        # Fails while process 0 does not listen yet, or if another program does.
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError),
+            socket.create_connection((host.strip("[]"), port), left) as connection,
+            connection.makefile("rw") as file,
+        ):
+            question = cluster.rank, cluster.num_processes, name
+            print(json.dumps(question), file=file, flush=True)
+            missing, conflict = json.loads(file.readline())
+        time.sleep(POLL)
+    return missing, conflict
+
+
+def _answer(cluster: Cluster, own_name: str, deadline: float) -> tuple[list[int], str]:
+    everyone, informed = set(range(cluster.num_processes)), {0}
+    arrived = {0: (own_name, deadline)}  # with the time of the last question
+    conflict = ""
+    with _server(cluster) as server:
+        while informed < everyone and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            # Fails if another program connects, or if the process dies.
+            with (
+                contextlib.suppress(OSError, ValueError, TypeError),
+                server.accept()[0] as connection,
+                connection.makefile("rw") as file,
+            ):
+                connection.settimeout(GRACE)
+                rank, count, name = json.loads(file.readline())
+                now = time.monotonic()
+                known, seen = arrived.get(rank, (name, now))
+                if count != cluster.num_processes:
+                    conflict = (
+                        f"process {rank} ({name}) was started as one of {count} "
+                        f"processes, process 0 as one of {cluster.num_processes}"
+                    )
+                elif known != name and now - seen < GRACE:
+                    conflict = f"two processes have rank {rank}: {known}, and {name}"
+                else:
+                    arrived[rank] = name, now
+                missing = sorted(everyone - arrived.keys())
+                print(json.dumps([missing, conflict]), file=file, flush=True)
+                if conflict:
+                    deadline = min(deadline, now + GRACE)
+                elif not missing:
+                    informed.add(rank)
+    # A process that arrived, but never heard that none is missing, has died.
+    return sorted(everyone - arrived.keys() or everyone - informed), conflict
+
+
+def _server(cluster: Cluster) -> socket.socket:
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    address = "", int(cluster.address.rpartition(":")[2])
     try:
         return socket.create_server(
-            ("", who.port), family=family, backlog=who.count, dualstack_ipv6=both
+            address, family=family, backlog=1024, dualstack_ipv6=dual
         )
     except OSError as error:
         raise ConfigError(
-            f"process 0 cannot listen at {who.address} ({error.strerror}): another "
-            "process 0 or another program may; name another port"
+            f"process 0 cannot listen at {cluster.address} ({error.strerror}): another "
+            "process 0 or program may use the port; choose another one"
         ) from error
-
-
-def _answer(who: Who, deadline: float) -> dict[str, str] | None:
-    """Returns the word, or None if there is none in time."""
-    name = f"{os.getpid()} on {socket.gethostname()}"
-    while (left := deadline - time.monotonic()) > 0:
-        hello = {"number": who.number, "count": who.count, "name": name, "left": left}
-        with contextlib.suppress(OSError, ValueError):
-            address = who.host.strip("[]"), who.port
-            with socket.create_connection(address, timeout=left) as connection:
-                connection.sendall(json.dumps(hello).encode() + b"\n")
-                connection.settimeout(left + GRACE)
-                word = json.loads(connection.makefile("rb").readline(LINE))
-                if isinstance(word, dict) and word.keys() == {"missing", "wrong"}:
-                    return word
-        time.sleep(0.1)  # process 0 is not there yet, or it is something else
-    return None
-
-
-def _hold(server: socket.socket, who: Who, deadline: float, seconds: int) -> None:
-    """Collects all processes, and gives them the word."""
-    guests: dict[socket.socket, _Guest] = {}
-    wrong = ""
-    with contextlib.ExitStack() as connections:
-        with server, selectors.DefaultSelector() as selector:
-            selector.register(server, selectors.EVENT_READ)
-            while wrong or len(guests) < who.count:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                for key, _ in selector.select(left):
-                    if key.fileobj is server:
-                        connection = connections.enter_context(server.accept()[0])
-                        selector.register(connection, selectors.EVENT_READ)
-                    elif guest := _read(key.fileobj):
-                        wrong = wrong or _contradiction(guest, who, guests)
-                        guests[guest.connection] = guest
-                        left = GRACE if wrong else guest.left
-                        deadline = min(deadline, time.monotonic() + left)
-                    else:
-                        guests.pop(key.fileobj, None)
-                        selector.unregister(key.fileobj)
-                        key.fileobj.close()
-        # Now jax can listen there.
-        here = {guest.number for guest in guests.values()}
-        missing = [] if wrong else sorted({*range(who.count)} - here)
-        word = {"missing": _say(missing, who, seconds), "wrong": wrong}
-        # Process 0 last: it may end with the word.
-        for guest in sorted(guests.values(), key=lambda guest: -guest.number):
-            with contextlib.suppress(OSError):
-                guest.connection.sendall(json.dumps(word).encode() + b"\n")
-
-
-def _read(connection: socket.socket) -> _Guest | None:
-    """Returns who says hello, or None if nobody does who belongs here."""
-    try:
-        hello = json.loads(connection.recv(LINE))
-        guest = _Guest(connection, **hello)
-        right = 0 <= guest.number < guest.count and guest.left + len(guest.name) > 0
-    except (OSError, ValueError, TypeError):
-        return None
-    return guest if right else None
-
-
-def _contradiction(guest: _Guest, who: Who, guests: dict) -> str:
-    if guest.count != who.count:
-        return (
-            f"process {guest.number} ({guest.name}) was started as one of "
-            f"{guest.count} processes, process 0 as one of {who.count}"
-        )
-    for other in guests.values():
-        if other.number == guest.number:
-            return f"two are process {guest.number}: {other.name}, and {guest.name}"
-    return ""
-
-
-def _say(missing: list[int], who: Who, seconds: int) -> str:
-    if not missing:
-        return ""
-    names = ", ".join(f"process {number}" for number in missing)
-    verb = "have" if len(missing) > 1 else "has"
-    return f"{names} of {who.count} {verb} not come to {who.address} within {seconds} s"

@@ -1,194 +1,169 @@
-"""The watch of each process over all: who is silent, and whether they are stuck.
+"""Watchdog: ends a run that lost a process or is stuck, and names the process.
 
-One thread exchanges signs of life through process 0, and hangs when that is cut off.
-Another looks at what has come; it touches no network, and can end the process.
+Heartbeats pass through the key-value store of process 0. Access to it blocks while
+process 0 is unreachable, so one thread exchanges them and another one judges them.
 """
 
 import atexit
 import contextlib
 import faulthandler
-import itertools
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 from jax._src import distributed as jax_distributed
 
-from smf_jax.exits import PEER_LOST
-from smf_jax.multihost import heartbeat as signs
-from smf_jax.multihost.cluster import Who
-from smf_jax.multihost.heartbeat import Sign
-from smf_jax.multihost.process_end import end
+from smf_jax.config import ConfigError
+from smf_jax.exits import PEER_LOST, exit_now
+from smf_jax.multihost.cluster import Cluster, timeout
 
-ROOM = "smf_jax/"  # in the store that process 0 keeps
-SIGNS, WORDS = f"{ROOM}sign/", f"{ROOM}word/"  # by number
-BEAT = 1  # seconds between two exchanges
-LAST_WORDS = 5  # seconds that others are given, at most, to end before process 0 does
-AGAIN = "The last checkpoint stands: start all of them again to go on from it\n"
+PREFIX = "smf_jax/"  # of the keys in the store
+INTERVAL = 1  # seconds between two heartbeats
+LINGER = 4  # seconds that process 0 outlives a failure: its end makes jax abort others
 
 
-class Word(NamedTuple):
-    """Why a process ends."""
+class Progress(NamedTuple):
+    """How far the main thread of a process has come."""
 
-    why: str  # empty: for reasons of its own
-    stuck: bool  # and not that another is silent
+    points: int = 0  # number of points reached
+    point: str = "start"  # the last of them
+    activity: str = ""  # the last one reported since then
+    since: float = 0  # time.monotonic() of the last report
+    heartbeat: str = ""  # that brought it here
+    heard: float = 0  # time.monotonic() of its arrival
 
-
-SILENTLY = Word("", False)
-
-
-class Seen(NamedTuple):
-    """What the threads know of each process, themselves included, by its number."""
-
-    beats: dict[int, tuple[int, float]]  # the last, and when it was first seen
-    signs: dict[int, Sign]
-    words: dict[int, Word]  # of those that end
+    def __str__(self):
+        last = f"{self.point}, {self.activity}" if self.activity else self.point
+        return f"'{last}' {time.monotonic() - self.since:.0f} s ago"
 
 
-def start(who: Who, silence: int, standstill: int) -> None:
-    """Watches: a process of a run that is lost ends, with a line that says who did it.
+_progress = Progress(since=time.monotonic())
 
-    A run is lost when a process is not heard of for `silence` seconds, or when none
-    has made a sign for `standstill` seconds.
+
+def reached(point: str) -> None:
+    """Reports that this process reached a point that all reach in the same order."""
+    global _progress
+    _progress = Progress(_progress.points + 1, point, since=time.monotonic())
+
+
+def busy(activity: str) -> None:
+    """Reports progress between two points, possibly of this process alone."""
+    global _progress
+    _progress = _progress._replace(activity=activity, since=time.monotonic())
+
+
+@contextlib.contextmanager
+def blame_lost_process() -> Iterator[None]:
+    """Gives the watchdog time to name the lost process when a collective fails.
+
+    The collective fails as soon as a process dies, without saying which one.
     """
-    now = time.monotonic()
-    seen = Seen(
-        dict.fromkeys(range(who.count), (-1, now)),
-        dict.fromkeys(range(who.count), Sign(0, "start", "", now)),
-        {},
-    )
-    over = threading.Event()
-    threads = [
-        threading.Thread(target=_exchange, args=(who, seen, over), daemon=True),
-        threading.Thread(
-            target=_look, args=(who, seen, silence, standstill, over), daemon=True
-        ),
-    ]
-    for thread in threads:
-        thread.start()
-    atexit.register(_finish, over, threads)
+    try:
+        yield
+    except ConfigError:  # raised by this package, not by a collective
+        raise
+    except (ValueError, RuntimeError):
+        if jax.process_count() > 1:
+            time.sleep(timeout("SMF_PEER_TIMEOUT", os.environ) + 2 * LINGER)
+        raise
 
 
-def _finish(over: threading.Event, threads: list[threading.Thread]) -> None:
-    # Here this process waits for the others to finish, so that it still watches them.
-    jax.distributed.shutdown()
-    over.set()
-    for thread in threads:  # a thread that is in jax when Python ends aborts it
-        thread.join(LAST_WORDS)
-    faulthandler.cancel_dump_traceback_later()
+def end_process(rank: int, code: int) -> None:
+    """Ends this process at once, or after `LINGER` if it is process 0."""
+    if rank == 0:
+        time.sleep(LINGER)
+    exit_now(code)
 
 
-def leave(number: int, others: Collection[int], word: Word = SILENTLY) -> None:
-    """Tells process 0 that this one ends; process 0 waits for `others` to say so.
+def start(cluster: Cluster, peer_timeout: int, step_timeout: int) -> None:
+    """Starts the watchdog, with the timeouts that the package's docstring defines."""
+    done = threading.Event()
+    arguments = cluster, peer_timeout, step_timeout, done
+    thread = threading.Thread(target=_watch, args=arguments, daemon=True)
+    thread.start()
 
-    Its own end ends them, and they may have something to write. Either is done after
-    some seconds at the latest.
-    """
-    client = jax_distributed.global_state.client
-    if number > 0:
-        said = (f"{WORDS}{number}", json.dumps(word))
-        telling = threading.Thread(target=_put, args=(client, *said), daemon=True)
-        telling.start()
-        telling.join(LAST_WORDS)
-        return
-    deadline = time.monotonic() + LAST_WORDS
-    while time.monotonic() < deadline:
-        store = client.key_value_dir_get(WORDS)
-        if {int(key.removeprefix(WORDS)) for key, _ in store} >= {*others} - {0}:
-            break
-        time.sleep(BEAT / 20)
-    time.sleep(BEAT)  # in which they end
+    @atexit.register
+    def finish() -> None:
+        jax.distributed.shutdown()  # waits for the others, so the watchdog still runs
+        done.set()
+        thread.join()
 
 
-def _put(client, key: str, value: str) -> None:
-    # If it fails nobody hears of it, and that is noticed.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(key, value, allow_overwrite=True)
-
-
-def _exchange(who: Who, seen: Seen, over: threading.Event) -> None:
-    client = jax_distributed.global_state.client
-    for beat in itertools.count():
-        *sign, since = signs.last()
-        content = json.dumps([beat, *sign, time.monotonic() - since])
-        _put(client, f"{SIGNS}{who.number}", content)
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            _take(client.key_value_dir_get(ROOM), seen)
-        if over.wait(BEAT):
+def _watch(
+    cluster: Cluster, peer_timeout: int, step_timeout: int, done: threading.Event
+) -> None:
+    rank, now = cluster.rank, time.monotonic()
+    peers = dict.fromkeys(range(cluster.num_processes), Progress(since=now, heard=now))
+    arguments = rank, peers, done
+    exchange = threading.Thread(target=_exchange, args=arguments, daemon=True)
+    exchange.start()
+    # Native code that holds the interpreter lock stops this thread, too. The timer of
+    # faulthandler is native: it prints the stacks and ends the process. That of process
+    # 0 is longer, so that the others name it before jax aborts them.
+    hung = peer_timeout + (2 * INTERVAL if rank == 0 else 0)
+    lost, stuck = "", False
+    while not (lost or stuck):
+        faulthandler.dump_traceback_later(hung, exit=True)
+        if done.wait(INTERVAL / 2):
+            faulthandler.cancel_dump_traceback_later()
+            exchange.join(LINGER)  # Python aborts at exit if a thread is inside jax
             return
-
-
-def _take(store: list[tuple[str, str]], seen: Seen) -> None:
-    now = time.monotonic()
-    for key, value in store:
-        number, content = int(key.rpartition("/")[2]), json.loads(value)
-        if key.startswith(WORDS):
-            seen.words[number] = Word(*content)
-            continue
-        beat, *sign, age = content  # clocks differ, ages do not
-        if seen.beats[number][0] != beat:
-            seen.beats[number] = beat, now
-            seen.signs[number] = Sign(*sign, now - age)
-
-
-def _look(who: Who, seen: Seen, silence: int, standstill: int, over) -> None:
-    # Process 0 ends after the others, which it would abort.
-    patience = silence + (2 * BEAT if who.number == 0 else 0)
-    while True:
-        # Where native code holds the interpreter no thread of Python runs, and the
-        # others miss this process. This timer needs no Python: it shows the stacks,
-        # and ends what would stay for ever.
-        faulthandler.dump_traceback_later(patience, exit=True)
-        seen.signs[who.number] = signs.last()
-        words = [word for word in list(seen.words.values()) if word.why]
-        word = words[0] if words else None
-        word = word or _silent(who, seen, silence) or _stuck(seen, standstill)
-        if word is not None:
-            break
-        if over.wait(BEAT / 2):
-            return
+        lost = _lost(rank, peers, peer_timeout)
+        last = max(progress.since for progress in peers.values())
+        stuck = time.monotonic() - last > step_timeout
     faulthandler.cancel_dump_traceback_later()
-    if word.stuck:
+    reason = lost
+    if not lost:
         sys.stderr.flush()
         faulthandler.dump_traceback()
-    sys.stderr.write(f"smf: {word.why}; this process stops, too. {AGAIN}")
-    sys.stderr.flush()
-    now, beats = time.monotonic(), seen.beats.items()
-    alive = {other for other, (_, heard) in beats if now - heard <= silence}
-    if who.number in alive:  # so that process 0 answers
-        leave(who.number, alive, word)
-    end(PEER_LOST)  # the main thread may wait for ever
-
-
-def _answered(who: Who, seen: Seen) -> float:
-    """Returns when process 0 last gave this process its own beat back."""
-    return seen.beats[who.number][1]
-
-
-def _silent(who: Who, seen: Seen, silence: int) -> Word | None:
-    last = _answered(who, seen)
-    beats = seen.beats.items()
-    silent = [other for other, (_, heard) in beats if last - heard > silence]
-    if time.monotonic() - last > silence:
-        silent = [0]
-    if not silent:
-        return None
-    names = ", ".join(f"process {other}" for other in silent)
-    return Word(
-        f"{names} of {who.count} not heard of for {silence} s, dead or cut off", False
+        reason = f"no progress for {step_timeout} s (stacks above): {behind(peers)}"
+    sys.stderr.write(
+        f"smf: {reason}; this process stops, too. The last checkpoint is intact: start "
+        "every process again to resume from it\n"
     )
+    end_process(rank, PEER_LOST)  # the main thread may be blocked
 
 
-def _stuck(seen: Seen, standstill: int) -> Word | None:
-    last = max(sign.since for sign in seen.signs.values())
-    if time.monotonic() - last <= standstill:
-        return None
-    return Word(
-        f"no process has made a sign for {standstill} s: "
-        f"{signs.furthest_behind(seen.signs)}; where this one is stands above",
-        True,
+def _exchange(rank: int, peers: dict[int, Progress], done: threading.Event) -> None:
+    client = jax_distributed.global_state.client
+    while not done.wait(INTERVAL):
+        *progress, since = _progress[:4]
+        # Clocks differ, ages do not; with the age every heartbeat is a new text.
+        heartbeat = json.dumps([*progress, time.monotonic() - since])
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # noticed by `_lost`
+            client.key_value_set(f"{PREFIX}{rank}", heartbeat, allow_overwrite=True)
+            for key, heartbeat in client.key_value_dir_get(PREFIX):
+                peer, now = int(key.removeprefix(PREFIX)), time.monotonic()
+                if heartbeat != peers[peer].heartbeat:
+                    *progress, age = json.loads(heartbeat)
+                    peers[peer] = Progress(*progress, now - age, heartbeat, now)
+
+
+def _lost(rank: int, peers: Mapping[int, Progress], seconds: int) -> str:
+    # While process 0 is unreachable no heartbeat arrives: it alone is to blame.
+    answered = peers[rank].heard
+    lost = [r for r in peers if answered - peers[r].heard > seconds]
+    if time.monotonic() - answered > seconds:
+        lost = [0]
+    if not lost:
+        return ""
+    names = ", ".join(f"process {other}" for other in lost)
+    return f"{names} of {len(peers)} sent no heartbeat for {seconds} s, dead or cut off"
+
+
+def behind(peers: Mapping[int, Progress]) -> str:
+    """Returns which processes are behind the others, with their last reports."""
+    first = max(peers.values(), key=lambda progress: progress.points)
+    fewest = min(progress.points for progress in peers.values())
+    if fewest == first.points:
+        return f"no process is behind, their last report was {first}"
+    return "; ".join(
+        f"process {rank} has not reached '{first.point}', its last report was {last}"
+        for rank, last in sorted(peers.items())
+        if last.points == fewest
     )

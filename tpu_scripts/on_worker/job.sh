@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# On a host of a slice: one command of smf that outlives the connection. Called by run.sh.
+# On a host of a slice: an smf command that outlives the connection. Called by run.sh.
 #
-#   job.sh start VERB ...   starts it, unless one runs
-#   job.sh status           prints a line: HOST running COMMAND, HOST CODE COMMAND, HOST none
+#   job.sh start VERB ...   starts it, unless one is running
+#   job.sh status           prints HOST running COMMAND, HOST CODE COMMAND, or HOST none
 #   job.sh follow           prints its log until it ends
-#   job.sh stop             tells it to save and stop
+#   job.sh wait             waits until it ends, for a minute at most
+#   job.sh stop             makes it save and stop
 #
-# ~/smf_jax/.job has command, pid, log, code; lock is held as long as anything of it lives.
+# ~/smf_jax/.job has the files command, pid, log, code, and lock, which is held while any
+# process of the command is alive.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p .job
@@ -18,11 +20,11 @@ running() { ! flock -n .job/lock true; }
 case $action in
   start)
     exec 9>.job/lock
-    flock -n 9 || { echo "host $SMF_PROCESS_ID: one is running already" && exit 0; }
+    flock -n 9 || { echo "host $SMF_PROCESS_ID: a command is running already" && exit 0; }
     printf '%q ' "$@" | sed 's/ $/\n/' >.job/command
     rm -f .job/code
-    # A handler, not an ignored signal, which the command would inherit: all of the group
-    # are told to stop, and this shell must live to write down the exit code.
+    # `stop` signals the whole group, and this shell must survive to record the exit code.
+    # With a handler, since the command would inherit an ignored signal.
     # shellcheck disable=SC2016
     setsid nohup bash -c 'trap : TERM HUP INT; code=0
       .venv/bin/python -m smf_jax "$@" || code=$?
@@ -48,6 +50,9 @@ case $action in
     elif [[ -f .job/log ]]; then
       tail -n 200 .job/log
     fi
+    ;;
+  wait) # the hosts of one command end within seconds of each other
+    flock --timeout 60 .job/lock true || true
     ;;
   stop)
     ! running || kill -TERM -- "-$(<.job/pid)"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# On a host of a slice: sets coordinator, processes and process from the metadata server,
-# which knows all hosts in the order of their numbers. To be sourced.
+# On a host of a slice, to be sourced: sets coordinator, processes and process (the rank)
+# from the metadata server, which lists all hosts in the order of their ranks.
 
 _metadata() {
   curl --silent --show-error --fail --retry 5 --header 'Metadata-Flavor: Google' \
