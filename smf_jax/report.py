@@ -43,26 +43,26 @@ def write(out: Path) -> Path:
     summary = read_json(out / "summary.json")
     methods = summary["methods"]
     require(len(methods) > 0, f"{out}: the summary names no method")
+    config = read_json(out / next(iter(methods)) / CONFIG)
+    losses = {name: _read_metrics(out / name / METRICS) for name in methods}
     teaching = {name: read_json(out / name / TEACHING) for name in methods}
+    examples = {
+        name: _examples(read_json(out / name / EVALUATION), teaching[name])
+        for name in methods
+    }
     frontier = _svg(_draw_frontier, methods)
     page = _template().render(
         summary=summary,
+        config=config,
+        examples=examples,
         frontier=frontier,
         curves=_svg(_draw_curves, methods),
-        losses=_svg(
-            _draw_losses,
-            {name: _read_metrics(out / name / METRICS) for name in methods},
-        ),
+        losses=_svg(_draw_losses, losses),
         slots=[
             (name, _svg(_draw_slots, record["slots_by_document_frequency"]))
             for name, record in teaching.items()
             if record["slots_by_document_frequency"] is not None
         ],
-        examples={
-            name: _examples(read_json(out / name / EVALUATION), teaching[name])
-            for name in methods
-        },
-        config=read_json(out / next(iter(methods)) / CONFIG),
     )
     write_text(out / FRONTIER, frontier)
     write_text(out / REPORT, page)
@@ -141,7 +141,8 @@ def _draw_curves(axes: plt.Axes, methods: dict[str, dict]) -> None:
 
 def _draw_losses(axes: plt.Axes, losses: dict[str, list[dict]]) -> None:
     for name, rows in losses.items():
-        steps, values = zip(*((row["step"], row["loss"]) for row in rows), strict=True)
+        steps = [row["step"] for row in rows]
+        values = [row["loss"] for row in rows]
         axes.plot(steps, values, label=name, color=COLOURS.get(name))
     _label(axes, "step", "training loss (nats per token)")
     axes.set_yscale("log")

@@ -65,30 +65,29 @@ def lookup_cases(inputs: Inputs) -> dict[str, Case]:
         jnp.asarray, (inputs.slots, inputs.weights, inputs.selected)
     )
     buffer, num_slots = jnp.zeros(COPY_BYTES // 4), len(values)
-    gradient = (cotangent, slots, weights, selected, num_slots)
+    spread = (cotangent, slots, weights, num_slots)
+    # All reads of one slot: the worst case for concurrent additions.
+    crowded = (cotangent, jnp.zeros_like(slots), weights, num_slots)
     cases = {
         "copy": _case(lambda array: array + 1, buffer, amount=2 * COPY_BYTES),
-        "selected rows' gradient": _case(row_sums.selected_rows_gradient, *gradient),
+        "selected rows' gradient": _case(
+            row_sums.selected_rows_gradient, *spread[:3], selected, num_slots
+        ),
         "rows written in place": _write_case(inputs),
     }
     layouts = {"XLA": ONE_DEVICE}
     if jax.default_backend() == "gpu":
         layouts["Pallas"] = MeshLayout(compute=ComputeConfig(lookup="pallas"))
-    # All reads of one slot: the worst case for concurrent additions.
-    crowded = (cotangent, jnp.zeros_like(slots), weights, num_slots)
     read, written = inputs.read_bytes, inputs.gradient_bytes
     for name, layout in layouts.items():
         sums, of_weights, of_table = kernels(layout)
-        cases |= {
-            f"row sums, {name}": _case(sums, values, slots, weights, amount=read),
-            f"weights' gradient, {name}": _case(
-                of_weights, values, slots, cotangent, amount=read
-            ),
-            f"table's gradient, {name}": _case(
-                of_table, cotangent, slots, weights, num_slots, amount=written
-            ),
-            f"table's, one slot, {name}": _case(of_table, *crowded, amount=written),
-        }
+        for work, function, arguments, amount in (
+            ("row sums", sums, (values, slots, weights), read),
+            ("weights' gradient", of_weights, (values, slots, cotangent), read),
+            ("table's gradient", of_table, spread, written),
+            ("table's gradient, 1 slot", of_table, crowded, written),
+        ):
+            cases[f"{work}, {name}"] = _case(function, *arguments, amount=amount)
     return cases
 
 

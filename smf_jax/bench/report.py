@@ -11,33 +11,31 @@ from rich.table import Table
 
 def show(part: str, result: dict[str, Any], console: Console) -> None:
     """Prints the times of a part, then the memory and extra cost of its steps."""
-    unit, per_second = ("GB", 1e9) if part == "lookup" else ("tokens", 1)
+    unit, rate_unit, scale = "token", "tokens/s", 1
+    if part == "lookup":
+        unit, rate_unit, scale = "byte", "GB/s", 1e9
     baseline = next(iter(result["groups"][0]))
-    times = _table(part, "ms", "min - max", f"{unit}/s", "ratio")
+    times = _table(part, "ms", "min - max", rate_unit, "ratio")
     times.caption = f"ratio: time per {unit}, relative to {baseline}"
-    sizes = _table("step", "peak MB", "arguments MB", "trainable")
-    if "forward_peak" in result:
-        sizes.add_row("forward pass alone", f"{result['forward_peak'] / 1e6:,.0f}")
+    sizes = {}
     for group in result["groups"]:
         first = group[baseline]["median"] / group[baseline]["amount"]
         for name, case in group.items():
             cells = _times(case)
             if case["amount"] is not None:
                 seconds = case["median"] / case["amount"]
-                rate = 1 / seconds / per_second
+                rate = 1 / seconds / scale
                 cells += [
                     f"{rate:,.{0 if rate > 100 else 2}f}",
                     f"{seconds / first:.2f}",
                 ]
             times.add_row(name, *cells)
             if case["sizes"] is not None:
-                peak, arguments, trainable = case["sizes"].values()
-                megabytes = (f"{size / 1e6:,.0f}" for size in (peak, arguments))
-                sizes.add_row(name, *megabytes, f"{trainable:,}")
+                sizes[name] = case["sizes"]
         times.add_section()
     console.print(times)
-    if sizes.row_count:
-        console.print(sizes)
+    if sizes:
+        console.print(_sizes(sizes, result.get("forward_peak")))
     for line in _memory_costs(result["groups"]):
         console.print(line, highlight=False)
 
@@ -55,6 +53,16 @@ def _times(case: dict[str, Any]) -> list[str]:
         f"{case[key] * 1e3:.{digits}f}" for key in ("median", "min", "max")
     )
     return [median, f"{least} - {most}"]
+
+
+def _sizes(sizes: dict[str, dict[str, int]], forward_peak: int | None) -> Table:
+    table = _table("step", "peak MB", "arguments MB", "trainable")
+    if forward_peak is not None:
+        table.add_row("forward pass alone", f"{forward_peak / 1e6:,.0f}")
+    for name, of in sizes.items():
+        megabytes = (f"{of[key] / 1e6:,.0f}" for key in ("peak", "arguments"))
+        table.add_row(name, *megabytes, f"{of['trainable']:,}")
+    return table
 
 
 def _memory_costs(groups: list[dict[str, Any]]) -> Iterator[str]:

@@ -48,8 +48,8 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     for part in config.parts:
         result = results[part] = {"groups": []}
-        for group in PARTS[part](config, torch_cases):
-            console.print(f"bench {part}: {' | '.join(group)}", highlight=False)
+        for number, group in enumerate(PARTS[part](config, torch_cases), 1):
+            console.print(f"bench {part}: timing group {number}")
             result["groups"].append(time_in_turn(group, config.repeats))
             group.clear()  # frees its arrays before the next group allocates
             gc.collect()

@@ -63,8 +63,10 @@ def lookup_cases(inputs: Inputs) -> dict[str, Case]:
     read, written = inputs.read_bytes, inputs.gradient_bytes
     return {
         "row sums, PyTorch": _case(lambda: sum_rows(values), read),
-        "sums + table's, PyTorch": _case(lambda: backward(False), read + written),
-        "sums + sparse, PyTorch": _case(lambda: backward(True)),
+        "sums + dense gradient, PyTorch": _case(
+            lambda: backward(False), read + written
+        ),
+        "sums + sparse gradient, PyTorch": _case(lambda: backward(True)),
     }
 
 
