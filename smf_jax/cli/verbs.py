@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import load_config, mesh_of
+from smf_jax.cli.files import RunDir, load_config, parse, recorded_mesh
 from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.plan import plan
 from smf_jax.config import (
@@ -20,13 +20,12 @@ from smf_jax.config import (
 
 
 def demo(arguments: Sequence[str], console: Console) -> None:
-    """Runs the main job and writes its report."""
+    """Compares all methods on a small model, and writes a report."""
     from smf_jax import demo, report
 
-    config = tyro.cli(demo.DemoConfig, args=list(arguments), prog="smf demo")
+    config = parse(demo.DemoConfig, "demo", arguments)
     demo.run(config, console)
-    path = report.write(Path(config.out))
-    console.print(f"report: {path}")
+    console.print(f"report: {report.write(Path(config.out))}")
 
 
 def pretrain(arguments: Sequence[str], console: Console) -> None:
@@ -38,35 +37,33 @@ def pretrain(arguments: Sequence[str], console: Console) -> None:
 
 
 def usage(arguments: Sequence[str], console: Console) -> None:
-    """Collects the document frequency of a run's slots."""
-    own = mesh_of(arguments)
+    """Counts the document frequency of a run's slots."""
+    recorded = recorded_mesh(arguments)
 
     def options(
-        run: tyro.conf.Positional[str],
+        run: RunDir,
         /,
         documents: int = USAGE_DOCUMENTS,
         batch_size: int | None = None,
-        mesh: MeshConfig = own,
+        mesh: MeshConfig = recorded,
     ):
-        """Count in how many background documents each slot of RUN is read.
+        """Count how many background documents read each slot of RUN.
 
         Example: smf usage runs/world --documents 200
 
         Args:
-          run: The run directory.
-          documents: Batches of pretraining text to read.
-          batch_size: Rows of a document; by default as many as in pretraining.
+          documents: Documents to read, each a batch of pretraining data.
+          batch_size: Packed rows per document; default: as in pretraining.
         """
-        return run, documents, batch_size, None if mesh == own else mesh
+        return run, documents, batch_size, None if mesh == recorded else mesh
 
-    run, documents, size, mesh = tyro.cli(
-        options, args=list(arguments), prog="smf usage"
-    )
+    run, documents, batch_size, mesh = parse(options, "usage", arguments)
     require(documents > 0, f"--documents {documents} must be above 0")
-    require(size is None or size > 0, f"--batch-size {size} must be above 0")
+    if batch_size is not None:
+        require(batch_size > 0, f"--batch-size {batch_size} must be above 0")
     from smf_jax.verbs.usage import collect_usage
 
-    collect_usage(run, documents, console, size, mesh)
+    collect_usage(run, documents, console, batch_size, mesh)
 
 
 def finetune(arguments: Sequence[str], console: Console) -> None:
@@ -75,175 +72,134 @@ def finetune(arguments: Sequence[str], console: Console) -> None:
     from smf_jax.verbs.finetune import finetune
 
     taught = finetune(config, console, resume)
-    before, after = taught.points[0].scores, taught.points[-1].scores
-    for group in after:
-        change = (before[group].exact_match, after[group].exact_match)
-        console.print(
-            f"{group:9} exact match {change[0]:.3f} -> {change[1]:.3f}", highlight=False
-        )
-    losses = [taught.points[place].text_loss for place in (0, -1)]
-    if None not in losses:
-        line = f"texts     loss {losses[0]:.4f} -> {losses[1]:.4f}"
-        console.print(line, highlight=False)
+    _print_scores(taught.questions, [taught.points[0], taught.points[-1]], console)
     console.print(f"run: {taught.run_dir}")
 
 
 def evaluate(arguments: Sequence[str], console: Console) -> None:
-    """Asks a run what it was taught and what it should have kept."""
-    own = mesh_of(arguments)
+    """Scores a run on new facts and on those it should keep."""
+    recorded = recorded_mesh(arguments)
 
     def options(
-        run: tyro.conf.Positional[str],
+        run: RunDir,
         /,
         facts: str | None = None,
         step: int | None = None,
-        mesh: MeshConfig = own,
+        mesh: MeshConfig = recorded,
     ):
-        """Ask RUN its new facts, taught or not, and those of its pretraining.
+        """Score RUN on new facts, the same reworded, and facts of its pretraining.
 
         Example: smf evaluate runs/smf_world
 
         Args:
-          run: The run directory.
-          facts: JSONL(.gz) of facts to ask as new ones; by default the run's own.
-          step: Which kept checkpoint to ask; by default that of the last step.
+          facts: JSONL(.gz) of new facts; default: those of the run.
+          step: Checkpoint to evaluate; default: the last step.
         """
-        return run, facts, step, None if mesh == own else mesh
+        return run, facts, step, None if mesh == recorded else mesh
 
-    run, facts, step, mesh = tyro.cli(
-        options, args=list(arguments), prog="smf evaluate"
-    )
+    run, facts, step, mesh = parse(options, "evaluate", arguments)
     from smf_jax.verbs.evaluate import evaluate
 
-    _print_point(evaluate(run, facts, console, step, mesh), console)
+    evaluation, questions = evaluate(run, facts, console, step, mesh)
+    _print_scores(questions, [evaluation], console)
 
 
 def ask(arguments: Sequence[str], console: Console) -> None:
     """Prints a run's greedy answer to a question."""
-    own = mesh_of(arguments)
+    recorded = recorded_mesh(arguments)
+    metavar = tyro.conf.arg(metavar="QUESTION")
 
     def options(
-        run: tyro.conf.Positional[str],
-        question: tyro.conf.Positional[str],
+        run: RunDir,
+        question: Annotated[tyro.conf.Positional[str], metavar],
         /,
         max_new_tokens: int = 16,
-        mesh: MeshConfig = own,
+        mesh: MeshConfig = recorded,
     ):
-        """Ask the model of RUN a question.
+        """Answer a question with the model of RUN, by greedy decoding.
 
         Example: smf ask runs/demo/smf "what is the profession of ... ?"
 
         Args:
-          run: The run directory.
-          question: The question, in the words that the model knows.
-          max_new_tokens: Where an answer ends that does not end itself.
+          question: Question, in words of the model's vocabulary.
+          max_new_tokens: Maximum length of the answer.
         """
-        return run, question, max_new_tokens, None if mesh == own else mesh
+        return run, question, max_new_tokens, None if mesh == recorded else mesh
 
-    run, question, tokens, mesh = tyro.cli(
-        options, args=list(arguments), prog="smf ask"
-    )
+    run, question, max_new_tokens, mesh = parse(options, "ask", arguments)
     require(question.strip() != "", "the question is blank")
-    require(tokens > 0, f"--max-new-tokens {tokens} must be above 0")
+    require(max_new_tokens > 0, f"--max-new-tokens {max_new_tokens} must be above 0")
     from smf_jax.verbs.evaluate import answer_one
 
-    answer = answer_one(run, question, tokens, mesh)
+    answer = answer_one(run, question, max_new_tokens, mesh)
     console.print(answer, markup=False, highlight=False)
 
 
 def verify(arguments: Sequence[str], console: Console) -> int:
-    """Checks every file and every number of a run."""
+    """Checks the integrity of a run."""
 
-    def options(run: tyro.conf.Positional[str], /):
-        """Check every file of RUN's checkpoints, and the numbers they hold.
+    def options(run: RunDir, /):
+        """Check all files of RUN, and the numbers in its checkpoints.
 
-        Prints what is wrong, file by file, and `params sha256 HEX`, which names the
-        content of all parameters, however they are placed. Exit code 1: damaged.
+        Prints damage by file, and `params sha256 HEX`, a hash of all parameters that
+        does not depend on the mesh. The exit code is 1 if there is damage.
 
         Example: smf verify runs/world
-
-        Args:
-          run: The run directory.
         """
         return run
 
-    run = tyro.cli(options, args=list(arguments), prog="smf verify")
+    run = parse(options, "verify", arguments)
     from smf_jax.runs.verify import verify
 
     return 0 if verify(Path(run), console) else 1
 
 
-def selftest(arguments: Sequence[str], console: Console) -> int:
-    """Kills a small run again and again, and compares bits."""
-
-    def options(kill: bool = False, rounds: int = 6, seed: int = 0):
-        """Kill a small training run on this machine, resume it, and compare bits.
-
-        Example: smf selftest --kill
-
-        Args:
-          kill: Do so: at random steps, and while checkpoints are being written.
-          rounds: How often, half of them of each kind.
-          seed: Of the moments.
-        """
-        return kill, rounds, seed
-
-    kill, rounds, seed = tyro.cli(options, args=list(arguments), prog="smf selftest")
-    require(kill, "say what to test: smf selftest --kill")
-    require(rounds > 0, f"--rounds {rounds} must be above 0")
-    from smf_jax import selftest
-
-    return 0 if selftest.kill(rounds, seed, console) else 1
-
-
 def bench(arguments: Sequence[str], console: Console) -> None:
-    """Times this machine, beside PyTorch where it is installed."""
-    from smf_jax.bench import report, run
+    """Benchmarks this machine, beside PyTorch where it is installed."""
+    from smf_jax.bench import run
     from smf_jax.bench.config import BenchConfig
 
-    config = tyro.cli(
-        BenchConfig,
-        args=list(arguments),
-        prog="smf bench",
-        description=f"{BenchConfig.__doc__}\n\nExample: smf bench --out runs/bench",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    results = run.run(config, console)
-    report.show(config, results, console)
-    console.print(f"figure: {report.draw(config, results)}")
+    # AvoidSubcommands: `model.memory` may be None.
+    options = tyro.conf.configure(tyro.conf.AvoidSubcommands)(BenchConfig)
+    run.run(parse(options, "bench", arguments), console)
 
 
 def doctor(arguments: Sequence[str], console: Console) -> None:
-    """Checks versions and devices, and says what to change."""
+    """Reports versions, devices and known problems."""
 
     def options():
-        """Check versions and devices, and say what to change.
+        """Report versions, devices and known problems.
 
         Example: smf doctor
         """
 
-    tyro.cli(options, args=list(arguments), prog="smf doctor")
+    parse(options, "doctor", arguments)
     from smf_jax import doctor
 
     for line in doctor.examine():
         console.print(line, highlight=False)
 
 
-def _print_point(point: Any, console: Console) -> None:
-    for group, scores in point.scores.items():
-        console.print(
-            f"{group:9} exact match {scores.exact_match:.3f}  F1 {scores.f1:.3f}",
-            highlight=False,
-        )
-    if point.text_loss is not None:
-        console.print(f"texts     loss {point.text_loss:.4f}", highlight=False)
+def _print_scores(questions: Any, points: Sequence[Any], console: Console) -> None:
+    """Prints how the scores of each group of questions changed over evaluations."""
+
+    def print_line(group: str, *cells: str) -> None:
+        console.print(f"{group:9} {'  '.join(cells)}", highlight=False)
+
+    for group, facts in questions.groups().items():
+        exact = (f"{point.scores[group].exact_match:.3f}" for point in points)
+        f1 = (f"{point.scores[group].f1:.3f}" for point in points)
+        scores = f"exact match {' -> '.join(exact)}", f"F1 {' -> '.join(f1)}"
+        print_line(group, f"n={len(facts):<6}", *scores)
+    losses = [point.text_loss for point in points]
+    if None not in losses:
+        print_line("texts", f"loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
 
 
 VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
-        *(demo, pretrain, import_hf, retrofit, usage, finetune, evaluate, ask),
-        *(export_hf, plan, bench),
-        *(verify, selftest, doctor),
+        *(demo, pretrain, usage, finetune, evaluate, ask),
+        *(import_hf, retrofit, export_hf, plan, bench, verify, doctor),
     )
 }
