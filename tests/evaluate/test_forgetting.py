@@ -9,6 +9,7 @@ def curve_of(*points):
 
 
 CURVE = curve_of((0, 0.0, 1.0), (10, 0.4, 0.9), (20, 0.8, 0.5))
+CROSSED_TWICE = curve_of((0, 0.0, 1.0), (1, 0.6, 0.9), (2, 0.3, 0.2), (3, 0.9, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -26,38 +27,22 @@ def test_forgotten_is_a_share_of_the_score_before(before, after, want):
 
 
 @pytest.mark.parametrize(
-    ("learned", "want"),
+    ("curve", "learned", "want"),
     [
-        (0.0, 1.0),  # at the first point
-        (0.2, 0.95),  # halfway to the second
-        (0.4, 0.9),  # at it
-        (0.5, 0.8),  # a quarter of the way to the third
-        (0.8, 0.5),  # at the last
+        (CURVE, 0.0, 1.0),  # at the first point
+        (CURVE, 0.2, 0.95),  # halfway to the second
+        (CURVE, 0.4, 0.9),  # at it
+        (CURVE, 0.5, 0.8),  # a quarter of the way to the third
+        (CURVE, 0.8, 0.5),  # at the last
+        (CROSSED_TWICE, 0.45, 0.925),  # the first counts
+        (curve_of((0, 0.2, 1.0), (10, 0.2, 0.4), (20, 0.4, 0.2)), 0.3, 0.3),  # flat
+        (curve_of((0, 0.5, 0.7), (10, 0.9, 0.1)), 0.5, 0.7),  # before teaching
     ],
 )
-def test_kept_is_interpolated_between_points(learned, want):
-    assert kept_at(CURVE, learned) == pytest.approx(want)
+def test_kept_is_interpolated_between_points(curve, learned, want):
+    assert kept_at(curve, learned) == pytest.approx(want)
 
 
-def test_a_level_that_is_never_reached_has_nothing_to_compare():
+def test_a_level_that_is_never_reached_and_a_run_without_known_facts_have_none():
     assert kept_at(CURVE, 0.81) is None
-
-
-def test_the_first_crossing_counts():
-    curve = curve_of((0, 0.0, 1.0), (10, 0.6, 0.9), (20, 0.3, 0.2), (30, 0.9, 0.1))
-
-    assert kept_at(curve, 0.5) == pytest.approx(1.0 - 0.1 * 5 / 6)
-
-
-def test_a_flat_part_of_a_curve_is_skipped():
-    curve = curve_of((0, 0.2, 1.0), (10, 0.2, 0.4), (20, 0.4, 0.2))
-
-    assert kept_at(curve, 0.3) == pytest.approx(0.3)
-
-
-def test_a_level_reached_before_teaching_has_what_was_kept_then():
-    assert kept_at(curve_of((0, 0.5, 0.7), (10, 0.9, 0.1)), 0.5) == 0.7
-
-
-def test_a_run_without_known_facts_has_kept_none():
     assert kept_at(curve_of((0, 0.0, None), (9, 1.0, None)), 0.5) is None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from smf_jax import hf
 from smf_jax.hf import save
@@ -120,9 +121,14 @@ def test_greedy_texts_are_those_of_transformers(case):
             generation_config=options,
         ).numpy()
 
-    got = generate_greedily(
-        case.model, jnp.asarray(prompts), jnp.ones(prompts.shape, bool), NEW, no_eos
-    )
+    graph, params = nnx.split(case.model)
+
+    @jax.jit
+    def generate(params):
+        model, is_prompt = nnx.merge(graph, params), jnp.ones(prompts.shape, bool)
+        return generate_greedily(model, jnp.asarray(prompts), is_prompt, NEW, no_eos)
+
+    got = generate(params)
 
     np.testing.assert_array_equal(got, want[:, PROMPT:])
     # Without a cache, too, each token is the best one after those before it.

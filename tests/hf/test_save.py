@@ -53,9 +53,7 @@ def test_a_configuration_of_another_model_leaves_nothing(model, export, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_directory_is_filled_and_others_are_left_alone(
-    model, export, tmp_path
-):
+def test_an_empty_directory_is_filled_and_others_left_alone(model, export, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "notes.txt").write_text("mine")
@@ -63,6 +61,7 @@ def test_an_empty_directory_is_filled_and_others_are_left_alone(
     out = export(model)
 
     assert (out / "config.json").is_file()
+    assert not (out / ADAPTER).exists()  # there is no LoRA
     assert (tmp_path / "out.partial" / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 
@@ -181,7 +180,3 @@ def test_a_merge_that_changes_logits_leaves_nothing(
         export(taught)
 
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_without_lora_has_no_adapter(exported):
-    assert not (exported / ADAPTER).exists()

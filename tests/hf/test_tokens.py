@@ -48,7 +48,6 @@ def test_an_eos_outside_the_vocabulary_is_refused_by_name(folder):
     write(folder, "config.json", eos_token_id=99)
     with pytest.raises(ConfigError, match="EOS id 99"):
         hf.read_tokenizer(folder)
-
     write(folder, "tokenizer_config.json", eos_token="<end>")
     with pytest.raises(ConfigError, match="EOS '<end>'"):
         hf.read_tokenizer(folder)
