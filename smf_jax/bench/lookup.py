@@ -9,9 +9,9 @@ import numpy as np
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Work
 from smf_jax.config import ComputeConfig
-from smf_jax.kernels import row_sums
-from smf_jax.kernels.sharded import Kernels, kernels, product_key_top_k
-from smf_jax.kernels.table_rows import put_rows, take_rows
+from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.kernels.row_sums import Kernels, kernels
+from smf_jax.kernels.table_rows import put_rows, selected_rows_gradient, take_rows
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 COPIED = 2**28  # bytes: more than any cache holds
@@ -76,8 +76,9 @@ def ours(reading: Reading) -> dict[str, Moving]:
     values, cotangent = map(as_table, (reading.values, reading.cotangent))
     of_host = (reading.slots, reading.weights, reading.chosen)
     slots, weights, chosen = map(jax.numpy.asarray, of_host)
-    of_chosen = jax.jit(row_sums.selected_rows_gradient, static_argnums=4)
-    work = functools.partial(of_chosen, cotangent, slots, weights, chosen, len(values))
+    of_chosen = jax.jit(selected_rows_gradient, static_argnums=(0, 5))
+    reads = (cotangent, slots, weights, chosen, len(values))
+    work = functools.partial(of_chosen, ONE_DEVICE, *reads)
     works = {"chosen rows' gradient, smf_jax": Moving(work, None)}
     for name, way in _ways().items():
         reads = (cotangent, slots, weights, len(values))
@@ -152,7 +153,7 @@ def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
 def ranking(config: BenchConfig) -> dict[str, Work]:
     """Returns the work that finds each token's best slots."""
     memory = config.model.memory
-    rank = jax.jit(product_key_top_k, static_argnums=(0, 3))
+    rank = jax.jit(product_key_top_k, static_argnums=2)
     arrays = map(jax.numpy.asarray, draw_keys(config))
-    work = functools.partial(rank, ONE_DEVICE, *arrays, memory.top_k)
+    work = functools.partial(rank, *arrays, memory.top_k)
     return {"slots ranked, smf_jax": work}

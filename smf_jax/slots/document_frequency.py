@@ -1,4 +1,4 @@
-"""How many background documents read each slot, and the file that records it."""
+"""The document frequency of slots in a background corpus, and its file."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from smf_jax.config import ConfigError, require
 
 
 class Background(NamedTuple):
-    """What slot selection compares a batch with; a document is one background batch."""
+    """The background of slot selection; a document is one background batch."""
 
     document_frequency: Int[Array | np.ndarray, "tables num_slots"]
     num_documents: int | Int[Array, ""]
@@ -46,9 +46,9 @@ def collect(documents: Iterable[Bool[Array, "tables num_slots"]]) -> Background:
 
 
 def selectable_slots(background: Background) -> list[int]:
-    """Returns how many slots of each table at least one document does not read.
+    """Returns how many slots of each table TF-IDF can select.
 
-    The inverse document frequency of all others is 0, so TF-IDF never selects them.
+    The inverse document frequency of a slot that every document reads is 0.
     """
     below = background.document_frequency < background.num_documents
     return below.sum(axis=1).tolist()
