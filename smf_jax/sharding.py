@@ -65,14 +65,12 @@ class MeshLayout:
 
     def __str__(self) -> str:
         """Describes the mesh, and how many devices are left out."""
-        if self.mesh is None:
-            used, words = 1, "one device"
-        else:
-            used = self.mesh.size
+        words = "one device"
+        if self.mesh is not None:
             words = name_mesh(dict(self.mesh.shape) | {"values": self.table_split})
         total = jax.device_count()
-        left_out = f"; {total - used} of {total} devices left out"
-        return words + (left_out if total > used else "")
+        left_out = total - self.axis_size(*AXES)
+        return words + (f"; {left_out} of {total} devices left out" if left_out else "")
 
     @property
     def platform(self) -> str:
@@ -133,7 +131,7 @@ class MeshLayout:
             check_vma=check,
         )
 
-    def psum(self, x: Array, axes: tuple[str, ...]) -> Array:
+    def psum(self, x: Array, axes: str | tuple[str, ...] | None) -> Array:
         """Returns the sum over devices along `axes`, inside `shard_map`."""
         return x if self.mesh is None or not axes else jax.lax.psum(x, axes)
 
@@ -211,13 +209,9 @@ ONE_DEVICE = MeshLayout()
 
 
 def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
-    """Returns shapes and types with the sharding of each."""
+    """Returns `jax.ShapeDtypeStruct`s with shardings."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        abstract,
-        shardings,
+        lambda leaf, sharding: leaf.update(sharding=sharding), abstract, shardings
     )
 
 

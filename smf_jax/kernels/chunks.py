@@ -15,3 +15,10 @@ def in_chunks(
     padding = -len(array) % size
     padded = jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)))
     return padded.reshape(len(padded) // size, size, *array.shape[1:])
+
+
+def tokens_in_chunks(
+    size: int, *arrays: Shaped[Array, "*_ _"]
+) -> list[Shaped[Array, "chunks size _"]]:
+    """Returns arrays [*batch, width] with their tokens flattened and in chunks."""
+    return [in_chunks(leaf.reshape(-1, leaf.shape[-1]), size) for leaf in arrays]

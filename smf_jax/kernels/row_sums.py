@@ -104,14 +104,14 @@ class Kernels(NamedTuple):
 
 def kernels(layout: MeshLayout) -> Kernels:
     """Returns the kernels for a layout's devices."""
-    if layout.compute.lookup == "xla":
-        functions = (getattr(row_sums_xla, name) for name in Kernels._fields)
-        platform = layout.platform
-        return Kernels(*(functools.partial(f, platform=platform) for f in functions))
-    # Imported on use: Triton is slow to import, and most runs do not need it.
-    from smf_jax.kernels import row_sums_gpu as gpu
+    if layout.compute.lookup == "pallas":
+        # Imported on use: Triton is slow to import, and most runs do not need it.
+        from smf_jax.kernels import row_sums_gpu
 
-    return Kernels(gpu.weighted_rows, gpu.weight_gradient, gpu.table_gradient)
+        return Kernels(*(getattr(row_sums_gpu, name) for name in Kernels._fields))
+    functions = (getattr(row_sums_xla, name) for name in Kernels._fields)
+    platform = layout.platform
+    return Kernels(*(functools.partial(f, platform=platform) for f in functions))
 
 
 def _whole_rows(layout: MeshLayout, sums: Array) -> Array:

@@ -9,9 +9,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
-from smf_jax.kernels.chunks import in_chunks
+from smf_jax.kernels.chunks import tokens_in_chunks
 
 READS_PER_PASS = 16  # added in one pass over the sums, which are then written once
 GPU_TOKENS_PER_CHUNK = 1024  # of the table's gradient, which adds as it multiplies
@@ -113,20 +113,13 @@ def table_gradient(
         rows = weights[..., None].astype(jnp.float32) * cotangent[:, None]
         return gradient.at[slots].add(rows, mode="drop"), None
 
-    chunks = chunks_of_tokens(size, slots, weights, cotangent)
+    chunks = tokens_in_chunks(size, slots, weights, cotangent)
     zeros = jnp.zeros((num_slots, cotangent.shape[-1]), jnp.float32)
     # The padding of the last chunk has weight 0, so slot 0 gains nothing.
     return jax.lax.scan(add_rows, zeros, chunks)[0]
 
 
-def chunks_of_tokens(
-    size: int, *arrays: Shaped[Array, "*batch width"]
-) -> list[Shaped[Array, "chunks size width"]]:
-    """Returns arrays with their tokens flattened and in chunks."""
-    return [in_chunks(leaf.reshape(-1, leaf.shape[-1]), size) for leaf in arrays]
-
-
 def _map_tokens(function, size: int, *arrays: Array) -> Array:
-    chunks = chunks_of_tokens(size, *arrays)
+    chunks = tokens_in_chunks(size, *arrays)
     out = jax.lax.map(lambda chunk: function(*chunk), chunks)
     return out.reshape(-1, out.shape[-1])[: len(arrays[0])]

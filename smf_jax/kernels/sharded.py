@@ -64,23 +64,6 @@ def take_positions(
     return take(array, positions)
 
 
-def sum_weights(
-    layout: MeshLayout,
-    slots: Int[Array, "batch seq reads"],
-    weights: Float[Array, "batch seq reads"],
-    num_slots: int,
-) -> Float[Array, " num_slots"]:
-    """Returns the sum of the weights on each slot, replicated."""
-
-    def local(slots, weights):
-        sums = jnp.zeros(num_slots, weights.dtype).at[slots].add(weights, mode="drop")
-        return layout.psum(sums, BATCH)
-
-    specs = (token_spec(slots), token_spec(slots))
-    summed = layout.shard_map(local, specs, PartitionSpec(), check=True)
-    return summed(slots, weights)
-
-
 def local_rows(
     layout: MeshLayout, num_rows: int, slots: Int[Array, "..."]
 ) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from smf_jax.kernels.row_sums_xla import chunks_of_tokens
+from smf_jax.kernels.chunks import tokens_in_chunks
 from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
 from smf_jax.sharding import BATCH, MeshLayout
 
@@ -19,9 +19,9 @@ _ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of selected slots
 
 def selected_rows_gradient(
     layout: MeshLayout,
-    cotangent: Float[Array, "*parts batch seq value_dim"],
-    slots: Int[Array, "*parts batch seq reads"],
-    weights: Float[Array, "*parts batch seq reads"],
+    cotangent: Float[Array, "*batch value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
     selected: Int[Array, " top_t"],
     num_slots: int,
 ) -> Float[Array, "top_t value_dim"]:
@@ -55,7 +55,7 @@ def selected_rows_gradient(
             rows = jnp.matmul(mix.T, cotangent.astype(jnp.float32), precision=exact)
             return gradient + rows, None
 
-        chunks = chunks_of_tokens(TOKENS_PER_CHUNK, slots, weights, cotangent)
+        chunks = tokens_in_chunks(TOKENS_PER_CHUNK, slots, weights, cotangent)
         zeros = jnp.zeros((top_t, cotangent.shape[-1]), jnp.float32)
         return layout.psum(jax.lax.scan(add_chunk, zeros, chunks)[0], BATCH)
 

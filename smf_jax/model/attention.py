@@ -33,15 +33,6 @@ class QueryTokens(NamedTuple):
     mask: Bool[Array, "batch 1 some kv_len"]
 
 
-def empty_cache(
-    config: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
-) -> KVCache:
-    """Returns an empty cache of `max_len` tokens per sequence."""
-    shape = (batch, max_len, config.num_kv_heads, config.head_width)
-    empty = jnp.zeros(shape, dtype)
-    return KVCache(empty, empty, jnp.zeros((), jnp.int32))
-
-
 def rope_frequencies(
     head_dim: int, theta: float, scaling: RopeScalingConfig | None
 ) -> np.ndarray:

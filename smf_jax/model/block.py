@@ -73,14 +73,7 @@ class Block(nnx.Module):
     def __call__(self, x, positions, mask, values, perturbation, cache, queries=None):
         """Returns the residual stream after this block, its reads, and the cache.
 
-        Args:
-          x: The residual stream before this block.
-          positions: Position of each token.
-          mask: Which tokens may attend to which.
-          values: The memory layer's table, if it has one.
-          perturbation: See `MemoryLayer`.
-          cache: Keys and values of earlier tokens, or None.
-          queries: The tokens to return; by default all.
+        The stream is that of all tokens, or of `queries` alone.
         """
         x, cache = self.attend(x, positions, mask, cache, queries)
         x, reads = self.feed(x, values, perturbation)

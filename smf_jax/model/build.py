@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.transformer import Transformer
@@ -39,28 +39,28 @@ def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transform
     """
     require(model.config.memory is None, "the model has memory layers already")
     config = dataclasses.replace(model.config, memory=memory)
-    old, layout = named(nnx.as_pure(nnx.state(model))), model.layout
-
-    def make() -> dict[str, Array]:
-        fresh = Transformer(config, layout, rngs=nnx.Rngs(seed))
-        params = named(nnx.as_pure(nnx.state(fresh)))
-        return {name: leaf for name, leaf in params.items() if name not in old}
-
-    # Compiled, so that only what is kept is computed, each part on its device.
-    shardings = layout.param_shardings(jax.eval_shape(make))
-    fresh = jax.jit(make, out_shardings=shardings)()
-    return assemble(abstract_model(config, layout), old | fresh)
+    old = named(nnx.as_pure(nnx.state(model)))
+    return assemble(
+        abstract_model(config, model.layout),
+        old | _init(config, seed, model.layout, known=old),
+    )
 
 
 def make_model(
     config: ModelConfig, seed: int, layout: MeshLayout = ONE_DEVICE
 ) -> Transformer:
     """Returns an initialized model; each device computes its own part."""
-    graph, shapes = nnx.split(abstract_model(config, layout))
+    return assemble(abstract_model(config, layout), _init(config, seed, layout))
 
-    def make() -> PyTree:
+
+def _init(config, seed, layout, known=()) -> dict[str, Array]:
+    """Returns the initial parameters whose names are not known."""
+
+    def make():
         model = Transformer(config, layout, rngs=nnx.Rngs(seed))
-        return nnx.as_pure(nnx.state(model))
+        params = named(nnx.as_pure(nnx.state(model)))
+        return {name: leaf for name, leaf in params.items() if name not in known}
 
-    shardings = layout.param_shardings(nnx.as_pure(shapes))
-    return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())
+    # Compiled, so that only what is returned is computed, each part on its device.
+    shardings = layout.param_shardings(jax.eval_shape(make))
+    return jax.jit(make, out_shardings=shardings)()

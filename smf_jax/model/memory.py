@@ -6,14 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig
 from smf_jax.kernels.product_key import product_key_top_k
 from smf_jax.kernels.row_sums import weighted_rows
-from smf_jax.kernels.sharded import sum_weights
 from smf_jax.model.linear import linear
-from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
 class MemoryValues(nnx.Param):
@@ -135,12 +135,17 @@ def weights_on_slots(
     layout: MeshLayout = ONE_DEVICE,
 ) -> Float[Array, "tables num_slots"]:
     """Returns the sum of the weights of tokens on each slot of each table."""
+
+    def local(slots, weights):
+        sums = jnp.zeros(config.num_slots).at[slots].add(weights, mode="drop")
+        return layout.psum(sums, BATCH)
+
+    tokens, replicated = PartitionSpec(BATCH), PartitionSpec()
+    sum_weights = layout.shard_map(local, (tokens, tokens), replicated, check=True)
     sums = [jnp.zeros(config.num_slots)] * config.num_tables
     for layer, read in enumerate(reads):
         weights = read.weights * is_token[..., None]
-        sums[table_of(config, layer)] += sum_weights(
-            layout, read.slots, weights, config.num_slots
-        )
+        sums[table_of(config, layer)] += sum_weights(read.slots, weights)
     return jnp.stack(sums)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
 from smf_jax.kernels.sharded import embed, take_positions
-from smf_jax.model.attention import KVCache, QueryTokens, empty_cache
+from smf_jax.model.attention import KVCache, QueryTokens
 from smf_jax.model.block import Block
 from smf_jax.model.linear import rms_norm
 from smf_jax.model.memory import Reads, init_values, table_of
@@ -31,11 +31,7 @@ class Transformer(nnx.Module):
     """A causal language model; calling it returns logits and reads of memory layers."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layout: MeshLayout = ONE_DEVICE,
-        *,
-        rngs: nnx.Rngs,
+        self, config: ModelConfig, layout: MeshLayout = ONE_DEVICE, *, rngs: nnx.Rngs
     ):
         self.config = config
         self.layout = layout
@@ -154,9 +150,10 @@ class Transformer(nnx.Module):
         return logits_of(params, x[:, 0]), caches
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
-        """Returns an empty cache for each layer."""
-        dtype = self.layout.compute.activations
-        return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
+        """Returns an empty cache of `max_len` tokens per sequence for each layer."""
+        shape = (batch, max_len, self.config.num_kv_heads, self.config.head_width)
+        empty = jnp.zeros(shape, self.layout.compute.activations)
+        return [KVCache(empty, empty, jnp.zeros((), jnp.int32)) for _ in self.blocks]
 
     def _run(
         self,

@@ -81,17 +81,15 @@ def optimizer(
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the step."""
-    peak, end = config.learning_rate, config.learning_rate * config.end_lr_fraction
+    peak, end_fraction = config.learning_rate, config.end_lr_fraction
     decay_steps = steps - config.warmup_steps
     match config.schedule:
         case "constant":
             after = optax.constant_schedule(peak)
         case "linear":
-            after = optax.linear_schedule(peak, end, decay_steps)
+            after = optax.linear_schedule(peak, peak * end_fraction, decay_steps)
         case "cosine":
-            after = optax.cosine_decay_schedule(
-                peak, decay_steps, config.end_lr_fraction
-            )
+            after = optax.cosine_decay_schedule(peak, decay_steps, end_fraction)
     if config.warmup_steps == 0:
         return after
     # Starts above 0, so that the first step is not wasted.

@@ -113,15 +113,13 @@ def only_rows(
             raise ValueError("only_rows needs params, to tell rows from tables")
 
         def to_rows(leaf, param):
-            if leaf.shape != param.shape:
-                return leaf
-            return leaf.at[slots].get(mode="fill", fill_value=0)
+            is_dense = leaf.shape == param.shape
+            return take_rows(ONE_DEVICE, leaf, slots) if is_dense else leaf
 
         def to_original_form(rows, leaf, param):
             if leaf.shape != param.shape:
                 return rows
-            zeros = jnp.zeros_like(param)
-            return zeros.at[slots].set(rows, mode="drop", unique_indices=True)
+            return put_rows(ONE_DEVICE, jnp.zeros_like(param), slots, rows)
 
         update = update_rows(
             inner,

@@ -1,7 +1,6 @@
 """The document frequency of slots in a background corpus, and its file."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
 
-from smf_jax.atomic import write_atomic
-from smf_jax.config import ConfigError, require
+from smf_jax.config import require
+from smf_jax.slots import tensor_file
 
 
 class Background(NamedTuple):
@@ -55,14 +52,10 @@ def selectable_slots(background: Background) -> list[int]:
 
 
 def save(path: Path, background: Background, provenance: Provenance) -> None:
-    """Writes a background as safetensors, atomically."""
-    metadata = {
-        "num_documents": background.num_documents,
-        **provenance._asdict(),
-        "content_hash": _file_hash(background, provenance),
-    }
-    tensors = {"document_frequency": background.document_frequency}
-    write_atomic(path, serialize(tensors, {"background": json.dumps(metadata)}))
+    """Writes a background to a file, atomically."""
+    arrays = {"document_frequency": background.document_frequency}
+    count = {"num_documents": background.num_documents}
+    tensor_file.save(path, "usage", arrays, count | provenance._asdict())
 
 
 def content_hash(background: Background) -> str:
@@ -71,11 +64,6 @@ def content_hash(background: Background) -> str:
     digest = hashlib.sha256(repr((frequency.shape, background.num_documents)).encode())
     digest.update(frequency.tobytes())
     return digest.hexdigest()
-
-
-def _file_hash(background: Background, provenance: Provenance) -> str:
-    text = f"{content_hash(background)} {tuple(provenance)!r}"
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Background:
@@ -87,31 +75,16 @@ def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Backgr
     require(
         path.is_file(), f"{path} does not exist: run `smf usage {path.parent}` first"
     )
-    try:
-        with safe_open(path, framework="np") as file:
-            frequency = file.get_tensor("document_frequency")
-            metadata = json.loads(file.metadata()["background"])
-            background = Background(frequency, metadata["num_documents"])
-            provenance = Provenance(
-                tuple(metadata["document_shape"]),
-                metadata["model_hash"],
-                metadata["corpus_hash"],
-            )
-            is_intact = (
-                frequency.dtype == np.int32
-                and _file_hash(background, provenance) == metadata["content_hash"]
-            )
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not a usage file: {error}") from error
-    require(is_intact, f"{path} is damaged: checksum mismatch; run `smf usage` again")
+    arrays, metadata = tensor_file.load(path, "usage")
+    frequency = arrays["document_frequency"]
     require(
         frequency.shape == (num_tables, num_slots),
         f"{path} counts tables of shape {frequency.shape}, but the model's are "
         f"{(num_tables, num_slots)}: run `smf usage` again",
     )
     require(
-        provenance.model_hash == model_hash,
-        f"{path} was collected with model {provenance.model_hash}, not {model_hash}: "
+        metadata["model_hash"] == model_hash,
+        f"{path} was collected with model {metadata['model_hash']}, not {model_hash}: "
         "run `smf usage` again",
     )
-    return background
+    return Background(frequency, metadata["num_documents"])

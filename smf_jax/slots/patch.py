@@ -1,7 +1,5 @@
 """The table rows that a run changed, and the file that records them."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
 
-from smf_jax.atomic import write_atomic
-from smf_jax.config import ConfigError, require
+from smf_jax.config import require
+from smf_jax.slots import tensor_file
 
 ROWS_PER_TRANSFER = 8192  # from devices to the host
 
@@ -39,17 +35,16 @@ class Patch(NamedTuple):
 
 def snapshot(table: Array) -> Callable[[], Array]:
     """Copies a table's shards to their hosts; the returned function restores it."""
-    shape, sharding = table.shape, table.sharding
-    copies, devices = {}, []
+    shape, sharding, copies = table.shape, table.sharding, {}
     for shard in table.addressable_shards:
         index = str(shard.index)
-        devices.append((shard.device, index))
         if index not in copies:  # one copy of replicated shards
             copies[index] = np.array(shard.data)
 
     def restore() -> Array:
-        shards = [jax.device_put(copies[index], device) for device, index in devices]
-        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: copies[str(index)]
+        )
 
     return restore
 
@@ -153,23 +148,14 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def save(path: Path, patch: Patch) -> None:
-    """Writes a patch as safetensors, atomically."""
-    tensors = {
+    """Writes a patch to a file, atomically."""
+    arrays = {
         f"{number}/{name}": array
         for number, table in enumerate(patch.tables)
         for name, array in table._asdict().items()
     }
-    metadata = {"base_hash": patch.base_hash, "content_hash": content_hash(patch)}
-    write_atomic(path, serialize(tensors, {"patch": json.dumps(metadata)}))
-
-
-def content_hash(patch: Patch) -> str:
-    """Returns the SHA-256 of a patch."""
-    digest = hashlib.sha256(patch.base_hash.encode())
-    for table in patch.tables:
-        for array in table:
-            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+    metadata = {"base_hash": patch.base_hash, "tables": len(patch.tables)}
+    tensor_file.save(path, "patch", arrays, metadata)
 
 
 def load(path: Path) -> Patch:
@@ -178,43 +164,22 @@ def load(path: Path) -> Patch:
     Raises:
       ConfigError: The file is missing or damaged, or holds rows that are not finite.
     """
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = json.loads(file.metadata()["patch"])
-            names = sorted(file.keys())
-            count = len(names) // len(TableDiff._fields)
-            tables = tuple(
-                TableDiff(
-                    *(file.get_tensor(f"{n}/{name}") for name in TableDiff._fields)
-                )
-                for n in range(count)
-            )
-            patch = Patch(tables, metadata["base_hash"])
-            is_intact = content_hash(patch) == metadata["content_hash"]
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not a patch file: {error}") from error
-    require(
-        is_intact and len(names) == count * len(TableDiff._fields),
-        f"{path} is damaged: checksum mismatch",
+    arrays, metadata = tensor_file.load(path, "patch")
+    tables = tuple(
+        TableDiff(*(arrays[f"{number}/{name}"] for name in TableDiff._fields))
+        for number in range(metadata["tables"])
     )
-    for table in patch.tables:
-        require(_is_valid(table), f"{path} is damaged: slots and rows do not match")
+    for slots, before, after in tables:
         require(
-            bool(np.isfinite(table.after.astype(np.float32)).all()),
+            slots.dtype == np.int32
+            and before.ndim == 2
+            and slots.shape == before.shape[:1]
+            and (before.shape, before.dtype) == (after.shape, after.dtype)
+            and bool((np.diff(slots, prepend=-1) > 0).all()),
+            f"{path} is damaged: slots and rows do not match",
+        )
+        require(
+            bool(np.isfinite(after.astype(np.float32)).all()),
             f"{path} would write rows that are not finite",
         )
-    return patch
-
-
-def _is_valid(table: TableDiff) -> bool:
-    slots, before, after = table
-    return (
-        slots.dtype == np.int32
-        and slots.ndim == 1
-        and before.ndim == 2
-        and len(before) == len(slots)
-        and before.shape == after.shape
-        and before.dtype == after.dtype
-        and bool((slots >= 0).all() and (np.diff(slots) > 0).all())
-    )
+    return Patch(tables, metadata["base_hash"])

@@ -142,9 +142,7 @@ SCORERS: dict[Selector, Score] = {
 
 
 def top_slots(
-    scores: Float[Array, " num_slots"],
-    top_t: int,
-    layout: MeshLayout = ONE_DEVICE,
+    scores: Float[Array, " num_slots"], top_t: int, layout: MeshLayout = ONE_DEVICE
 ) -> Int[Array, " top_t"]:
     """Returns the slots with the highest scores, best first, ties to the lower slot.
 
