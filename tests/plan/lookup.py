@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smf_jax.config import ComputeConfig
-from smf_jax.kernels import sharded
+from smf_jax.kernels.row_sums import weighted_rows
 from smf_jax.plan.child import describe
 from smf_jax.plan.measure import measure
 from smf_jax.plan.topology import find
@@ -42,7 +42,7 @@ def compiled(name: str, value_dim: int, dtype: str, outputs: int, reads: int = 1
     @jax.jit
     def step(values, weights, slots, cotangent):
         def read(values, weights):
-            return sharded.weighted_rows(layout, values, slots, weights)
+            return weighted_rows(values, slots, weights, layout)
 
         sums, gradients = jax.vjp(read, values, weights)
         of_values, of_weights = gradients(cotangent)
