@@ -31,7 +31,7 @@ from smf_jax.config import (
 from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
-BATCH, MODEL = ("data", "fsdp"), ("model",)  # the axes that split a batch, a layer
+BATCH = ("data", "fsdp")  # the axes that split a batch
 TABLE = "table"  # stands for the axes by which the layout splits a table
 
 # The first pattern that matches a parameter's name gives the axis of each dimension. An

@@ -149,7 +149,9 @@ def candidate_pairs(top_k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero((first + 1) * (second + 1) <= top_k)
 
 
-def _largest_by_groups(scores: Array, top_k: int) -> tuple[Array, Array]:
+def _largest_by_groups(
+    scores: Float[Array, "*batch n"], top_k: int
+) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
     """Returns what `lax.top_k` does, with 0.0 equal to -0.0; slower on TPU alone.
 
     Each round compares the maxima of groups, takes the largest, and recomputes the

@@ -15,14 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from smf_jax.kernels import row_sums_xla
-from smf_jax.kernels.sharded import (
-    gather,
-    gather_rows,
-    local_rows,
-    scatter_rows,
-    token_spec,
-)
-from smf_jax.sharding import BATCH, MODEL, ONE_DEVICE, MeshLayout
+from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -44,12 +38,14 @@ def weighted_rows(
     """
 
     def local(values, slots, weights):
-        slots, weights = (gather_rows(layout, leaf, BATCH) for leaf in (slots, weights))
+        slots, weights = (_gather_batch(layout, leaf) for leaf in (slots, weights))
         index, is_here = local_rows(layout, len(values), slots)
         sums = kernels(layout).weighted_rows(
             values, jnp.where(is_here, index, 0), jnp.where(is_here, weights, 0)
         )
-        return scatter_rows(layout, scatter_rows(layout, sums, MODEL), BATCH)
+        if "model" in layout.row_axes:
+            sums = scatter(sums, "model", sums.ndim - 1)
+        return _scatter_batch(layout, sums)
 
     tokens = token_spec(slots)
     specs = (layout.table_spec, tokens, tokens)
@@ -68,7 +64,7 @@ def _backward(layout, residuals, cotangent):
                 gather(leaf, BATCH, leaf.ndim - 3)
                 for leaf in (slots, weights, cotangent)
             )
-        cotangent = gather_rows(layout, cotangent, MODEL)
+        cotangent = _whole_rows(layout, cotangent)
         index, is_here = local_rows(layout, len(values), slots)
         index = jnp.where(is_here, index, len(values))
         gradient = kernels(layout).table_gradient(
@@ -77,16 +73,14 @@ def _backward(layout, residuals, cotangent):
         return gradient.astype(values.dtype)
 
     def weight_gradient(values, slots, weights, cotangent):
-        slots, cotangent = (
-            gather_rows(layout, leaf, BATCH) for leaf in (slots, cotangent)
-        )
-        cotangent = gather_rows(layout, cotangent, MODEL)
+        slots, cotangent = (_gather_batch(layout, leaf) for leaf in (slots, cotangent))
+        cotangent = _whole_rows(layout, cotangent)
         index, is_here = local_rows(layout, len(values), slots)
         gradient = kernels(layout).weight_gradient(
             values, jnp.where(is_here, index, 0), cotangent
         )
-        gradient = layout.psum(jnp.where(is_here, gradient, 0), MODEL)
-        return scatter_rows(layout, gradient, BATCH).astype(weights.dtype)
+        gradient = layout.psum(jnp.where(is_here, gradient, 0), ("model",))
+        return _scatter_batch(layout, gradient).astype(weights.dtype)
 
     tokens = token_spec(residuals[1])
     sums = token_spec(residuals[1], "model")
@@ -118,3 +112,18 @@ def kernels(layout: MeshLayout) -> Kernels:
     functions = (getattr(row_sums_xla, name) for name in Kernels._fields)
     platform = layout.platform
     return Kernels(*(functools.partial(f, platform=platform) for f in functions))
+
+
+def _whole_rows(layout: MeshLayout, sums: Array) -> Array:
+    """Returns sums with all columns, if this device holds whole rows."""
+    return gather(sums, "model", sums.ndim - 1) if "model" in layout.row_axes else sums
+
+
+def _gather_batch(layout: MeshLayout, array: Array) -> Array:
+    """Returns the tokens [batch, ...] of all devices that hold different slots."""
+    return gather(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
+
+
+def _scatter_batch(layout: MeshLayout, array: Array) -> Array:
+    """Returns this device's tokens of the sum over such devices."""
+    return scatter(array, BATCH, 0) if BATCH[0] in layout.row_axes else array

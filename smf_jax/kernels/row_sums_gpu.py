@@ -36,8 +36,13 @@ def weighted_rows(
     """Returns what `row_sums_xla.weighted_rows` does.
 
     A row of weight 0 is not read, so a device that holds few of the slots reads few
-    rows, and non-finite numbers in such a row do not propagate. `interpret` runs the
-    kernel on a CPU, for tests.
+    rows, and non-finite numbers in such a row do not propagate.
+
+    Args:
+      values: The table.
+      slots: Ids below num_slots.
+      weights: The weight of each read.
+      interpret: Interpret the kernel on a CPU, for tests.
     """
     *batch, reads = slots.shape
     slots, weights = (leaf.reshape(-1, reads) for leaf in (slots, weights))
@@ -232,5 +237,10 @@ def _load(ref, index, mask):
 
 
 def _call(kernel, grid, out_shape, interpret):
-    options = {"compiler_params": plgpu.CompilerParams(num_warps=WARPS)}
-    return pl.pallas_call(kernel, out_shape, grid=grid, interpret=interpret, **options)
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        out_shape=out_shape,
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        interpret=interpret,
+    )

@@ -67,7 +67,13 @@ def take_positions(
 def local_rows(
     layout: MeshLayout, num_rows: int, slots: Int[Array, "..."]
 ) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
-    """Returns slots as indices into a device's rows of a table, and which it holds."""
+    """Returns slots as rows of this device's part of a table, and which it holds.
+
+    Args:
+      layout: The devices.
+      num_rows: Rows of the part.
+      slots: Slots of the table.
+    """
     if not layout.row_axes:
         return slots, jnp.array(True)
     index = slots - jax.lax.axis_index(layout.row_axes) * num_rows
@@ -79,19 +85,6 @@ def gather(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
     return jax.lax.all_gather(array, axes, axis=dimension, tiled=True)
 
 
-def gather_rows(layout: MeshLayout, array: Array, axes: tuple[str, ...]) -> Array:
-    """Gathers the input of all devices along `axes`, if these split the table's slots.
-
-    `BATCH` splits the first dimension of `array`, `MODEL` the last.
-    """
-    if not set(axes) <= set(layout.row_axes):
-        return array
-    return gather(array, axes, 0 if axes == BATCH else array.ndim - 1)
-
-
-def scatter_rows(layout: MeshLayout, array: Array, axes: tuple[str, ...]) -> Array:
-    """Sums the output of these devices, and returns each its part of the sum."""
-    if not set(axes) <= set(layout.row_axes):
-        return array
-    dimension = 0 if axes == BATCH else array.ndim - 1
+def scatter(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
+    """Returns this device's part of the sum over all devices along `axes`."""
     return jax.lax.psum_scatter(array, axes, scatter_dimension=dimension, tiled=True)

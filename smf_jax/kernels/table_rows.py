@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from smf_jax.kernels.chunks import tokens_in_chunks
-from smf_jax.kernels.sharded import gather_rows, local_rows, scatter_rows, token_spec
-from smf_jax.sharding import BATCH, MODEL, MeshLayout
+from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.sharding import BATCH, MeshLayout
 
 TOKENS_PER_CHUNK = 1024  # of a matrix product
 _ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of selected slots
@@ -76,7 +76,8 @@ def take_rows(
         index, is_here = local_rows(layout, len(table), slots)
         index = jnp.where(is_here, index, len(table))
         rows = table.at[index].get(mode="fill", fill_value=0)
-        rows = scatter_rows(layout, rows, MODEL)
+        if "model" in layout.row_axes:
+            rows = scatter(rows, "model", 1)
         return layout.psum(rows, tuple(a for a in layout.row_axes if a in BATCH))
 
     specs = (layout.table_spec, PartitionSpec())
@@ -95,7 +96,8 @@ def put_rows(
     """
 
     def local(table, slots, rows):
-        rows = gather_rows(layout, rows, MODEL)
+        if "model" in layout.row_axes:
+            rows = gather(rows, "model", 1)
         index, is_here = local_rows(layout, len(table), slots)
         # Padding, too, must be unique.
         padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)

@@ -70,7 +70,12 @@ class Attention(nnx.Module):
     """Grouped-query attention from each token to those that the mask allows."""
 
     def __init__(
-        self, config: ModelConfig, layer: int, dtype: DTypeLike, *, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        layer: int,
+        dtype: DTypeLike = jnp.float32,
+        *,
+        rngs: nnx.Rngs,
     ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         dim, width, rope = config.dim, config.head_width, config.rope

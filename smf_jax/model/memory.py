@@ -61,9 +61,14 @@ class MemoryLayer(nnx.Module):
         half = config.key_dim // 2
         self.query = make(dim, config.num_heads * config.key_dim)
         bound = config.key_dim**-0.5
-        shape = (config.num_heads, 2, config.num_keys, half)
-        keys = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-        self.keys = nnx.Param(keys)
+        self.keys = nnx.Param(
+            jax.random.uniform(
+                rngs.params(),
+                (config.num_heads, 2, config.num_keys, half),
+                minval=-bound,
+                maxval=bound,
+            )
+        )
         if config.query_norm:
             self.query_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
         if config.key_norm:
@@ -71,8 +76,10 @@ class MemoryLayer(nnx.Module):
         self.gate = make(dim, config.value_dim)
         self.out = make(config.value_dim, dim)
         if config.relevance_gate:
-            zeros = {"kernel_init": nnx.initializers.zeros}
-            self.relevance = nnx.Linear(dim, 1, **zeros, dtype=dtype, rngs=rngs)
+            zeros = nnx.initializers.zeros
+            self.relevance = nnx.Linear(
+                dim, 1, kernel_init=zeros, dtype=dtype, rngs=rngs
+            )
 
     def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
         """Returns the slots whose keys score highest for each token's query."""

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
-from smf_jax.kernels.sharded import gather, scatter_rows, token_spec
+from smf_jax.kernels.sharded import gather, scatter, token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Score = Callable[[Array, Array, int | Array], Array]
@@ -33,7 +33,7 @@ def count_reads(
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
         if BATCH[0] in layout.row_axes:
-            counts = scatter_rows(layout, counts, BATCH)
+            counts = scatter(counts, BATCH, 0)
         else:
             counts = layout.psum(counts, BATCH)
         if "model" not in layout.row_axes:
