@@ -7,8 +7,7 @@ weighted, and communicate gradients of the table's shape. Sums of rows are split
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +39,8 @@ def weighted_rows(
     def local(values, slots, weights):
         slots, weights = (_gather_batch(layout, leaf) for leaf in (slots, weights))
         index, is_here = local_rows(layout, len(values), slots)
-        sums = kernels(layout).weighted_rows(
-            values, jnp.where(is_here, index, 0), jnp.where(is_here, weights, 0)
-        )
+        index, weights = (jnp.where(is_here, leaf, 0) for leaf in (index, weights))
+        sums = kernels(layout).weighted_rows(values, index, weights, layout.platform)
         if "model" in layout.row_axes:
             sums = scatter(sums, "model", sums.ndim - 1)
         return _scatter_batch(layout, sums)
@@ -68,7 +66,7 @@ def _backward(layout, residuals, cotangent):
         index, is_here = local_rows(layout, len(values), slots)
         index = jnp.where(is_here, index, len(values))
         gradient = kernels(layout).table_gradient(
-            cotangent, index, weights, len(values)
+            cotangent, index, weights, len(values), layout.platform
         )
         return gradient.astype(values.dtype)
 
@@ -77,7 +75,7 @@ def _backward(layout, residuals, cotangent):
         cotangent = _whole_rows(layout, cotangent)
         index, is_here = local_rows(layout, len(values), slots)
         gradient = kernels(layout).weight_gradient(
-            values, jnp.where(is_here, index, 0), cotangent
+            values, jnp.where(is_here, index, 0), cotangent, layout.platform
         )
         gradient = layout.psum(jnp.where(is_here, gradient, 0), ("model",))
         return _scatter_batch(layout, gradient).astype(weights.dtype)
@@ -94,24 +92,14 @@ def _backward(layout, residuals, cotangent):
 weighted_rows.defvjp(_forward, _backward)
 
 
-class Kernels(NamedTuple):
-    """The sums of rows and their gradients on one device; see `row_sums_xla`."""
-
-    weighted_rows: Callable
-    weight_gradient: Callable
-    table_gradient: Callable
-
-
-def kernels(layout: MeshLayout) -> Kernels:
-    """Returns the kernels for a layout's devices."""
+def kernels(layout: MeshLayout) -> ModuleType:
+    """Returns the module of row sums and their gradients on one device."""
     if layout.compute.lookup == "pallas":
         # Imported on use: Triton is slow to import, and most runs do not need it.
         from smf_jax.kernels import row_sums_gpu
 
-        return Kernels(*(getattr(row_sums_gpu, name) for name in Kernels._fields))
-    functions = (getattr(row_sums_xla, name) for name in Kernels._fields)
-    platform = layout.platform
-    return Kernels(*(functools.partial(f, platform=platform) for f in functions))
+        return row_sums_gpu
+    return row_sums_xla
 
 
 def _whole_rows(layout: MeshLayout, sums: Array) -> Array:

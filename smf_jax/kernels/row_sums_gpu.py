@@ -30,19 +30,12 @@ def weighted_rows(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "*batch value_dim"]:
     """Returns what `row_sums_xla.weighted_rows` does.
 
     A row of weight 0 is not read, so a device that holds few of the slots reads few
     rows, and non-finite numbers in such a row do not propagate.
-
-    Args:
-      values: The table.
-      slots: Ids below num_slots.
-      weights: The weight of each read.
-      interpret: Interpret the kernel on a CPU, for tests.
     """
     *batch, reads = slots.shape
     slots, weights = (leaf.reshape(-1, reads) for leaf in (slots, weights))
@@ -68,7 +61,7 @@ def weighted_rows(
 
     grid = (tokens, pl.cdiv(width, columns))
     out_shape = jax.ShapeDtypeStruct((tokens, width), values.dtype)
-    out = _call(sum_rows, grid, out_shape, interpret)(values, slots, weights)
+    out = _call(sum_rows, grid, out_shape, platform)(values, slots, weights)
     return out.reshape(*batch, width)
 
 
@@ -76,8 +69,7 @@ def weight_gradient(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     cotangent: Float[Array, "*batch value_dim"],
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "*batch reads"]:
     """Returns what `row_sums_xla.weight_gradient` does."""
     *batch, reads = slots.shape
@@ -103,7 +95,7 @@ def weight_gradient(
 
     grid = (tokens, pl.cdiv(reads, step_reads))
     out_shape = jax.ShapeDtypeStruct((tokens, reads), jnp.float32)
-    out = _call(multiply, grid, out_shape, interpret)(values, slots, cotangent)
+    out = _call(multiply, grid, out_shape, platform)(values, slots, cotangent)
     return out.reshape(*batch, reads)
 
 
@@ -112,8 +104,7 @@ def table_gradient(
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
     num_slots: int,
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "num_slots value_dim"]:
     """Returns what `row_sums_xla.table_gradient` does, with the same bits in every run.
 
@@ -140,7 +131,7 @@ def table_gradient(
         grid = (programs, pl.cdiv(width, columns))
         out_shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
         kernel = functools.partial(kernel, sizes)
-        return _call(kernel, grid, out_shape, interpret)(*arrays)
+        return _call(kernel, grid, out_shape, platform)(*arrays)
 
     sorted_reads, runs = (order, weights, cotangent), slots.size // run
     if runs:
@@ -236,11 +227,11 @@ def _load(ref, index, mask):
     return found.astype(jnp.float32) if is_float else found
 
 
-def _call(kernel, grid, out_shape, interpret):
+def _call(kernel, grid, out_shape, platform):
     return pl.pallas_call(
         kernel,
         grid=grid,
         out_shape=out_shape,
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-        interpret=interpret,
+        interpret=platform == "cpu",  # in tests
     )

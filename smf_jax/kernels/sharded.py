@@ -67,13 +67,7 @@ def take_positions(
 def local_rows(
     layout: MeshLayout, num_rows: int, slots: Int[Array, "..."]
 ) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
-    """Returns slots as rows of this device's part of a table, and which it holds.
-
-    Args:
-      layout: The devices.
-      num_rows: Rows of the part.
-      slots: Slots of the table.
-    """
+    """Returns slots as rows of this device's `num_rows` rows, and which it holds."""
     if not layout.row_axes:
         return slots, jnp.array(True)
     index = slots - jax.lax.axis_index(layout.row_axes) * num_rows

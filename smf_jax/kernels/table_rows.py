@@ -28,15 +28,9 @@ def selected_rows_gradient(
     """Returns the rows `selected` of the gradient of `row_sums.weighted_rows`.
 
     No array of the table's shape is made: the weights of selected rows in each token
-    form a small matrix, and the gradient is its product with `cotangent`.
-
-    Args:
-      layout: The devices.
-      cotangent: Gradient of the summed rows.
-      slots: The slots that each token read.
-      weights: The weight of each read.
-      selected: Different slots; ids of num_slots or more are padding and get 0.
-      num_slots: Rows of the table.
+    form a small matrix, and the gradient is its product with `cotangent`, the gradient
+    of the sums. Slots `selected` must all be different; ids of num_slots or more are
+    padding and get 0.
     """
     top_t = len(selected)
 

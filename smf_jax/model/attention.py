@@ -89,9 +89,8 @@ class Attention(nnx.Module):
             self.query_norm = rms_norm(width, config, dtype, rngs)
             self.key_norm = rms_norm(width, config, dtype, rngs)
         self.head_dim = width
-        self.rope = None
-        if layer not in rope.skip_layers:
-            self.rope = (width, rope.theta, rope.scaling)
+        rotates = layer not in rope.skip_layers
+        self.rope = (width, rope.theta, rope.scaling) if rotates else None
 
     def __call__(
         self,

@@ -41,16 +41,12 @@ class Transformer(nnx.Module):
         layers = range(config.num_layers)
         self.blocks = nnx.List([Block(config, n, layout, rngs=rngs) for n in layers])
         self.norm = rms_norm(dim, config, dtype, rngs)
+        options = {"dtype": dtype, "preferred_element_type": jnp.float32}
         self.head = (
             None
             if config.tie_embeddings
             else nnx.Linear(
-                dim,
-                config.vocab_size,
-                use_bias=False,
-                dtype=dtype,
-                preferred_element_type=jnp.float32,
-                rngs=rngs,
+                dim, config.vocab_size, use_bias=False, **options, rngs=rngs
             )
         )
         tables = 0 if memory is None else memory.num_tables
@@ -63,10 +59,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "batch seq"] | None = None,
         perturbations: Perturbations | None = None,
     ) -> tuple[Float[Array, "batch seq vocab"], tuple[Reads, ...]]:
-        """Returns float32 logits and the `Reads` of each memory layer, lowest first.
-
-        The arguments are those of `hidden`.
-        """
+        """Returns float32 logits and the reads of each memory layer (see `hidden`)."""
         x, reads = self.hidden(tokens, positions, segments, perturbations)
         logits_of, params = self.head_parts()
         return logits_of(params, x), reads
