@@ -85,6 +85,16 @@ class MeshLayout:
         return axes[self.table_split]
 
     @property
+    def model_row_axes(self) -> tuple[str, ...]:
+        """Returns "model" if it is one of `row_axes`."""
+        return tuple(axis for axis in self.row_axes if axis == "model")
+
+    @property
+    def batch_row_axes(self) -> tuple[str, ...]:
+        """Returns those of `row_axes` that also split a batch."""
+        return tuple(axis for axis in self.row_axes if axis in BATCH)
+
+    @property
     def table_spec(self) -> PartitionSpec:
         """Returns how a table [num_slots, value_dim] is split."""
         columns = "model" if self.table_split == "columns" else None
@@ -127,6 +137,20 @@ class MeshLayout:
     def psum(self, x: Array, axes: str | tuple[str, ...] | None) -> Array:
         """Returns the sum over devices along `axes`, inside `shard_map`."""
         return x if self.mesh is None or not axes else jax.lax.psum(x, axes)
+
+    def gather(
+        self, x: Array, axes: str | tuple[str, ...] | None, dimension: int
+    ) -> Array:
+        """Returns the parts of all devices along `axes`, concatenated."""
+        if self.mesh is None or not axes:
+            return x
+        return jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
+
+    def scatter(self, x: Array, axes: tuple[str, ...], dimension: int) -> Array:
+        """Returns this device's part of the sum over devices along `axes`."""
+        if not axes:
+            return x
+        return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
 
     def param_shardings(self, params: PyTree) -> PyTree:
         """Returns the sharding of each parameter, given arrays or their shapes."""

@@ -16,9 +16,7 @@ GROUP_SIZE = 16  # the fastest for 1,024 scores
 _TOKENS, _REPLICATED = PartitionSpec(BATCH), PartitionSpec()
 # Accelerators would otherwise round the factors, and select other slots.
 _einsum = functools.partial(
-    jnp.einsum,
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
+    jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from smf_jax.kernels import row_sums_xla
-from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.kernels.sharded import local_rows, token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
@@ -37,15 +37,14 @@ def weighted_rows(
     """
 
     def local(values, slots, weights):
-        slots, weights = (_gather_batch(layout, leaf) for leaf in (slots, weights))
+        slots, weights = (layout.gather(leaf, batch, 0) for leaf in (slots, weights))
         index, is_here = local_rows(layout, len(values), slots)
         index, weights = (jnp.where(is_here, leaf, 0) for leaf in (index, weights))
         sums = kernels(layout).weighted_rows(values, index, weights, layout.platform)
-        if "model" in layout.row_axes:
-            sums = scatter(sums, "model", sums.ndim - 1)
-        return _scatter_batch(layout, sums)
+        sums = layout.scatter(sums, layout.model_row_axes, sums.ndim - 1)
+        return layout.scatter(sums, batch, 0)
 
-    tokens = token_spec(slots)
+    batch, tokens = layout.batch_row_axes, token_spec(slots)
     specs = (layout.table_spec, tokens, tokens)
     run = layout.shard_map(local, specs, token_spec(slots, "model"))
     return run(values, slots, weights)
@@ -56,13 +55,14 @@ def _forward(values, slots, weights, layout):
 
 
 def _backward(layout, residuals, cotangent):
+    batch, model = layout.batch_row_axes, layout.model_row_axes
+
     def table_gradient(values, slots, weights, cotangent):
-        if layout.mesh is not None:
-            slots, weights, cotangent = (
-                gather(leaf, BATCH, leaf.ndim - 3)
-                for leaf in (slots, weights, cotangent)
-            )
-        cotangent = _whole_rows(layout, cotangent)
+        slots, weights, cotangent = (
+            layout.gather(leaf, BATCH, leaf.ndim - 3)
+            for leaf in (slots, weights, cotangent)
+        )
+        cotangent = layout.gather(cotangent, model, cotangent.ndim - 1)
         index, is_here = local_rows(layout, len(values), slots)
         index = jnp.where(is_here, index, len(values))
         gradient = kernels(layout).table_gradient(
@@ -71,14 +71,16 @@ def _backward(layout, residuals, cotangent):
         return gradient.astype(values.dtype)
 
     def weight_gradient(values, slots, weights, cotangent):
-        slots, cotangent = (_gather_batch(layout, leaf) for leaf in (slots, cotangent))
-        cotangent = _whole_rows(layout, cotangent)
+        slots, cotangent = (
+            layout.gather(leaf, batch, 0) for leaf in (slots, cotangent)
+        )
+        cotangent = layout.gather(cotangent, model, cotangent.ndim - 1)
         index, is_here = local_rows(layout, len(values), slots)
         gradient = kernels(layout).weight_gradient(
             values, jnp.where(is_here, index, 0), cotangent, layout.platform
         )
         gradient = layout.psum(jnp.where(is_here, gradient, 0), ("model",))
-        return _scatter_batch(layout, gradient).astype(weights.dtype)
+        return layout.scatter(gradient, batch, 0).astype(weights.dtype)
 
     tokens = token_spec(residuals[1])
     sums = token_spec(residuals[1], "model")
@@ -100,18 +102,3 @@ def kernels(layout: MeshLayout) -> ModuleType:
 
         return row_sums_gpu
     return row_sums_xla
-
-
-def _whole_rows(layout: MeshLayout, sums: Array) -> Array:
-    """Returns sums with all columns, if this device holds whole rows."""
-    return gather(sums, "model", sums.ndim - 1) if "model" in layout.row_axes else sums
-
-
-def _gather_batch(layout: MeshLayout, array: Array) -> Array:
-    """Returns the tokens [batch, ...] of all devices that hold different slots."""
-    return gather(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
-
-
-def _scatter_batch(layout: MeshLayout, array: Array) -> Array:
-    """Returns this device's tokens of the sum over such devices."""
-    return scatter(array, BATCH, 0) if BATCH[0] in layout.row_axes else array

@@ -59,9 +59,8 @@ def weighted_rows(
         out = out.at[token, column]
         plgpu.store(out, sums.astype(out.dtype), mask=column < width)
 
-    grid = (tokens, pl.cdiv(width, columns))
-    out_shape = jax.ShapeDtypeStruct((tokens, width), values.dtype)
-    out = _call(sum_rows, grid, out_shape, platform)(values, slots, weights)
+    run = _call(sum_rows, platform, tokens, columns, (tokens, width), values.dtype)
+    out = run(values, slots, weights)
     return out.reshape(*batch, width)
 
 
@@ -93,9 +92,8 @@ def weight_gradient(
         sums = jax.lax.fori_loop(0, pl.cdiv(width, columns), add, zeros).sum(1)
         plgpu.store(out.at[token, read], sums, mask=read < reads)
 
-    grid = (tokens, pl.cdiv(reads, step_reads))
-    out_shape = jax.ShapeDtypeStruct((tokens, reads), jnp.float32)
-    out = _call(multiply, grid, out_shape, platform)(values, slots, cotangent)
+    run = _call(multiply, platform, tokens, step_reads, (tokens, reads))
+    out = run(values, slots, cotangent)
     return out.reshape(*batch, reads)
 
 
@@ -128,10 +126,8 @@ def table_gradient(
     sizes = _Sizes(num_slots, reads, width, columns, run)
 
     def run_kernel(kernel, programs, rows, *arrays):
-        grid = (programs, pl.cdiv(width, columns))
-        out_shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
         kernel = functools.partial(kernel, sizes)
-        return _call(kernel, grid, out_shape, platform)(*arrays)
+        return _call(kernel, platform, programs, columns, (rows, width))(*arrays)
 
     sorted_reads, runs = (order, weights, cotangent), slots.size // run
     if runs:
@@ -227,11 +223,11 @@ def _load(ref, index, mask):
     return found.astype(jnp.float32) if is_float else found
 
 
-def _call(kernel, grid, out_shape, platform):
+def _call(kernel, platform, programs, columns, shape, dtype=jnp.float32):
     return pl.pallas_call(
         kernel,
-        grid=grid,
-        out_shape=out_shape,
+        grid=(programs, pl.cdiv(shape[1], columns)),
+        out_shape=jax.ShapeDtypeStruct(shape, dtype),
         compiler_params=plgpu.CompilerParams(num_warps=WARPS),
         interpret=platform == "cpu",  # in tests
     )

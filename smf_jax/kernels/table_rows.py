@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from smf_jax.kernels.chunks import tokens_in_chunks
-from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.kernels.sharded import local_rows, token_spec
 from smf_jax.sharding import BATCH, MeshLayout
 
 TOKENS_PER_CHUNK = 1024  # of a matrix product
@@ -70,9 +70,8 @@ def take_rows(
         index, is_here = local_rows(layout, len(table), slots)
         index = jnp.where(is_here, index, len(table))
         rows = table.at[index].get(mode="fill", fill_value=0)
-        if "model" in layout.row_axes:
-            rows = scatter(rows, "model", 1)
-        return layout.psum(rows, tuple(a for a in layout.row_axes if a in BATCH))
+        rows = layout.scatter(rows, layout.model_row_axes, 1)
+        return layout.psum(rows, layout.batch_row_axes)
 
     specs = (layout.table_spec, PartitionSpec())
     return layout.shard_map(local, specs, _ROWS)(table, slots)
@@ -90,8 +89,7 @@ def put_rows(
     """
 
     def local(table, slots, rows):
-        if "model" in layout.row_axes:
-            rows = gather(rows, "model", 1)
+        rows = layout.gather(rows, layout.model_row_axes, 1)
         index, is_here = local_rows(layout, len(table), slots)
         # Padding, too, must be unique.
         padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
-from smf_jax.kernels.sharded import gather, scatter, token_spec
+from smf_jax.kernels.sharded import token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Score = Callable[[Array, Array, int | Array], Array]
@@ -33,7 +33,7 @@ def count_reads(
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
         if BATCH[0] in layout.row_axes:
-            counts = scatter(counts, BATCH, 0)
+            counts = layout.scatter(counts, BATCH, 0)
         else:
             counts = layout.psum(counts, BATCH)
         if "model" not in layout.row_axes:
@@ -60,11 +60,7 @@ def tfidf(
 
     Source: Lin et al. 2025, arXiv:2510.15103.
     """
-    return tf(counts) * _inverse_frequency(document_frequency, num_documents)
-
-
-def _inverse_frequency(document_frequency, num_documents):
-    return jnp.log((num_documents + 1) / (document_frequency + 1))
+    return tf(counts) * idf(counts, document_frequency, num_documents)
 
 
 def tf(counts: Array, *_background: Array | int) -> Array:
@@ -72,9 +68,10 @@ def tf(counts: Array, *_background: Array | int) -> Array:
     return counts / jnp.maximum(counts.sum(), 1)
 
 
-def idf(counts: Array, *background: Array | int) -> Array:
+def idf(counts: Array, document_frequency: Array, num_documents: Array | int) -> Array:
     """Scores each slot that was read by its rarity in the background."""
-    return jnp.where(counts > 0, _inverse_frequency(*background), 0)
+    rarity = jnp.log((num_documents + 1) / (document_frequency + 1))
+    return jnp.where(counts > 0, rarity, 0)
 
 
 def random(counts: Array, *_background: Array | int) -> Array:
@@ -137,7 +134,9 @@ def top_slots(
             return best, slots
         slots = slots + jax.lax.axis_index(layout.row_axes) * len(scores)
         # In the order of devices, and so of slots: ties still go to the lower one.
-        best, slots = (gather(leaf, layout.row_axes, 0) for leaf in (best, slots))
+        best, slots = (
+            layout.gather(leaf, layout.row_axes, 0) for leaf in (best, slots)
+        )
         best, index = jax.lax.top_k(best, top_t)
         return best, slots[index]
 
