@@ -104,20 +104,6 @@ def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
     Raises:
       ConfigError: The tables do not hold the rows from before the patch.
     """
-    return _replace_rows(tables, patch)
-
-
-def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
-    """Returns copies of patched tables with the patch reverted, bit for bit.
-
-    Raises:
-      ConfigError: The tables do not hold the rows from after the patch.
-    """
-    swapped = [TableDiff(slots, after, before) for slots, before, after in patch.tables]
-    return _replace_rows(tables, patch._replace(tables=tuple(swapped)))
-
-
-def _replace_rows(tables: Tables, patch: Patch) -> list[np.ndarray]:
     require(
         len(tables) == len(patch.tables),
         f"the patch is for {len(patch.tables)} tables, not for {len(tables)}",
@@ -141,6 +127,16 @@ def _replace_rows(tables: Tables, patch: Patch) -> list[np.ndarray]:
         table[slots] = after
         replaced.append(table)
     return replaced
+
+
+def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
+    """Returns copies of patched tables with the patch reverted, bit for bit.
+
+    Raises:
+      ConfigError: The tables do not hold the rows from after the patch.
+    """
+    swapped = [TableDiff(slots, after, before) for slots, before, after in patch.tables]
+    return apply(tables, patch._replace(tables=tuple(swapped)))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

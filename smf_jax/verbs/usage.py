@@ -19,7 +19,7 @@ from smf_jax.runs.files import USAGE
 from smf_jax.runs.load import corpus_of, load_run, print_layout, warn_unhealed
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.slots import document_frequency
-from smf_jax.slots.document_frequency import Background, Provenance
+from smf_jax.slots.document_frequency import Background
 from smf_jax.train.smf_step import count_table_reads
 from smf_jax.verbs.pretrain import pack, training_batches
 
@@ -84,9 +84,13 @@ def collect_usage(
 
     background = document_frequency.collect(map(slots_read, documents))
     if multihost.is_main():
-        shape = (data.batch_size, data.seq_len)
-        provenance = Provenance(shape, run.model_hash, corpus.hash)
-        document_frequency.save(run.run_dir / USAGE, background, provenance)
+        document_frequency.save(
+            run.run_dir / USAGE,
+            background,
+            document_shape=(data.batch_size, data.seq_len),
+            model_hash=run.model_hash,
+            corpus_hash=corpus.hash,
+        )
     _print_usage(background, data.batch_size, data.seq_len, console)
     return background
 
