@@ -46,10 +46,7 @@ def encode_example(
     loss_on: Literal["answer", "all"],
     record: int = 0,
 ) -> Row:
-    """Returns an encoded example, with the loss on its completion or on all tokens.
-
-    `record` is the index of its record.
-    """
+    """Returns an encoded example, with the loss on its completion or on all tokens."""
     prompt = encode_prompt(tokenizer, example.prompt)
     row = _row(prompt + encode_completion(tokenizer, example.completion), record)
     if loss_on == "answer":
@@ -209,12 +206,9 @@ def packed_batches(
 
 
 def with_loss_positions(rows: Sequence[Batch]) -> list[Batch]:
-    """Returns rows with `loss_positions`, equally many in each.
+    """Returns rows of one width with `loss_positions`, equally many in each.
 
     If any row has a loss on all of its targets, rows are returned as they are.
-
-    Args:
-      rows: One row or several rows each, all of one width.
     """
     most = max(int((row.weights > 0).sum(-1).max()) for row in rows)
     if most == rows[0].weights.shape[-1]:

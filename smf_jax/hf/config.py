@@ -107,11 +107,7 @@ def read_config(config: dict[str, Any], ignore: Collection[str] = ()) -> ModelCo
     """Returns the model that a `config.json` describes.
 
     Rotary embeddings may be described by `rope_parameters`, or by the older
-    `rope_theta` and `rope_scaling`.
-
-    Args:
-      config: Content of the file.
-      ignore: Keys to ignore.
+    `rope_theta` and `rope_scaling`. `ignore` names keys.
 
     Raises:
       ConfigError: A key is missing, wrong or unsupported; names all unsupported ones.

@@ -53,12 +53,8 @@ def export_model(
     merged, in place, and also written as an adapter for PEFT.
 
     Args:
-      model: The model.
-      tokenizer: Its tokenizer.
-      directory: Must be empty or not exist.
       config: The `config.json` it was imported with; by default one is made.
       carried: Content of the small files it was imported with, by name.
-      dtype: Of the written parameters.
       ignore: Keys of `config` that were ignored at import.
       base_name: Name or path of the model without LoRA.
 

@@ -86,13 +86,9 @@ def load_run(
     layout: MeshLayout | None = None,
     mesh: MeshConfig | None = None,
 ) -> Run:
-    """Loads a finished run, or one of its checkpoints.
+    """Loads a finished run, or the checkpoint of a step.
 
-    Args:
-      run_dir: The run.
-      step: The checkpoint; by default the last one, of a finished run.
-      layout: Devices for the model; by default `layout_of(lineage, mesh)`.
-      mesh: The mesh, if the model is to be on another one than it was trained on.
+    Without a layout, `mesh` is where the model goes, by default as in `layout_of`.
 
     Raises:
       ConfigError: There is no such run or checkpoint, its files do not belong together,

@@ -61,15 +61,7 @@ def with_prefixes(
     facts_per_batch: int,
     console: Console,
 ) -> list[Batch]:
-    """Returns each fact's rows with the model's `Prefix` of them.
-
-    Args:
-      facts: The rows of each fact, equally many.
-      graph: The model's graph.
-      params: Its parameters, in the parts that `graph` was split into.
-      facts_per_batch: Facts computed together.
-      console: For progress.
-    """
+    """Returns each fact's rows, equally many, with the model's `Prefix` of them."""
     layout = nnx.merge(graph, *params).layout
     rows = len(facts[0].tokens)
     cached, printed = [], 0

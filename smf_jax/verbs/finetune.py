@@ -1,6 +1,5 @@
 """Teaches new facts to a run's model by any method, and records what it forgot."""
 
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,16 +84,14 @@ def finetune(
         run.begin(_record(config, base, task), base.tokenizer)
 
         training = prepare(run, config, model, method)
-        evaluate = functools.partial(
-            evaluate_model,
-            training.graph,
-            base.tokenizer,
-            task.questions,
-            task.texts,
-            layout,
-        )
+
+        def evaluate(step, trainable):
+            model = nnx.merge(training.graph, trainable, training.frozen)
+            about = (task.questions, task.texts, step)
+            return evaluate_model(model, base.tokenizer, *about)
+
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
-        points = points or [evaluate(0, training.params)]
+        points = points or [evaluate(0, training.state.trainable)]
         run.progress["points"] = _saved(points)
         trainable = _count_trainable(method, training.state)
         batches = _batches(config, task, training, console)
@@ -105,7 +102,7 @@ def finetune(
         for step, state in fit(
             run, config, training, batches, records, background, config.eval_every
         ):
-            points.append(evaluate(step, (state.trainable, training.frozen)))
+            points.append(evaluate(step, state.trainable))
             run.progress["points"] = _saved(points)
             run.scores.update(points[-1].exact_matches())
             if step == config.steps:

@@ -14,12 +14,7 @@ from smf_jax.data.batches import (
     pack_corpus,
     packed_batches,
 )
-from smf_jax.data.corpus import (
-    HELD_OUT_FRAME,
-    Corpus,
-    load_corpus,
-    question_example,
-)
+from smf_jax.data.corpus import HELD_OUT_FRAME, Corpus, load_corpus, question_example
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from smf_jax.model.build import abstract_model, make_model
 from smf_jax.optim.methods import make_method

@@ -69,10 +69,8 @@ def retrofit(
         data = _load_data(config, base, console)
         before = run.progress.get("before")
         if before is None:
-            graph, params = nnx.split(base.model)
-            layout = base.model.layout
-            loss = _loss(graph, layout, (params,), config, data)
-            before = _measure(graph, layout, (params,), base.tokenizer, loss, data)
+            loss = mean_loss(base.model, data.held_out, config.data.batch_size)
+            before = _measure(base.model, base.tokenizer, loss, data)
         model = add_memory(base.model, config.memory, config.seed)
         lineage = base.lineage._replace(retrofit=config, finetune=None)
         hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
@@ -90,13 +88,14 @@ def retrofit(
         )
         for step, state in evaluations:
             params = (state.trainable, training.frozen)
-            loss = _loss(graph, layout, params, config, data)
+            current = nnx.merge(graph, *params)
+            loss = mean_loss(current, data.held_out, config.data.batch_size)
             slots = _slot_stats(count, layout, params, config, data)
             curve.append({"step": step, "loss": loss, "slots": slots})
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
-                after = _measure(graph, layout, params, base.tokenizer, loss, data)
+                after = _measure(current, base.tokenizer, loss, data)
                 report = _report(config, before, after | curve[-1], curve)
                 write_json(run.run_dir / RETROFIT, report)
     console.print(_table(report))
@@ -114,16 +113,9 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     return Data(corpus, *hold_out(packed, config.held_out), questions)
 
 
-def _loss(graph, layout: MeshLayout, params, config: RetrofitConfig, data: Data):
-    size = config.data.batch_size
-    return mean_loss(graph, params, data.held_out, size, layout)
-
-
-def _measure(
-    graph, layout: MeshLayout, params, tokenizer: Tokenizer, loss: float, data: Data
-) -> Measures:
+def _measure(model, tokenizer: Tokenizer, loss: float, data: Data) -> Measures:
     """Returns what a base and its retrofit are compared by, for one of the two."""
-    evaluation = evaluate_model(graph, tokenizer, data.questions, [], layout, 0, params)
+    evaluation = evaluate_model(model, tokenizer, data.questions, [], 0)
     scores = {name: of._asdict() for name, of in evaluation.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
 
