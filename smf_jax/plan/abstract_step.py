@@ -87,11 +87,7 @@ def abstract_step(
 
 
 def batch_shape(lineage: Lineage, texts: int | None) -> tuple[int, int]:
-    """Returns the rows and tokens of a run's batch, with so many texts per fact.
-
-    Raises:
-      ConfigError: They are unknown without data.
-    """
+    """Returns the rows and tokens of a run's batch, with so many texts per fact."""
     config = lineage.own
     if not isinstance(config, FinetuneConfig):
         return config.data.batch_size, config.data.seq_len

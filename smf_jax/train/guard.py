@@ -99,11 +99,6 @@ def _why_not_finite(loss: float, norm: float) -> str:
     return "a row to be written is not finite"
 
 
-def no_streaks() -> dict[str, int]:
-    """Returns the streaks before the first step."""
-    return {"diverged": 0, "dead": 0}
-
-
 def require_finite(step: int, params: PyTree) -> None:
     """Raises `TrainingError` if a parameter is not finite, before it is saved."""
     if not jax.jit(all_finite)(params):

@@ -90,5 +90,4 @@ def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
     if not texts:
         return []
     some = corpus._replace(examples=[], texts=texts)
-    packed = pack_corpus(run.tokenizer, some, run.data.seq_len, "all")
-    return packed.texts[:TEXTS]
+    return pack_corpus(run.tokenizer, some, run.data).texts[:TEXTS]

@@ -67,9 +67,7 @@ def finetune(
       ConfigError: The base or its usage is missing or does not match, the facts cannot
         be taught this way, or the run directory holds a finished, damaged or different
         run.
-      Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: The run diverged, or its numbers are not finite.
-      SaveError: A checkpoint could not be written.
+      Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
