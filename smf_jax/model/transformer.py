@@ -209,7 +209,6 @@ class Transformer(nnx.Module):
         return runs[:lowest], runs[lowest][0]
 
     def _remat(self, block: Block, method: Callable) -> Callable:
-        """Returns a block's method, rematerialized if so configured."""
         if not self.layout.compute.remat:
             return functools.partial(method, block)
         graph, params = nnx.split(block)
@@ -219,7 +218,6 @@ class Transformer(nnx.Module):
         return functools.partial(run, params)
 
     def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
-        """Returns the stream after a run of blocks without memory."""
         if len(blocks) == 1:
             run = self._remat(blocks[0], Block.__call__)
             return run(x, positions, mask, None, None, None)[0]
