@@ -140,8 +140,7 @@ def top_slots(
         best, index = jax.lax.top_k(best, top_t)
         return best, slots[index]
 
-    replicated = PartitionSpec()
     split = PartitionSpec(layout.row_axes or None)
-    best, slots = layout.shard_map(local, (split,), (replicated,) * 2)(scores)
+    best, slots = layout.shard_map(local, (split,), PartitionSpec())(scores)
     padding = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
     return jnp.where(best > 0, slots, padding)
