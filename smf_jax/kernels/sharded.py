@@ -35,9 +35,9 @@ def embed(
         if layout.mesh is not None and rows_axis:
             first = jax.lax.axis_index(rows_axis) * len(table)
         index = tokens - first
-        rows = table.at[index].get(
-            mode="fill", fill_value=0, wrap_negative_indices=False
-        )
+        # A negative index would count from the end.
+        index = jnp.where(index < 0, len(table), index)
+        rows = table.at[index].get(mode="fill", fill_value=0)
         rows = rows.astype(layout.compute.activations)
         return layout.psum(rows, rows_axis)
 

@@ -67,10 +67,9 @@ def take_rows(
     """Returns rows of a table, and zeros for ids of num_slots or more."""
 
     def local(table, slots):
-        index, _ = local_rows(layout, len(table), slots)
-        rows = table.at[index].get(
-            mode="fill", fill_value=0, wrap_negative_indices=False
-        )
+        index, is_here = local_rows(layout, len(table), slots)
+        index = jnp.where(is_here, index, len(table))
+        rows = table.at[index].get(mode="fill", fill_value=0)
         rows = layout.scatter(rows, layout.model_row_axes, 1)
         return layout.psum(rows, layout.batch_row_axes)
 
