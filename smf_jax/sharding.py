@@ -32,6 +32,7 @@ from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes that split a batch
+Axes = str | tuple[str, ...] | None
 
 # The first pattern that matches a parameter's name gives the axis of each dimension. An
 # axis that does not divide its dimension is left out.
@@ -62,7 +63,6 @@ class MeshLayout:
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __str__(self) -> str:
-        """Describes the mesh, and how many devices are left out."""
         words = "one device"
         if self.mesh is not None:
             words = name_mesh(dict(self.mesh.shape) | {"values": self.table_split})
@@ -134,21 +134,19 @@ class MeshLayout:
         specs = {"in_specs": in_specs, "out_specs": out_specs}
         return jax.shard_map(function, mesh=self.mesh, **specs, check_vma=check)
 
-    def psum(self, x: Array, axes: str | tuple[str, ...] | None) -> Array:
+    def psum(self, x: Array, axes: Axes) -> Array:
         """Returns the sum over devices along `axes`, inside `shard_map`."""
         return x if self.mesh is None or not axes else jax.lax.psum(x, axes)
 
-    def gather(
-        self, x: Array, axes: str | tuple[str, ...] | None, dimension: int
-    ) -> Array:
+    def gather(self, x: Array, axes: Axes, dimension: int) -> Array:
         """Returns the parts of all devices along `axes`, concatenated."""
         if self.mesh is None or not axes:
             return x
         return jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
 
-    def scatter(self, x: Array, axes: tuple[str, ...], dimension: int) -> Array:
+    def scatter(self, x: Array, axes: Axes, dimension: int) -> Array:
         """Returns this device's part of the sum over devices along `axes`."""
-        if not axes:
+        if self.mesh is None or not axes:
             return x
         return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
 
@@ -166,12 +164,11 @@ class MeshLayout:
         axes = next((axes for rule, axes in RULES if re.fullmatch(rule, name)), None)
         if axes is None:
             raise ValueError(f"no rule in sharding.RULES matches {name}: add one")
-        return PartitionSpec(
-            *(
-                axis if axis and size % self.axis_size(axis) == 0 else None
-                for axis, size in zip(axes, shape, strict=bool(axes))
-            )
+        divides = (
+            axis if axis and size % self.axis_size(axis) == 0 else None
+            for axis, size in zip(axes, shape, strict=bool(axes))
         )
+        return PartitionSpec(*divides)
 
     def device_put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
         """Returns arrays on the devices, given ones that each process holds whole.

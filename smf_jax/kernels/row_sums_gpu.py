@@ -23,7 +23,6 @@ ROWS_PER_PROGRAM = 8
 MIN_RUN, MAX_RUNS = 512, 1024
 # Most rows are read by few tokens or none; the row of a run by very many.
 READS_PER_ROW_STEP, READS_PER_RUN_STEP = 1, 8
-WARPS = 4
 
 
 def weighted_rows(
@@ -153,7 +152,6 @@ def _columns_and_zeros(sizes: _Sizes, step_reads: int):
 
 
 def _add_reads(sizes: _Sizes, sums, begin, end, column, order, weights, cotangent):
-    """Returns `sums` plus the sorted reads from `begin` to `end`."""
     step_reads = len(sums)
 
     def add(step, sums):
@@ -228,6 +226,6 @@ def _call(kernel, platform, programs, columns, shape, dtype=jnp.float32):
         kernel,
         grid=(programs, pl.cdiv(shape[1], columns)),
         out_shape=jax.ShapeDtypeStruct(shape, dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=plgpu.CompilerParams(num_warps=4),
         interpret=platform == "cpu",  # in tests
     )
