@@ -80,12 +80,12 @@ def lookup_cases(inputs: Inputs) -> dict[str, Case]:
         layouts["Pallas"] = MeshLayout(compute=ComputeConfig(lookup="pallas"))
     read, written = inputs.read_bytes, inputs.gradient_bytes
     for name, layout in layouts.items():
-        sums, of_weights, of_table = kernels(layout)
+        row_sum, weight_gradient, table_gradient = kernels(layout)
         for work, function, arguments, amount in (
-            ("row sums", sums, (values, slots, weights), read),
-            ("weights' gradient", of_weights, (values, slots, cotangent), read),
-            ("table's gradient", of_table, spread, written),
-            ("table's gradient, 1 slot", of_table, crowded, written),
+            ("row sums", row_sum, (values, slots, weights), read),
+            ("weights' gradient", weight_gradient, (values, slots, cotangent), read),
+            ("table's gradient", table_gradient, spread, written),
+            ("table's gradient, 1 slot", table_gradient, crowded, written),
         ):
             cases[f"{work}, {name}"] = _case(function, *arguments, amount=amount)
     return cases
