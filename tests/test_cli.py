@@ -104,7 +104,7 @@ FILES = {
     "def config():\n    return MemoryConfig(top_k=9, num_keys=8)\n",
     "empty": "",
     "blank": "\n\n",
-    "malformed": FACT * 6 + '{"question": \n',
+    "cut": FACT * 6 + '{"question": \n',
     "unanswered": '{"question": "q", "answers": []}\n',
     "long": lines(*LONG),
     "few": FACT,
@@ -207,12 +207,7 @@ REFUSED = {
     "pretrain {pretrain} --run-dir {few}": ["{few}"],
     "pretain": ["'pretain'", *cli.VERBS],
 }
-UNREADABLE = {
-    "empty": "empty",
-    "blank": "empty",
-    "malformed": ":7: ",
-    "unanswered": ":1: ",
-}
+UNREADABLE = {"empty": "empty", "blank": "empty", "cut": ":7: ", "unanswered": ":1: "}
 READERS = (
     "pretrain {{pretrain}} --data.facts {{{0}}}",
     "finetune {{finetune}} --facts {{{0}}}",
