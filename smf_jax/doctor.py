@@ -1,4 +1,4 @@
-"""Looks at versions and devices, and names the combinations that are known to fail."""
+"""Reports versions and devices, and combinations of them with known problems."""
 
 import os
 import platform
@@ -9,49 +9,38 @@ import jax
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 SLOW_SCATTER = ("0.10.2", "0.11.0")  # openxla/xla#46225
-WRONG_SCATTER = (0, 11, 2)  # and later, as far as is known, in a scan
+WRONG_SCATTER = (0, 11, 2)  # first version with openxla/xla#49143, in a scan
 
 
 def examine() -> Iterator[str]:
-    """Yields lines about this machine: what there is, then what to change."""
+    """Yields lines about versions and devices, then lines about what to change."""
     yield f"python {platform.python_version()}  {platform.platform()}"
     yield "  ".join(f"{name} {version(name)}" for name in LIBRARIES)
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     yield f"{len(devices)} x {', '.join(kinds)} ({jax.default_backend()})"
-    yield f"{os.cpu_count()} processor cores"
-    problems = list(_problems())
-    yield from problems
-    if not problems:
-        yield "nothing to change"
+    yield f"{os.cpu_count()} CPU cores"
+    yield from list(_problems()) or ["no known problems"]
 
 
 def _problems() -> Iterator[str]:
-    if version("jaxlib") in SLOW_SCATTER:
+    jax_version, jaxlib_version = version("jax"), version("jaxlib")
+    release = tuple(int(part) for part in jax_version.split(".")[:3])
+    if jaxlib_version in SLOW_SCATTER:
         yield (
-            f"CHANGE jaxlib {version('jaxlib')} adds float32 rows on GPU hundreds of "
-            "times too slowly: install jax 0.10.1, or 0.11.1 and later"
+            f"CHANGE jaxlib {jaxlib_version}: float32 scatter-add on GPU is hundreds "
+            "of times too slow; install jax 0.10.1, or 0.11.1 or later"
         )
-    if jax.default_backend() == "tpu" and _release("jax") >= WRONG_SCATTER:
+    if jax.default_backend() == "tpu" and release >= WRONG_SCATTER:
         yield (
-            f"CHANGE jax {version('jax')} may add up wrong gradients on TPU "
-            "(openxla/xla#49143): install a jax below 0.11.2"
+            f"CHANGE jax {jax_version}: gradients may be wrong on TPU "
+            "(openxla/xla#49143); install jax below 0.11.2"
         )
-    if version("jax") != version("jaxlib"):
+    if jax_version != jaxlib_version:
         yield (
-            f"CHANGE jax {version('jax')} with jaxlib {version('jaxlib')}: "
-            "install both in one version"
+            f"CHANGE jax {jax_version} with jaxlib {jaxlib_version}: install the same "
+            "version of both"
         )
-    if jax.default_backend() == "cpu" and _has_nvidia_driver():
-        yield (
-            "CHANGE this host has an NVIDIA GPU that jax does not see: install "
-            "smf-jax[cuda]"
-        )
-
-
-def _release(library: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version(library).split(".")[:3])
-
-
-def _has_nvidia_driver() -> bool:
-    return os.path.exists("/proc/driver/nvidia/version")
+    has_driver = os.path.exists("/proc/driver/nvidia/version")
+    if jax.default_backend() == "cpu" and has_driver:
+        yield "CHANGE jax does not see this host's NVIDIA GPU: install smf-jax[cuda]"

@@ -1,16 +1,16 @@
-"""How a command ends when it does not end by itself: exit codes, and one error."""
+"""Exit codes of the `smf` command, and the error of an interrupted one."""
 
 import os
 import sys
 from typing import NoReturn
 
-SAVED = 75  # told to stop, and saved what there was; the same command goes on
-AT_ONCE = 130  # told to stop at once, without saving
-PEER_LOST = 69  # another process of the run is missing
+SAVED = 75  # interrupted; a checkpoint is saved if there was anything to save
+AT_ONCE = 130  # interrupted without saving
+PEER_LOST = 69  # another process of the run is lost
 
 
 class Interrupted(Exception):
-    """A command was told to stop, and nothing of it is lost."""
+    """The command was interrupted, and no work is lost."""
 
 
 def exit_now(code: int) -> NoReturn:

@@ -1,7 +1,7 @@
-"""One self-contained page about a comparison, drawn from what its runs wrote."""
+"""Reports of a demo and of a retrofit, drawn from the files of their runs."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from smf_jax.config import require
 from smf_jax.evaluate.answers import is_exact
 from smf_jax.runs.files import (
+    CONFIG,
     EVALUATION,
     FRONTIER,
     HEALING,
@@ -22,44 +23,46 @@ from smf_jax.runs.files import (
     read_json,
     write_text,
 )
-from smf_jax.train.loop import read_rows
+from smf_jax.runs.jsonl import read_rows
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-EXAMPLES = 10  # questions shown before and after, for each method
+EXAMPLES = 5  # new facts and known facts shown for each method
 COLOURS = {"smf": "#0b6e4f", "lora": "#c75000", "full": "#3b4cc0"}
 
 
 def write(out: Path) -> Path:
-    """Writes `report.html` from the summary and the runs in `out`; returns its path.
+    """Writes `report.html` of the demo in `out`, and returns its path.
 
-    Its first figure stands beside it as `frontier.svg`, too.
+    Its first figure is also written as `frontier.svg`.
 
     Raises:
-      ConfigError: A file of the comparison is missing or broken.
+      ConfigError: A file is missing or damaged.
     """
     summary = read_json(out / "summary.json")
-    names = list(summary["methods"])
-    require(len(names) > 0, f"{out}: the summary names no method")
-    teaching = {name: read_json(out / name / TEACHING) for name in names}
-    losses = {name: _read_metrics(out / name / METRICS) for name in names}
-    frontier = _svg(_draw_frontier, summary["methods"])
+    methods = summary["methods"]
+    require(len(methods) > 0, f"{out}: the summary names no method")
+    config = read_json(out / next(iter(methods)) / CONFIG)
+    losses = {name: _read_metrics(out / name / METRICS) for name in methods}
+    teaching = {name: read_json(out / name / TEACHING) for name in methods}
+    examples = {
+        name: _examples(read_json(out / name / EVALUATION), teaching[name])
+        for name in methods
+    }
+    frontier = _svg(_draw_frontier, methods)
     page = _template().render(
         summary=summary,
+        config=config,
+        examples=examples,
         frontier=frontier,
-        curves=_svg(_draw_curves, summary["methods"]),
+        curves=_svg(_draw_curves, methods),
         losses=_svg(_draw_losses, losses),
         slots=[
             (name, _svg(_draw_slots, record["slots_by_document_frequency"]))
             for name, record in teaching.items()
             if record["slots_by_document_frequency"] is not None
         ],
-        examples={
-            name: _examples(read_json(out / name / EVALUATION), teaching[name])
-            for name in names
-        },
-        config=read_json(out / names[0] / "config.json"),
     )
     write_text(out / FRONTIER, frontier)
     write_text(out / REPORT, page)
@@ -67,10 +70,10 @@ def write(out: Path) -> Path:
 
 
 def draw_retrofit(run_dir: Path) -> Path:
-    """Draws how a retrofit healed and how its slots were read; returns the figure.
+    """Draws the loss and slot usage of a finished retrofit; returns the figure's path.
 
     Raises:
-      ConfigError: The run is no retrofit that came to its end.
+      ConfigError: The run is not a finished retrofit.
     """
     report = read_json(run_dir / RETROFIT)
     write_text(run_dir / HEALING, _svg(_draw_healing, report, panels=2))
@@ -85,6 +88,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     environment.filters["score"] = lambda value: f"{value:.3f}"
+    environment.filters["count"] = lambda number: f"{number:,}"
     return environment.get_template("report.html.j2")
 
 
@@ -93,14 +97,15 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_rows(path)
 
 
-def _svg(draw, content: Any, panels: int = 1) -> str:
-    """Returns a figure as text that can stand inside a page."""
+def _svg(draw: Callable, content: Any, panels: int = 1) -> str:
+    """Returns a figure as SVG to embed in a page."""
     size = (5.2 * panels, 3.6)
     figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained")
     draw(axes, content)
     for panel in figure.axes:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize="small")
     with io.StringIO() as text:
         # No date and fixed ids: the same runs give the same page.
         with plt.rc_context({"svg.hashsalt": "smf", "svg.fonttype": "none"}):
@@ -109,16 +114,19 @@ def _svg(draw, content: Any, panels: int = 1) -> str:
         return text.getvalue()[text.getvalue().index("<svg") :]
 
 
+def _label(axes: plt.Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
 def _draw_frontier(axes: plt.Axes, methods: dict[str, dict]) -> None:
     for name, row in methods.items():
-        _, learned, held_out, kept = zip(*row["curve"], strict=True)
+        _, learned, reworded, kept = zip(*row["curve"], strict=True)
         axes.plot(learned, kept, "o-", label=name, color=COLOURS.get(name), ms=4)
-        axes.plot(held_out, kept, "o:", color=COLOURS.get(name), ms=3, alpha=0.6)
-    axes.set_xlabel("new facts learned (dotted: asked in an untrained wording)")
-    axes.set_ylabel("old facts kept")
+        axes.plot(reworded, kept, "o:", color=COLOURS.get(name), ms=3, alpha=0.6)
+    _label(axes, "new facts learned (dotted: reworded)", "known facts kept")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False)
 
 
 def _draw_curves(axes: plt.Axes, methods: dict[str, dict]) -> None:
@@ -127,10 +135,8 @@ def _draw_curves(axes: plt.Axes, methods: dict[str, dict]) -> None:
         colour = COLOURS.get(name)
         axes.plot(steps, learned, "-", color=colour, label=f"{name}: learned")
         axes.plot(steps, kept, "--", color=colour, label=f"{name}: kept")
-    axes.set_xlabel("step")
-    axes.set_ylabel("exact match of generated answers")
+    _label(axes, "step", "exact match")
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False, fontsize="small")
 
 
 def _draw_losses(axes: plt.Axes, losses: dict[str, list[dict]]) -> None:
@@ -138,65 +144,55 @@ def _draw_losses(axes: plt.Axes, losses: dict[str, list[dict]]) -> None:
         steps = [row["step"] for row in rows]
         values = [row["loss"] for row in rows]
         axes.plot(steps, values, label=name, color=COLOURS.get(name))
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss on what is taught (nats a token)")
+    _label(axes, "step", "training loss (nats per token)")
     axes.set_yscale("log")
-    axes.legend(frameon=False)
 
 
 def _draw_slots(axes: plt.Axes, slots: dict[str, Sequence[int]]) -> None:
     documents = len(slots["all"]) - 1
     frequencies = range(documents + 1)
-    style = {"width": 1.0, "align": "center"}
-    axes.bar(frequencies, slots["all"], color="#cccccc", label="all slots", **style)
-    axes.bar(frequencies, slots["written"], color="#0b6e4f", label="written", **style)
-    axes.set_xlabel(f"background documents that read the slot (of {documents})")
-    axes.set_ylabel("slots")
+    for name, colour in (("all", "#cccccc"), ("written", "#0b6e4f")):
+        axes.bar(frequencies, slots[name], width=1.0, color=colour, label=name)
+    _label(axes, f"background documents that read the slot (of {documents})", "slots")
     axes.set_yscale("log")
-    axes.legend(frameon=False)
 
 
 def _draw_healing(panels: np.ndarray, report: dict[str, Any]) -> None:
     left, right = panels
     steps = [point["step"] for point in report["curve"]]
     losses = [point["loss"] for point in report["curve"]]
-    base, gate = report["base"]["loss"], report["base"]["loss"] + report["margin"]
-    left.plot(steps, losses, "o-", ms=4, color="#0b6e4f", label="with the memory")
+    base = report["base"]["loss"]
+    left.plot(steps, losses, "o-", ms=4, color="#0b6e4f", label="with memory layers")
     left.axhline(base, color="#3b4cc0", label="base")
-    left.axhline(gate, color="#3b4cc0", ls=":", label="healed below this")
-    left.set_xlabel("step")
-    left.set_ylabel("held-out loss (nats a token)")
-    left.legend(frameon=False)
-    measures = {"read": "slots read at all", "top_percent": "reads on the top 1 %"}
+    left.axhline(base + report["margin"], color="#3b4cc0", ls=":", label="healed below")
+    _label(left, "step", "held-out loss (nats per token)")
+    measures = {"read": "slots read", "top_percent": "reads of the top 1% of slots"}
     tables = range(len(report["curve"][0]["slots"]))
     for name, label in measures.items():
         for table in tables:
             shares = [point["slots"][table][name] for point in report["curve"]]
             suffix = f", table {table}" if len(tables) > 1 else ""
             right.plot(steps, shares, "o-", ms=4, label=label + suffix)
-    right.set_xlabel("step")
-    right.set_ylabel("share")
+    _label(right, "step", "share")
     right.set_ylim(-0.02, 1.02)
-    right.legend(frameon=False)
 
 
 def _examples(evaluation: dict, teaching: dict) -> list[dict[str, Any]]:
-    """Returns questions spread evenly over the new and over the old facts."""
-    shown = []
-    for group, count in (("held_out", EXAMPLES // 2), ("known", EXAMPLES // 2)):
+    """Returns questions about new and known facts, with answers before and after."""
+    examples = []
+    for group, kind in (("held_out", "new"), ("known", "known")):
         rows = evaluation["answers"][group]
         before = teaching["answers_before"][group]
-        for index in range(0, len(rows), max(len(rows) // count, 1))[:count]:
+        for index in range(0, len(rows), max(len(rows) // EXAMPLES, 1))[:EXAMPLES]:
             row = rows[index]
-            shown.append(
+            answers = (before[index], row["answer"])
+            marked = [(answer, is_exact(answer, row["answers"])) for answer in answers]
+            examples.append(
                 {
-                    "kind": "old" if group == "known" else "new",
+                    "kind": kind,
                     "question": row["question"],
-                    "answer": row["answers"][0],
-                    "before": before[index],
-                    "before_right": is_exact(before[index], row["answers"]),
-                    "after": row["answer"],
-                    "after_right": is_exact(row["answer"], row["answers"]),
+                    "expected": row["answers"][0],
+                    "answers": marked,
                 }
             )
-    return shown
+    return examples

@@ -338,7 +338,7 @@ def test_the_tokenizer_of_another_run_is_refused(refused, base):
     path = base / "tokenizer.json"
     path.write_text(path.read_text().replace("birthplace", "birthplaces"))
 
-    assert f"{path} is not as it was written" in refused("ask", base, "who ?")
+    assert f"{path} is damaged: checksum mismatch" in refused("ask", base, "who ?")
 
 
 def test_a_run_whose_record_tells_of_another_model_is_refused(refused, base):
@@ -349,7 +349,7 @@ def test_a_run_whose_record_tells_of_another_model_is_refused(refused, base):
 
     line = refused("ask", base, "who ?")
 
-    assert "config.json is not as it was written" in line
+    assert "config.json is damaged: checksum mismatch" in line
 
 
 def test_pretraining_into_a_finished_run_is_refused(refused, base, pretrain):

@@ -1,4 +1,4 @@
-"""What tests against PyTorch need; they are skipped, or fail, where it is missing."""
+"""Helpers of tests against PyTorch, which are skipped, or fail, without it."""
 
 import importlib.util
 import os
@@ -14,10 +14,10 @@ MISSING = [
 
 
 def require_torch() -> None:
-    """Skips the module that calls it where the extra `torch` is not installed.
+    """Skips the calling module if the extra `torch` is not installed.
 
     Raises:
-      RuntimeError: It is missing, and SMF_REQUIRE_TORCH=1 says that it must not be.
+      RuntimeError: It is not, and SMF_REQUIRE_TORCH=1 demands it.
     """
     if not MISSING:
         return
@@ -28,7 +28,7 @@ def require_torch() -> None:
 
 
 def save(model, folder: Path, **options) -> Path:
-    """Writes a `transformers` model with all parameters random, and returns where."""
+    """Saves a `transformers` model with random parameters, and returns where."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

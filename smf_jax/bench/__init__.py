@@ -1,1 +1,1 @@
-"""Speed on this machine, ours and PyTorch's, of the same work: `smf bench`."""
+"""`smf bench`: the speed of smf_jax on this machine, beside PyTorch."""

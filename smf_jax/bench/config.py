@@ -1,4 +1,4 @@
-"""What is timed, and how large it is."""
+"""Configuration of a benchmark."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -8,11 +8,10 @@ from smf_jax.config import (
     MemoryConfig,
     ModelConfig,
     require,
-    require_parts,
+    require_divisible,
 )
 
 Part = Literal["lookup", "ranking", "methods", "pretraining", "slots", "decoding"]
-KNOWN = "smf, texts seen before"  # the name of that work
 
 
 def _model() -> ModelConfig:
@@ -32,31 +31,36 @@ def _model() -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Time the lookup, the ranking of keys, steps of every method, and decoding.
+    """Benchmark memory lookups, training steps and decoding on this machine.
 
-    What is compared takes turns, so that both meet the same noise; medians are told.
-    Needs 24 GB of memory at its default size. With the extra `torch`, PyTorch does the
-    same work beside it, on the same device.
+    Cases of a group are timed in turn, and their medians compared. With the extra
+    `torch`, PyTorch does the same work on the same device. The default sizes need 24 GB
+    of memory.
+
+    Example: smf bench --out runs/bench
     """
 
-    out: str = "runs/bench"  # where bench.json and the figures are written
+    out: str = "runs/bench"  # output directory of bench.json and bench.svg
     parts: tuple[Part, ...] = get_args(Part)
-    repeats: int = 7  # turns of each, after one that is not counted
-    texts: int = 64  # of a batch
-    seq_len: int = 64  # tokens of each
-    # Parts in which SMF computes a batch: less memory, and no gradient of weights that
-    # would have to be summed over parts.
-    grad_accum_steps: int = 2
-    top_t: int = 500  # rows that a step of SMF writes
-    rank: int = 8  # of LoRA
-    most_keys: int = 2048  # of a half, in the largest of the growing tables
-    table: Literal["float32", "bfloat16"] = "float32"  # rows of the part lookup
+    repeats: int = 7  # samples per case, after the warmup
+    texts: int = 64  # texts per batch
+    seq_len: int = 64  # tokens per text
+    grad_accum_steps: int = 2  # of SMF, to save memory
+    top_t: int = 500  # slots updated per step of SMF
+    table: Literal["float32", "bfloat16"] = "float32"  # type of rows, for lookup only
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     model: ModelConfig = dataclasses.field(default_factory=_model)
 
     def __post_init__(self):
-        for name in ("repeats", "texts", "seq_len", "top_t", "rank", "most_keys"):
-            require(getattr(self, name) > 0, f"--{name} must be above 0")
-        require_parts("--texts", self.texts, self.grad_accum_steps)
-        require(self.model.memory is not None, "a bench needs model.memory")
-        require(self.model.vocab_size > 0, "a bench needs model.vocab_size")
+        for name in ("repeats", "texts", "seq_len", "top_t"):
+            value = getattr(self, name)
+            option = name.replace("_", "-")
+            require(value > 0, f"--{option} {value} must be above 0")
+        require_divisible("--texts", self.texts, self.grad_accum_steps)
+        require(self.model.memory is not None, "smf bench needs model.memory")
+        require(self.model.vocab_size > 0, "smf bench needs model.vocab_size")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch."""
+        return self.texts * self.seq_len

@@ -1,158 +1,133 @@
-"""Works of the memory layer alone: reading rows, their gradients, ranking keys."""
+"""Cases of a memory layer alone: row sums, their gradients, and slot ranking."""
 
 import functools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from smf_jax.bench.config import BenchConfig
-from smf_jax.bench.timing import Work
+from smf_jax.bench.timing import Case
 from smf_jax.config import ComputeConfig
 from smf_jax.kernels import row_sums
-from smf_jax.kernels.sharded import Kernels, kernels, product_key_top_k
+from smf_jax.kernels.sharded import kernels, product_key_top_k
 from smf_jax.kernels.table_rows import put_rows, take_rows
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
-COPIED = 2**28  # bytes: more than any cache holds
-ROWS_WRITTEN = 10_000  # more than a large batch chooses
-DRAWN = 2**14  # rows, as a table takes long to draw
+COPY_BYTES = 2**28  # larger than any cache
+WRITTEN_ROWS = 10_000  # more than a large batch selects
+DISTINCT_ROWS = 2**14  # drawn at random, and repeated to fill the table
 
 
-class Reading(NamedTuple):
-    """Reads of a batch, on the host."""
+class Inputs(NamedTuple):
+    """Random reads of a batch, on the host."""
 
     values: np.ndarray  # [num_slots, value_dim] float32
     slots: np.ndarray  # [tokens, reads]
     weights: np.ndarray  # [tokens, reads]
     cotangent: np.ndarray  # [tokens, value_dim] float32
-    chosen: np.ndarray  # [top_t]
-    table: str  # the type that rows and cotangents are given
-
-    @property
-    def width(self) -> int:
-        """Bytes of a row."""
-        return self.values.shape[1] * jax.numpy.dtype(self.table).itemsize
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all rows that are read, each as often as it is."""
-        return self.slots.size * self.width
-
-    @property
-    def bytes_of_gradient(self) -> int:
-        """The fewest bytes of a table's float32 gradient: it, and each token's once."""
-        return self.values.size * 4 + len(self.cotangent) * self.width
+    selected: np.ndarray  # [top_t]
+    dtype: str  # of rows and cotangents on the device
+    read_bytes: int  # of all rows that are read, repeated ones included
+    gradient_bytes: int  # least that a dense float32 gradient of the table moves
 
 
-class Moving(NamedTuple):
-    """A work, and the fewest bytes it moves; none told for arithmetic."""
-
-    work: Work
-    bytes: int | None
-
-
-def draw(config: BenchConfig) -> Reading:
+def draw_inputs(config: BenchConfig) -> Inputs:
     """Returns reads of random slots."""
-    memory, tokens = config.model.memory, config.texts * config.seq_len
+    memory, tokens = config.model.memory, config.tokens
     rng = np.random.default_rng(0)
     reads = (tokens, memory.num_heads * memory.top_k)
     slots = rng.integers(0, memory.num_slots, reads, np.int32)
     shape = (memory.num_slots, memory.value_dim)
-    some = rng.standard_normal((min(DRAWN, shape[0]), shape[1]), np.float32)
-    return Reading(
-        np.resize(some, shape),  # the same ones again
+    rows = rng.standard_normal((min(DISTINCT_ROWS, shape[0]), shape[1]), np.float32)
+    row_bytes = memory.value_dim * jnp.dtype(config.table).itemsize
+    return Inputs(
+        np.resize(rows, shape),
         slots,
         rng.random(reads, np.float32) / memory.top_k,
         rng.standard_normal((tokens, memory.value_dim), np.float32),
         rng.permutation(np.unique(slots))[: config.top_t].astype(np.int32),
         config.table,
+        read_bytes=slots.size * row_bytes,
+        gradient_bytes=math.prod(shape) * 4 + tokens * row_bytes,
     )
 
 
-def ours(reading: Reading) -> dict[str, Moving]:
-    """Returns the works of a lookup, by XLA and, where they are for it, by kernels."""
-    as_table = functools.partial(jax.numpy.asarray, dtype=reading.table)
-    values, cotangent = map(as_table, (reading.values, reading.cotangent))
-    of_host = (reading.slots, reading.weights, reading.chosen)
-    slots, weights, chosen = map(jax.numpy.asarray, of_host)
-    of_chosen = jax.jit(row_sums.selected_rows_gradient, static_argnums=4)
-    work = functools.partial(of_chosen, cotangent, slots, weights, chosen, len(values))
-    works = {"chosen rows' gradient, smf_jax": Moving(work, None)}
-    for name, way in _ways().items():
-        reads = (cotangent, slots, weights, len(values))
-        # As many reads of one slot as there are: no two threads may add at once.
-        crowded = (cotangent, jax.numpy.zeros_like(slots), *reads[2:])
-        forward = jax.jit(way.weighted_rows)
-        of_weights = jax.jit(way.weight_gradient)
-        of_table = jax.jit(way.table_gradient, static_argnums=3)
-        read, made = reading.bytes_read, reading.bytes_of_gradient
-        for what, function, arguments, moved in (
-            ("rows summed", forward, (values, slots, weights), read),
+def lookup_cases(inputs: Inputs) -> dict[str, Case]:
+    """Returns the cases of a lookup by XLA and, on GPU, by Pallas kernels."""
+    values, cotangent = (
+        jnp.asarray(array, inputs.dtype) for array in (inputs.values, inputs.cotangent)
+    )
+    slots, weights, selected = map(
+        jnp.asarray, (inputs.slots, inputs.weights, inputs.selected)
+    )
+    buffer, num_slots = jnp.zeros(COPY_BYTES // 4), len(values)
+    spread = (cotangent, slots, weights, num_slots)
+    # All reads of one slot: the worst case for concurrent additions.
+    crowded = (cotangent, jnp.zeros_like(slots), weights, num_slots)
+    cases = {
+        "copy": _case(lambda array: array + 1, buffer, amount=2 * COPY_BYTES),
+        "selected rows' gradient": _case(
+            row_sums.selected_rows_gradient, *spread[:3], selected, num_slots
+        ),
+        "rows written in place": _write_case(inputs),
+    }
+    layouts = {"XLA": ONE_DEVICE}
+    if jax.default_backend() == "gpu":
+        layouts["Pallas"] = MeshLayout(compute=ComputeConfig(lookup="pallas"))
+    read, written = inputs.read_bytes, inputs.gradient_bytes
+    for name, layout in layouts.items():
+        sums, of_weights, of_table = kernels(layout)
+        for work, function, arguments, amount in (
+            ("row sums", sums, (values, slots, weights), read),
             ("weights' gradient", of_weights, (values, slots, cotangent), read),
-            ("table's gradient", of_table, reads, made),
-            ("table's gradient, all of one slot", of_table, crowded, made),
+            ("table's gradient", of_table, spread, written),
+            ("table's gradient, 1 slot", of_table, crowded, written),
         ):
-            work = functools.partial(function, *arguments)
-            works[f"{what}, {name}"] = Moving(work, moved)
-    return works
+            cases[f"{work}, {name}"] = _case(function, *arguments, amount=amount)
+    return cases
 
 
-def _ways() -> dict[str, Kernels]:
-    of_xla = kernels(ONE_DEVICE)
-    if jax.default_backend() == "cpu":
-        return {"smf_jax": of_xla}
-    layout = MeshLayout(compute=ComputeConfig(lookup="pallas"))
-    return {"XLA": of_xla, "kernels": kernels(layout)}
+def _case(function: Callable, *arguments: Any, amount: int | None = None) -> Case:
+    static = [n for n, argument in enumerate(arguments) if isinstance(argument, int)]
+    compiled = jax.jit(function, static_argnums=static)
+    return Case(functools.partial(compiled, *arguments), amount)
 
 
-def copy() -> dict[str, Moving]:
-    """Returns the work that others are measured by."""
-    array = jax.numpy.zeros(COPIED // 4)
-    work = functools.partial(jax.jit(lambda array: array + 1), array)
-    return {"copying": Moving(work, 2 * COPIED)}  # read and written
-
-
-def writing(reading: Reading) -> dict[str, Moving]:
-    """Returns the work that adds to rows of a table."""
-    table = jax.numpy.array(reading.values)  # its own: it is donated
-    count = min(ROWS_WRITTEN, len(table))
+def _write_case(inputs: Inputs) -> Case:
+    table = jnp.array(inputs.values)  # a copy, as it is donated
+    count = min(WRITTEN_ROWS, len(table))
     slots = np.random.default_rng(1).permutation(len(table))[:count].astype(np.int32)
-    updates = jax.numpy.ones((count, table.shape[1]))
+    updates = jnp.ones((count, table.shape[1]))
 
+    @functools.partial(jax.jit, donate_argnums=0)
     def add_rows(table, updates, slots):
         rows = take_rows(ONE_DEVICE, table, slots)
         return put_rows(ONE_DEVICE, table, slots, rows + updates)
 
-    write = jax.jit(add_rows, donate_argnums=0)
-
-    def work():
+    def call():
         nonlocal table
-        table = write(table, updates, slots)
+        table = add_rows(table, updates, slots)
         return table
 
-    # Rows are read and written, updates read.
-    return {"rows written in place, smf_jax": Moving(work, 3 * updates.nbytes)}
+    return Case(call, 3 * updates.nbytes)  # rows are read and written, updates read
 
 
 def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
     """Returns queries [texts, seq, heads, 2, half] and keys [heads, 2, keys, half]."""
     memory = config.model.memory
-    pair = (memory.num_heads, 2)
-    half = memory.key_dim // 2
-    shapes = (
-        (config.texts, config.seq_len, *pair, half),
-        (*pair, memory.num_keys, half),
-    )
+    heads, half = (memory.num_heads, 2), memory.key_dim // 2
     rng = np.random.default_rng(0)
-    query, keys = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    return query, keys
+    shape = (config.texts, config.seq_len, *heads, half)
+    query = rng.standard_normal(shape, np.float32)
+    return query, rng.standard_normal((*heads, memory.num_keys, half), np.float32)
 
 
-def ranking(config: BenchConfig) -> dict[str, Work]:
-    """Returns the work that finds each token's best slots."""
-    memory = config.model.memory
-    rank = jax.jit(product_key_top_k, static_argnums=(0, 3))
-    arrays = map(jax.numpy.asarray, draw_keys(config))
-    work = functools.partial(rank, ONE_DEVICE, *arrays, memory.top_k)
-    return {"slots ranked, smf_jax": work}
+def ranking_case(config: BenchConfig) -> Case:
+    """Returns the case that finds the best slots of each token."""
+    arrays = map(jnp.asarray, draw_keys(config))
+    rank = functools.partial(product_key_top_k, ONE_DEVICE)
+    return _case(rank, *arrays, config.model.memory.top_k, amount=config.tokens)

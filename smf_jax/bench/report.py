@@ -1,139 +1,81 @@
-"""A bench as one reads it: a table for each part, and a figure."""
+"""The results of a benchmark as tables."""
 
 import statistics
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import matplotlib
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax.bench.config import KNOWN, BenchConfig
 
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
-
-FIGURE = "bench.svg"
-
-
-def show(config: BenchConfig, results: dict[str, Any], console: Console) -> None:
-    """Prints what was timed."""
-    tokens = config.texts * config.seq_len
-    if lookup := results.get("lookup"):
-        console.print(_lookup(lookup))
-    if ranking := results.get("ranking"):
-        console.print(_ratios("ranking of slots", ranking, tokens))
-    if methods := results.get("methods"):
-        for group in methods["groups"]:
-            console.print(_ratios("steps", group, tokens))
-        console.print(_sizes(methods["sizes"]))
-        for line in _beyond_dense(methods["groups"]):
-            console.print(line, highlight=False)
-    if pretraining := results.get("pretraining"):
-        for group in pretraining["groups"]:
-            console.print(_ratios("pretraining with", group, tokens))
-        console.print(_sizes(pretraining["sizes"]))
-    if slots := results.get("slots"):
-        console.print(_slots(slots))
-    if decoding := results.get("decoding"):
-        of = decoding["tokens decoded, smf_jax"]
-        speed = decoding["new_tokens"] / of["median"]
-        console.print(f"decoding: {speed:,.0f} tokens/s, prompts included")
-
-
-def _row(name: str, of: dict[str, float], *more: str) -> tuple[str, ...]:
-    median, least, most = (of[key] * 1e3 for key in ("median", "least", "most"))
-    digits = 3 if median < 10 else 1
-    spread = f"{least:.{digits}f} - {most:.{digits}f}"
-    return (name, f"{median:.{digits}f}", spread, *more)
+def show(part: str, result: dict[str, Any], console: Console) -> None:
+    """Prints the times of a part, then the memory and extra cost of its steps."""
+    unit, rate_unit, scale = "token", "tokens/s", 1
+    if part == "lookup":
+        unit, rate_unit, scale = "byte", "GB/s", 1e9
+    baseline = next(iter(result["groups"][0]))
+    times = _table(part, "ms", "min - max", rate_unit, "ratio")
+    times.caption = f"ratio: time per {unit}, relative to {baseline}"
+    sizes = {}
+    for group in result["groups"]:
+        first = group[baseline]["median"] / group[baseline]["amount"]
+        for name, case in group.items():
+            cells = _times(case)
+            if case["amount"] is not None:
+                seconds = case["median"] / case["amount"]
+                rate = 1 / seconds / scale
+                cells += [
+                    f"{rate:,.{0 if rate > 100 else 2}f}",
+                    f"{seconds / first:.2f}",
+                ]
+            times.add_row(name, *cells)
+            if case["sizes"] is not None:
+                sizes[name] = case["sizes"]
+        times.add_section()
+    console.print(times)
+    if sizes:
+        console.print(_sizes(sizes, result.get("forward_peak")))
+    for line in _memory_costs(result["groups"]):
+        console.print(line, highlight=False)
 
 
-def _lookup(lookup: dict[str, Any]) -> Table:
-    copy = lookup["copying"]["bytes"] / lookup["copying"]["median"]
-    table = Table("lookup", "ms", "from - to", "GB/s", "of copying")
-    for name, of in lookup.items():
-        speed = (of["bytes"] or 0) / of["median"]
-        cells = (f"{speed / 1e9:.2f}", f"{speed / copy:.2f}") if speed else ()
-        table.add_row(*_row(name, of, *cells))
+def _table(first: str, *columns: str) -> Table:
+    table = Table(first, box=box.SIMPLE, caption_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
     return table
 
 
-def _ratios(title: str, group: dict[str, dict[str, float]], tokens: int) -> Table:
-    table = Table(title, "ms", "from - to", "tokens/s", "times the first")
-    first = next(iter(group.values()))["median"]
-    for name, of in group.items():
-        cells = (f"{tokens / of['median']:,.0f}", f"{of['median'] / first:.2f}")
-        table.add_row(*_row(name, of, *cells))
-    return table
+def _times(case: dict[str, Any]) -> list[str]:
+    digits = 3 if case["median"] < 0.01 else 1
+    median, least, most = (
+        f"{case[key] * 1e3:.{digits}f}" for key in ("median", "min", "max")
+    )
+    return [median, f"{least} - {most}"]
 
 
-def _sizes(sizes: dict[str, Any]) -> Table:
-    table = Table("memory", "peak, MB", "of it given, MB", "numbers a step may change")
-    if forward := sizes.get("forward_peak"):
-        table.add_row("forward alone", f"{forward / 1e6:,.0f}", "", "")
+def _sizes(sizes: dict[str, dict[str, int]], forward_peak: int | None) -> Table:
+    table = _table("step", "peak MB", "arguments MB", "trainable")
+    if forward_peak is not None:
+        table.add_row("forward pass alone", f"{forward_peak / 1e6:,.0f}")
     for name, of in sizes.items():
-        if isinstance(of, dict):
-            megabytes = (f"{of[part] / 1e6:,.0f}" for part in ("peak", "held"))
-            table.add_row(name, *megabytes, f"{of['trainable']:,}")
+        megabytes = (f"{of[key] / 1e6:,.0f}" for key in ("peak", "arguments"))
+        table.add_row(name, *megabytes, f"{of['trainable']:,}")
     return table
 
 
-def _beyond_dense(groups: list[dict[str, Any]]) -> list[str]:
-    """Returns in words what a step costs beyond its dense layers, where told.
+def _memory_costs(groups: list[dict[str, Any]]) -> Iterator[str]:
+    """Yields what memory layers add to steps that were timed beside dense-only ones.
 
-    Medians of the differences of each turn: noise of minutes is in both of a turn.
+    It is the median difference of samples that were taken in turn, which share slow
+    noise.
     """
-    pairs = (
-        ("smf", "smf, dense layers"),
-        (KNOWN, f"{KNOWN}, dense layers"),
-        ("PyTorch, sparse", "PyTorch, dense layers"),
-        ("PyTorch, masked", "PyTorch, dense layers"),
-    )
-    lines = []
     for group in groups:
-        for whole, dense in pairs:
-            if {whole, dense} <= group.keys():
-                turns = zip(group[whole]["turns"], group[dense]["turns"], strict=True)
-                cost = statistics.median(of - without for of, without in turns)
-                lines.append(f"beyond its dense layers, {whole}: {cost * 1e3:.0f} ms")
-    return lines
-
-
-def _slots(slots: dict[str, dict[str, Any]]) -> Table:
-    table = Table("slots", "ms", "from - to", "times the least")
-    for count, pair in slots.items():
-        ratio = pair["step"]["median"] / pair["least"]["median"]
-        table.add_row(*_row(f"{int(count):,}", pair["step"], f"{ratio:.2f}"))
-    return table
-
-
-def draw(config: BenchConfig, results: dict[str, Any]) -> Path:
-    """Draws steps beside one another and their growth; returns the figure's path."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(10.4, 3.6), layout="constrained"
-    )
-    groups = results.get("methods", {"groups": []})["groups"]
-    ratios = {
-        name: of["median"] / group["smf"]["median"]
-        for group in groups
-        for name, of in group.items()
-    }
-    left.barh(list(ratios), list(ratios.values()), color="#0b6e4f")
-    left.axvline(1, color="#888888", lw=1)
-    left.set_xlabel("time of a step, that of SMF = 1")
-    left.invert_yaxis()
-    slots = results.get("slots", {})
-    counts = [int(count) for count in slots]
-    growth = [p["step"]["median"] / p["least"]["median"] for p in slots.values()]
-    right.plot(counts, growth, "o-", color="#0b6e4f")
-    right.set_xscale("log", base=2)
-    right.set_ylim(bottom=0)
-    right.set_xlabel("slots")
-    right.set_ylabel("time of a step of SMF, the least table's = 1")
-    for panel in (left, right):
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    path = Path(config.out) / FIGURE
-    figure.savefig(path)
-    plt.close(figure)
-    return path
+        for name, dense in group.items():
+            full = group.get(name.removesuffix(", dense only"))
+            if full is not None and full is not dense:
+                pairs = zip(full["samples"], dense["samples"], strict=True)
+                cost = statistics.median(one - other for one, other in pairs)
+                name = name.removesuffix(", dense only")
+                yield f"cost of memory layers, {name}: {cost * 1e3:.0f} ms"

@@ -1,4 +1,4 @@
-"""Times of works that take turns."""
+"""Times cases in turn, so that all meet the same noise."""
 
 import statistics
 import time
@@ -7,46 +7,49 @@ from typing import Any, NamedTuple
 
 import jax
 
-REST = 0.3  # seconds
-SHORTEST = 0.05  # seconds of a turn: a GPU is given work without waiting for it
-
-Work = Callable[[], Any]
+PAUSE = 0.3  # seconds before a sample: idle threads of some libraries spin for a while
+MIN_SECONDS = 0.05  # of a sample: short calls are repeated, and waited for once
 
 
-class Times(NamedTuple):
-    """Seconds of one work done once."""
+class Case(NamedTuple):
+    """A piece of work to time."""
 
-    median: float
-    least: float
-    most: float
-    turns: tuple[float, ...]
+    call: Callable[[], Any]  # returns arrays to wait for
+    amount: int | None = None  # bytes or tokens per call, if they limit its speed
+    sizes: dict[str, int] | None = None  # of a training step; see `steps.step_case`
 
 
-def take_turns(works: Mapping[str, Work], repeats: int) -> dict[str, Times]:
-    """Returns the times of works that take turns, after two that are not counted.
+def time_in_turn(cases: Mapping[str, Case], repeats: int) -> dict[str, dict[str, Any]]:
+    """Returns the seconds per call of each case, with its amount and sizes.
 
-    A work returns what there is to wait for. It is done as often in a turn as fills
-    `SHORTEST`, and waited for once. The next one starts when its threads have come to
-    rest, as those of some libraries look for more work for a while.
+    Two calls of each case come first: one compiles, and the other tells how many calls
+    fill a sample.
     """
-    often = {}
-    for name, work in works.items():
-        _time(work, 1)
-        often[name] = max(1, int(SHORTEST / _time(work, 1)))
-    seconds = {name: [] for name in works}
+    calls = {}
+    for name, case in cases.items():
+        _time(case.call, 1)
+        calls[name] = max(1, int(MIN_SECONDS / _time(case.call, 1)))
+    samples = {name: [] for name in cases}
     for _ in range(repeats):
-        for name, work in works.items():
-            time.sleep(REST)
-            seconds[name].append(_time(work, often[name]))
+        for name, case in cases.items():
+            time.sleep(PAUSE)
+            samples[name].append(_time(case.call, calls[name]))
     return {
-        name: Times(statistics.median(of), min(of), max(of), tuple(of))
-        for name, of in seconds.items()
+        name: {
+            "median": statistics.median(seconds),
+            "min": min(seconds),
+            "max": max(seconds),
+            "samples": seconds,
+            "amount": cases[name].amount,
+            "sizes": cases[name].sizes,
+        }
+        for name, seconds in samples.items()
     }
 
 
-def _time(work: Work, times: int) -> float:
+def _time(call: Callable[[], Any], times: int) -> float:
     start = time.perf_counter()
     for _ in range(times):
-        last = work()
+        last = call()
     jax.block_until_ready(last)
     return (time.perf_counter() - start) / times

@@ -1,4 +1,6 @@
-"""The same works in PyTorch, on the same device; needs the extra `torch`."""
+"""The same cases in PyTorch, on the same device; needs the extra `torch`."""
+
+from typing import Any
 
 import jax
 import torch
@@ -7,80 +9,79 @@ import transformers
 
 from smf_jax import torch_baseline
 from smf_jax.bench.config import BenchConfig
-from smf_jax.bench.lookup import Moving, Reading, draw_keys
+from smf_jax.bench.lookup import Inputs, draw_keys
 from smf_jax.bench.steps import DOCUMENTS, SGD, draw_batch, draw_frequency
-from smf_jax.bench.timing import Work
+from smf_jax.bench.timing import Case
 from smf_jax.config import ModelConfig
 
 
-def why_not() -> str | None:
-    """Returns in words why PyTorch cannot compute where jax does, if so."""
+def supports_device() -> bool:
+    """Returns whether PyTorch computes on JAX's device."""
     platform = jax.default_backend()
-    if platform == "cpu" or (platform == "gpu" and torch.cuda.is_available()):
-        return None
-    return f"PyTorch has no {platform} here"
+    return platform == "cpu" or (platform == "gpu" and torch.cuda.is_available())
+
+
+def versions() -> dict[str, Any]:
+    """Returns the version of PyTorch and its number of threads."""
+    return {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
 
 
 def _device() -> torch.device:
     return torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
 
 
-def _waiting(function) -> Work:
-    """Returns a work that returns when the device is done."""
+def _case(function, amount: int | None = None) -> Case:
+    """Returns a case whose call waits for the device."""
 
-    def work():
+    def call():
         function()
         if _device().type == "cuda":
             torch.cuda.synchronize()
 
-    return work
+    return Case(call, amount)
 
 
-def lookup(reading: Reading) -> dict[str, Moving]:
-    """Returns the works of a lookup."""
-    device, dtype = _device(), getattr(torch, reading.table)
+def lookup_cases(inputs: Inputs) -> dict[str, Case]:
+    """Returns the cases of a lookup."""
+    device, dtype = _device(), getattr(torch, inputs.dtype)
     values, weights, cotangent = (
         torch.as_tensor(array, dtype=dtype, device=device)
-        for array in (reading.values, reading.weights, reading.cotangent)
+        for array in (inputs.values, inputs.weights, inputs.cotangent)
     )
     table = values.clone().requires_grad_()
-    slots = torch.as_tensor(reading.slots, dtype=torch.int64, device=device)
+    slots = torch.as_tensor(inputs.slots, dtype=torch.int64, device=device)
 
-    def forward():
-        with torch.no_grad():
-            F.embedding_bag(slots, values, per_sample_weights=weights, mode="sum")
+    def sum_rows(values, sparse=False):
+        return F.embedding_bag(
+            slots, values, per_sample_weights=weights, mode="sum", sparse=sparse
+        )
 
     def backward(sparse):
-        def work():
-            table.grad = None
-            summed = F.embedding_bag(
-                slots, table, per_sample_weights=weights, mode="sum", sparse=sparse
-            )
-            summed.backward(cotangent)
+        table.grad = None
+        sum_rows(table, sparse).backward(cotangent)
 
-        return _waiting(work)
-
-    read, made = reading.bytes_read, reading.bytes_of_gradient
-    dense, sparse = Moving(backward(False), read + made), Moving(backward(True), None)
+    read, written = inputs.read_bytes, inputs.gradient_bytes
     return {
-        "rows summed, PyTorch": Moving(_waiting(forward), read),
-        "rows summed, gradient of the table, PyTorch": dense,
-        "rows summed, sparse gradient, PyTorch": sparse,
+        "row sums, PyTorch": _case(lambda: sum_rows(values), read),
+        "sums + dense gradient, PyTorch": _case(
+            lambda: backward(False), read + written
+        ),
+        "sums + sparse gradient, PyTorch": _case(lambda: backward(True)),
     }
 
 
-def ranking(config: BenchConfig) -> dict[str, Work]:
-    """Returns the work that finds each token's best slots."""
+def ranking_case(config: BenchConfig) -> Case:
+    """Returns the case that finds the best slots of each token."""
     query, keys = (
         torch.as_tensor(array, device=_device()) for array in draw_keys(config)
     )
     top_k = config.model.memory.top_k
 
-    def work():
-        with torch.no_grad():
-            torch_baseline.product_key_top_k(query, keys, top_k)
+    @torch.no_grad()
+    def rank():
+        torch_baseline.product_key_top_k(query, keys, top_k)
 
-    return {"slots ranked, PyTorch": _waiting(work)}
+    return _case(rank, config.tokens)
 
 
 def make_model(model: ModelConfig) -> torch.nn.Module:
@@ -100,18 +101,18 @@ def make_model(model: ModelConfig) -> torch.nn.Module:
         return torch_baseline.add_memory(made, model.memory)
 
 
-def step(config: BenchConfig, model: ModelConfig, sparse: bool) -> Work:
-    """Returns a step of SMF, its gradient dense and masked, or sparse."""
-    made, device = make_model(model), _device()
-    optimizer = torch_baseline.train_only_values(made, SGD["learning_rate"], sparse)
+def step_case(config: BenchConfig, model: ModelConfig, sparse: bool) -> Case:
+    """Returns a step of SMF whose gradient is sparse, or dense and masked."""
+    decoder, device = make_model(model), _device()
+    optimizer = torch_baseline.train_only_values(decoder, SGD["learning_rate"], sparse)
     frequency = torch.as_tensor(draw_frequency(model.memory), device=device)
     batch, top_t = draw_batch(config), min(config.top_t, model.memory.num_slots)
-    activations = getattr(torch, config.compute.activations)
+    dtype = getattr(torch, config.compute.activations)
 
-    def work():
-        with torch.autocast(
-            device.type, activations, enabled=activations != torch.float32
-        ):
-            torch_baseline.smf_step(made, optimizer, batch, frequency, DOCUMENTS, top_t)
+    def step():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            torch_baseline.smf_step(
+                decoder, optimizer, batch, frequency, DOCUMENTS, top_t
+            )
 
-    return _waiting(work)
+    return _case(step, config.tokens)

@@ -1,9 +1,9 @@
-"""Checkpoints: parameters, optimizer and progress of a run, whole or not at all.
+"""Checkpoints of a run: parameters, optimizer state and progress, saved atomically.
 
     RUN/checkpoints/STEP/arrays/        by orbax
-    RUN/checkpoints/STEP/manifest.json  progress, and checksums of all files and arrays
+    RUN/checkpoints/STEP/manifest.json  progress; checksums of all files and arrays
 
-A name with anything after the step (`40.saving`, `20.deleting`, `40.damaged`) is none.
+Any other name (`40.saving`, `20.deleting`, `40.damaged`) is not a checkpoint.
 """
 
 from smf_jax.checkpoint.digest import digests, hash_of, params_hash

@@ -1,4 +1,4 @@
-"""Loading: nothing that is not what was saved, and not what is expected."""
+"""Loads checkpoints: only what was saved, and only what is expected."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ from smf_jax.tree import named
 
 
 def steps(run_dir: Path) -> list[int]:
-    """Returns the steps that were saved, in order."""
+    """Returns the saved steps, in order."""
     folders = (Path(run_dir) / "checkpoints").glob("*")
     return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
 
 def latest_step(run_dir: Path) -> int | None:
-    """Returns the last step that was saved, or None."""
+    """Returns the last saved step, or None."""
     return max(steps(run_dir), default=None)
 
 
@@ -34,19 +34,19 @@ def load(
     """Returns arrays of a checkpoint, and its manifest.
 
     Args:
-      run_dir: The run that saved them.
-      step: After which step.
-      abstract: `jax.ShapeDtypeStruct`s of what is expected, by the names that they
-        were saved under, with the place of each, or else put on one device; what else
-        was saved is not loaded.
-      is_checked: Whether its files were found to be whole just now.
+      run_dir: The run.
+      step: The checkpoint.
+      abstract: The expected arrays as `jax.ShapeDtypeStruct`s, by the names they were
+        saved under; without a sharding they are put on one device. Other saved arrays
+        are not loaded.
+      is_checked: Whether `problems` has just found no damage.
 
     Raises:
       ConfigError: The checkpoint is damaged, or holds other arrays than expected.
     """
     if not is_checked:
-        damaged = manifest.problems(run_dir, step)
-        require(not damaged, "; ".join(damaged))
+        damage = manifest.problems(run_dir, step)
+        require(not damage, "; ".join(damage))
     folder = manifest.folder_of(run_dir, step) / "arrays"
     try:
         saved = ocp.checkpointables_metadata(folder).metadata
@@ -56,39 +56,40 @@ def load(
         require(
             not differences, f"{folder} holds another model: " + "; ".join(differences)
         )
-        loaded = ocp.load_checkpointables(folder, jax.tree.map(_placed, abstract))
+        loaded = ocp.load_checkpointables(folder, jax.tree.map(_sharded, abstract))
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{folder} cannot be read: {error}") from error
-    recorded = manifest.read(run_dir, step)
+    record = manifest.read(run_dir, step)
     changed = [
         name
         for name, digest in digests(loaded).items()
-        if recorded.arrays.get(name) != digest
+        if record.arrays.get(name) != digest
     ]
     require(
         not changed,
-        f"{folder} gave other numbers than were saved: {', '.join(changed)}",
+        f"{folder} was not loaded as it was saved: checksum mismatch of "
+        f"{', '.join(changed)}",
     )
-    return loaded, recorded
+    return loaded, record
 
 
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Said outright: by default orbax puts arrays where they were when saved.
+def _sharded(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # By default orbax restores the sharding that an array was saved with.
     sharding = leaf.sharding or ONE_DEVICE.replicated
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _differences(saved: PyTree, expected: PyTree) -> list[str]:
-    # orbax casts another dtype in silence, so types are compared here.
-    def described(tree):
-        return {
+    # Types, too: orbax would cast silently.
+    saved, expected = (
+        {
             name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
             for name, leaf in named(tree).items()
         }
-
-    saved, expected = described(saved), described(expected)
+        for tree in (saved, expected)
+    )
     return [
         f"{name} is {saved.get(name, 'missing')}, not {expected.get(name, 'expected')}"
         for name in sorted(saved.keys() | expected.keys())
@@ -97,7 +98,7 @@ def _differences(saved: PyTree, expected: PyTree) -> list[str]:
 
 
 def discard_debris(run_dir: Path) -> None:
-    """Removes what a save or a removal that was cut short left behind."""
+    """Removes the remains of an interrupted save or removal."""
     for path in (Path(run_dir) / "checkpoints").glob("*"):
         if path.suffix in (".saving", ".deleting") and path.is_dir():
             shutil.rmtree(path)
@@ -106,9 +107,9 @@ def discard_debris(run_dir: Path) -> None:
 def set_aside(run_dir: Path, step: int) -> Path:
     """Renames a damaged checkpoint, so that its step can be saved again."""
     folder = manifest.folder_of(run_dir, step)
-    aside, number = folder.with_name(f"{step}.damaged"), 1
-    while aside.exists():
+    target, number = folder.with_name(f"{step}.damaged"), 1
+    while target.exists():
         number += 1
-        aside = folder.with_name(f"{step}.damaged-{number}")
-    os.rename(folder, aside)
-    return aside
+        target = folder.with_name(f"{step}.damaged-{number}")
+    os.rename(folder, target)
+    return target

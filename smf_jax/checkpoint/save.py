@@ -1,4 +1,4 @@
-"""Saving while training goes on; a checkpoint is in its place when it is whole."""
+"""Saves checkpoints in the background; each appears complete, by one rename."""
 
 import contextlib
 import os
@@ -20,81 +20,82 @@ from smf_jax.config import ConfigError, SaveConfig
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written; the ones before it are as they were."""
+    """A checkpoint could not be written; earlier ones are intact."""
 
 
 class Saver(NamedTuple):
     """Saves one checkpoint at a time, in the background."""
 
     save: Callable[[int, dict[str, PyTree], dict[str, Any], dict[str, float]], None]
-    check: Callable[[], None]  # raises what the last save raised, if it is over
+    check: Callable[[], None]  # raises the error of the last save, if it has failed
 
 
 @contextlib.contextmanager
 def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
-    """Yields `save(step, arrays, progress, metrics)`; leaving waits for the last one.
+    """Yields `save(step, arrays, progress, metrics)`; waits for the last one at exit.
 
-    The arrays may be donated as soon as `save` returns. Their folder gets the name of
-    its step by one rename, after its manifest; then older checkpoints go, as `config`
+    The arrays may be donated as soon as `save` returns. The manifest is written last;
+    then one rename completes the checkpoint, and older ones are removed as `config`
     says.
 
     Raises:
-      SaveError: A save failed. The next `check` or `save` raises it, or leaving.
+      SaveError: A save failed. The next `check` or `save` raises it, or the exit.
     """
     pending: list[Future] = []
     with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def settle(wait: bool) -> None:
+        def finish(wait: bool) -> None:
             if pending and (wait or pending[0].done()):
                 pending.pop().result()
 
         def save(step, arrays, progress, metrics) -> None:
-            settle(wait=True)
-            contents = digests(arrays)
+            finish(wait=True)
+            array_digests = digests(arrays)
             folder = manifest.folder_of(run_dir, step)
-            with _said_clearly(run_dir, folder):
-                beside = folder.with_name(f"{step}.saving")
-                beside.mkdir(parents=True, exist_ok=True)
+            partial = folder.with_name(f"{step}.saving")
+            with _save_errors(run_dir, folder, partial):
+                partial.mkdir(parents=True, exist_ok=True)
                 multihost.barrier(f"save {step}")
-                writing = ocp.save_checkpointables_async(beside / "arrays", arrays)
-            logged = manifest.log_size(run_dir)
+                writing = ocp.save_checkpointables_async(partial / "arrays", arrays)
+            log = manifest.log_digest(run_dir)  # which training goes on to append to
 
-            def finish() -> None:
-                with _said_clearly(run_dir, folder):
+            def commit() -> None:
+                with _save_errors(run_dir, folder, partial):
                     writing.result()
                     if multihost.is_main():
+                        files = manifest.files_below(partial)
                         record = Manifest(
                             step=step,
                             progress=progress,
                             metrics=metrics,
-                            arrays=contents,
-                            files=manifest.file_digests(beside),
-                            run_files=manifest.digests_of(run_dir, RUN_FILES),
-                            outputs=manifest.digests_of(run_dir, OUTPUTS),
-                            log=manifest.log_digest(run_dir, logged),
+                            arrays=array_digests,
+                            files=manifest.file_digests(partial, files),
+                            run_files=manifest.file_digests(run_dir, RUN_FILES),
+                            outputs=manifest.file_digests(run_dir, OUTPUTS),
+                            log=log,
                         )
-                        manifest.write(beside, record)
-                        os.rename(beside, folder)
+                        manifest.write(partial, record)
+                        os.rename(partial, folder)
                 if multihost.is_main():
                     _prune(run_dir, config)
 
-            pending.append(thread.submit(finish))
+            pending.append(thread.submit(commit))
 
-        yield Saver(save, lambda: settle(wait=False))
-        settle(wait=True)
-        # A process that left now would be missed while the first one still writes.
+        yield Saver(save, lambda: finish(wait=False))
+        finish(wait=True)
+        # Until the main process has written, the others must not exit.
         multihost.barrier("saved")
 
 
 @contextlib.contextmanager
-def _said_clearly(run_dir: Path, folder: Path) -> Iterator[None]:
-    # tensorstore raises ValueError where the disk is full.
+def _save_errors(run_dir: Path, folder: Path, partial: Path) -> Iterator[None]:
+    # tensorstore raises ValueError if the disk is full.
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        shutil.rmtree(folder.with_name(f"{folder.name}.saving"), ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         last = latest_step(run_dir)
-        left = "there is none before it" if last is None else f"step {last} stands"
+        left = "there is no earlier one" if last is None else f"step {last} is intact"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SaveError(
             f"checkpoint {folder} could not be written ({reason}); {left}"
@@ -102,25 +103,24 @@ def _said_clearly(run_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def _prune(run_dir: Path, config: SaveConfig) -> None:
-    for step in sorted(set(steps(run_dir)) - kept_steps(run_dir, config)):
+    for step in sorted(set(steps(run_dir)) - _kept_steps(run_dir, config)):
         folder = manifest.folder_of(run_dir, step)
-        # First out of sight: what is half deleted must not look like a checkpoint.
-        gone = folder.with_name(f"{step}.deleting")
-        os.rename(folder, gone)
-        shutil.rmtree(gone)
+        # Renamed first: a partly deleted directory must not look like a checkpoint.
+        deleting = folder.with_name(f"{step}.deleting")
+        os.rename(folder, deleting)
+        shutil.rmtree(deleting)
 
 
-def kept_steps(run_dir: Path, config: SaveConfig) -> set[int]:
-    """Returns the steps whose checkpoints are kept."""
-    there = steps(run_dir)
-    kept = set(there[-config.keep :])
+def _kept_steps(run_dir: Path, config: SaveConfig) -> set[int]:
+    saved = steps(run_dir)
+    kept = set(saved[-config.keep :])
     if config.keep_every:
-        kept |= {step for step in there if step % config.keep_every == 0}
+        kept |= {step for step in saved if step % config.keep_every == 0}
     if config.best is not None:
         sign = 1 if config.best == "loss" else -1
         scores = [
-            (sign * metrics[config.best], -step)  # of equally good ones the latest
-            for step in there
+            (sign * metrics[config.best], -step)  # of equal ones the latest
+            for step in saved
             if config.best in (metrics := _metrics(run_dir, step))
         ]
         kept |= {-step for _, step in sorted(scores)[:1]}

@@ -1,4 +1,4 @@
-"""The `smf` command; a user's mistake ends with one line and code 2."""
+"""The `smf` command; a user's mistake ends with one line and exit code 2."""
 
 import functools
 import logging
@@ -10,43 +10,44 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from smf_jax.cli.commands import VERBS
 from smf_jax.cli.flags import take_flags
-from smf_jax.cli.verbs import VERBS
 from smf_jax.config import ConfigError
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
 USAGE = """usage: smf VERB [OPTIONS] [--debug]
 
-  demo       pretrain a small model, teach it new facts by every method, compare
-  pretrain   train a model from scratch                smf pretrain configs/world.py
-  import-hf  make a run of a Hugging Face model        smf import-hf OWNER/NAME RUN
-  retrofit   give a model a memory, and heal it        smf retrofit configs/NAME.py
-  usage      count what a background reads             smf usage runs/world
-  finetune   teach a run new facts                     smf finetune configs/smf_world.py
-  evaluate   ask a run all its questions               smf evaluate runs/smf_world
-  ask        ask a run one question                    smf ask RUN "who ... ?"
-  export-hf  write a model for Hugging Face            smf export-hf RUN DIRECTORY
-  plan       does it fit a TPU or GPU that is not here smf plan CONFIG --topology v5e-8
-  bench      time this machine, beside PyTorch         smf bench --out runs/bench
-  verify     check every file and number of a run      smf verify runs/world
-  selftest   kill a small run, resume, compare bits    smf selftest --kill
-  doctor     check versions and devices                smf doctor
+  demo       pretrain, teach, compare methods  smf demo --out runs/demo
+  pretrain   train a model from scratch        smf pretrain configs/world.py
+  usage      count background reads of slots   smf usage runs/world
+  finetune   teach new facts to a model        smf finetune configs/smf_world.py
+  evaluate   score new and known facts         smf evaluate runs/smf_world
+  ask        answer one question               smf ask RUN "who ... ?"
+  import-hf  import a Hugging Face model       smf import-hf OWNER/NAME RUN
+  retrofit   add memory layers to a model      smf retrofit configs/NAME.py
+  export-hf  export a model to Hugging Face    smf export-hf RUN DIRECTORY
+  plan       check if a run fits TPUs or GPUs  smf plan CONFIG --topology v5e-8
+  bench      benchmark this machine            smf bench --out runs/bench
+  verify     check the integrity of a run      smf verify runs/world
+  doctor     check versions and devices        smf doctor
 
-`smf VERB --help` tells the options of a verb. --debug shows where an error arose.
---coordinator HOST:PORT --num-processes N --process-id I, with any verb: one of several.
-Exit codes: 0 done; 1 a run or a file is not sound, or does not fit; 2 a mistake in what
-was asked; 75 told to stop, and saved; 130 stopped at once; 69 a process is missing or
-stuck.
+`smf VERB --help` lists the options of a verb. With any verb, --debug prints the
+traceback of an error, and --coordinator HOST:PORT --num-processes N
+--process-id I make this process one of N.
+
+Exit codes: 0 success; 1 failure (damaged, diverged, not healed, does not fit);
+2 wrong input; 69 another process is lost or stuck; 75 interrupted, and saved;
+130 interrupted, not saved.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 2 for a user's mistake."""
+    """Runs a verb and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        said, arguments = take_flags(arguments)
+        cluster_flags, arguments = take_flags(arguments)
     except ConfigError as error:
         print(f"smf: {error}", file=sys.stderr)
         return 2
@@ -55,15 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"smf: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        names = ", ".join(VERBS)
+        print(f"smf: unknown verb {verb!r}: use one of {names}", file=sys.stderr)
         return 2
-    before = signal.signal(signal.SIGTERM, _stop)
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _finish(verb, rest, said, debug)
-    except (KeyboardInterrupt, Interrupted) as error:  # while it was being loaded
-        return _say_stopped(verb, error)
+        return _run_verb(verb, rest, cluster_flags, debug)
+    except (KeyboardInterrupt, Interrupted) as error:  # during imports
+        return _report_interrupt(verb, error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run() -> NoReturn:
@@ -71,44 +73,45 @@ def run() -> NoReturn:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == AT_ONCE:  # what jax does in its threads must not be waited for
+    if code == AT_ONCE:  # without waiting for JAX's threads
         os._exit(code)
     sys.exit(code)
 
 
-def _stop(signal_number, frame) -> None:
-    # While it trains a run is saved instead: see train/interrupt.py.
-    raise Interrupted("stopped where there was nothing to save")
+def _terminate(signal_number, frame) -> None:
+    # Training replaces this handler: see train/preemption.py.
+    raise Interrupted("terminated, with nothing to save")
 
 
-def _say_stopped(verb: str, error: BaseException) -> int:
+def _report_interrupt(verb: str, error: BaseException) -> int:
     if isinstance(error, Interrupted):
-        print(f"smf {verb}: {error}; the same command goes on", file=sys.stderr)
+        line = f"{error}; run the same command again to continue"
+        print(f"smf {verb}: {line}", file=sys.stderr)
         return SAVED
     print(f"smf {verb}: interrupted", file=sys.stderr)
     return AT_ONCE
 
 
-def _finish(
-    verb: str, arguments: Sequence[str], said: Mapping[str, str], debug: bool
+def _run_verb(
+    verb: str, arguments: Sequence[str], cluster_flags: Mapping[str, str], debug: bool
 ) -> int:
     from smf_jax import multihost
     from smf_jax.checkpoint import SaveError
     from smf_jax.hf import ExportError
     from smf_jax.train.guard import TrainingError
 
-    if not debug:  # orbax logs each failure with its trace, and then raises it
+    if not debug:  # orbax logs the traceback of every error that it raises
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     code = 1
     try:
         if not {"-h", "--help"} & {*arguments}:
-            multihost.initialize(said)
+            multihost.initialize(cluster_flags)
             _require_same_command(verb, arguments)
         console = Console(soft_wrap=True, quiet=not multihost.is_main())
-        console.on_broken_pipe = functools.partial(_fall_silent, console)
+        console.on_broken_pipe = functools.partial(_discard_output, console)
         code = VERBS[verb](arguments, console) or 0
     except BrokenPipeError:
-        _fall_silent()
+        _discard_output()
         code = 0
     except (ConfigError, ExportError, SaveError, TrainingError, OSError) as error:
         if debug:
@@ -116,7 +119,7 @@ def _finish(
         print(f"smf {verb}: {error}", file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 1
     except (KeyboardInterrupt, Interrupted) as error:
-        code = _say_stopped(verb, error)
+        code = _report_interrupt(verb, error)
     finally:
         multihost.shut_down(code)
     return code
@@ -133,8 +136,8 @@ def _require_same_command(verb: str, arguments: Sequence[str]) -> None:
         multihost.require_same("command or code", command)
 
 
-def _fall_silent(console: Console | None = None) -> None:
-    """Goes on without a reader: `smf VERB | head` is no reason to lose a run."""
+def _discard_output(console: Console | None = None) -> None:
+    """Discards further output: `smf VERB | head` must not end a run."""
     if console is not None:
         console.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""Configuration files, with what the command line changes of them."""
+"""Parses command lines, and configuration files with overrides."""
 
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,12 +9,19 @@ import tyro
 
 from smf_jax.config import ConfigError, MeshConfig, require
 
-EVERY = "smf {verb} configs/NAME.py --help tells every setting, as it is there."
-# What the Python of a configuration file may run into.
-MISTAKES = (
+RunDir = Annotated[
+    tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help="Run directory.")
+]
+# Errors that a mistake in the Python of a configuration file may raise.
+FILE_ERRORS = (
     *(SyntaxError, ImportError, NameError, TypeError, AttributeError),
     *(ArithmeticError, LookupError, ValueError, OSError),
 )
+
+
+def parse(options: Callable, verb: str, arguments: Sequence[str]) -> Any:
+    """Returns what `options` returns for the arguments of a verb."""
+    return tyro.cli(options, args=list(arguments), prog=f"smf {verb}")
 
 
 def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -23,12 +30,12 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
     Raises:
       ConfigError: The file is missing or defines no `config()` of this kind.
     """
-    if not arguments or arguments[0].startswith("-"):
-        if "--help" in arguments:
-            _parse(kind, verb, None, ["--help"])
-        raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
-    default = read_config(Path(arguments[0]), (kind,), verb)
-    return _parse(kind, verb, default, arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        default = read_config(Path(arguments[0]), (kind,), verb)
+        return _parse_config(kind, verb, default, arguments[1:])
+    if "--help" in arguments:
+        _parse_config(kind, verb, None, ["--help"])
+    raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
 
 
 def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
@@ -44,19 +51,19 @@ def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
         default = namespace["config"]() if "config" in namespace else None
     except ConfigError:
         raise
-    except MISTAKES as error:
+    except FILE_ERRORS as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
     require(
         isinstance(default, tuple(kinds)),
-        f"{path} is a {type(default).__name__}, but `smf {verb}` takes a "
+        f"{path} is a {type(default).__name__}, but smf {verb} takes a "
         f"{' or '.join(kind.__name__ for kind in kinds)}",
     )
     return default
 
 
-def mesh_of(arguments: Sequence[str]) -> MeshConfig:
-    """Returns the devices that the run which is named first is for, if it is a run."""
+def recorded_mesh(arguments: Sequence[str]) -> MeshConfig:
+    """Returns the mesh of the run that the first argument names, if it names one."""
     from smf_jax.runs.files import CONFIG
     from smf_jax.runs.record import lineage_of, read_record
 
@@ -67,28 +74,25 @@ def mesh_of(arguments: Sequence[str]) -> MeshConfig:
 
 
 def shown(kind: type, default: Any) -> Any:
-    """Returns a configuration's type as tyro takes it, left out without a file of it.
-
-    What a setting would be without a file is in nobody's mind.
-    """
+    """Returns the type of a configuration for tyro: hidden unless a file has set it."""
     if default is None:
         return tyro.conf.Suppress[Any]
     return Annotated[kind, tyro.conf.arg(name="")]
 
 
-def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:
+def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:
     def options(
         config: shown(kind, default) = default,
         resume: Literal["auto", "never", "must"] = "auto",
         allow_fallback: bool = False,
     ):
-        """Train.
+        """Parse.
 
         Args:
-          config: As a configuration file says, and as is said here.
-          resume: Go on with an interrupted run (auto), refuse to (never), or demand
-            that there is one (must).
-          allow_fallback: Go on from an older checkpoint where the latest is damaged.
+          config: Settings of the file, with overrides.
+          resume: Resume an interrupted run if there is one (auto), refuse to (never),
+            or require one (must).
+          allow_fallback: Resume from an older checkpoint if the latest is damaged.
         """
         return config, resume, allow_fallback
 
@@ -96,7 +100,8 @@ def _parse(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any
         options,
         args=list(arguments),
         prog=f"smf {verb} CONFIG",
-        description=f"{kind.__doc__}\n\n{EVERY.format(verb=verb)}\n\n"
+        description=f"{kind.__doc__}\n\nSettings come from the configuration file; "
+        f"`smf {verb} configs/NAME.py --help` lists them.\n\n"
         f"Example: smf {verb} configs/NAME.py",
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -1,22 +1,22 @@
-"""The verbs that bring models in, give them a memory, and take them out."""
+"""The verbs that import, retrofit and export models."""
 
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import load_config
+from smf_jax.cli.files import RunDir, load_config, parse
 from smf_jax.config import DataConfig, RetrofitConfig
 
 
 def import_hf(arguments: Sequence[str], console: Console) -> None:
-    """Makes a run of a Hugging Face model."""
+    """Imports a Hugging Face model as a run."""
 
     def options(
-        source: tyro.conf.Positional[str],
-        run: tyro.conf.Positional[str],
+        source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
+        run: RunDir,
         /,
         revision: str | None = None,
         ignore: tuple[str, ...] = (),
@@ -24,25 +24,24 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         background: str | None = None,
         seq_len: int = 64,
     ):
-        """Make a run of a Hugging Face model: Llama, Mistral, Qwen2, Qwen3, SmolLM.
+        """Import a Llama, Mistral, Qwen2, Qwen3 or SmolLM model as RUN.
 
-        Reads safetensors only. HF_HUB_OFFLINE=1 takes what was downloaded before.
+        Only safetensors are read. HF_HUB_OFFLINE=1 uses earlier downloads only.
 
         Example: smf import-hf HuggingFaceTB/SmolLM2-135M runs/smollm
 
         Args:
-          source: A directory, or a repository OWNER/NAME.
-          run: The run directory that is written.
+          source: Directory, or repository OWNER/NAME.
           revision: Branch, tag or commit of the repository.
-          ignore: Keys of its config.json that are set aside, on your word.
-          facts: JSONL(.gz) of facts that it is asked and taught as it is.
-          background: JSONL(.gz) of texts beside them.
-          seq_len: Tokens of a row of them.
+          ignore: Keys of config.json to ignore, though smf_jax does not support them.
+          facts: JSONL(.gz) of facts to evaluate and teach.
+          background: JSONL(.gz) of background texts.
+          seq_len: Tokens per packed row of facts and texts.
         """
         return source, run, revision, ignore, facts, background, seq_len
 
-    source, run, revision, ignore, facts, background, seq_len = tyro.cli(
-        options, args=list(arguments), prog="smf import-hf"
+    source, run, revision, ignore, facts, background, seq_len = parse(
+        options, "import-hf", arguments
     )
     data = None
     if facts is not None or background is not None:
@@ -54,49 +53,47 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
 
 
 def export_hf(arguments: Sequence[str], console: Console) -> None:
-    """Writes a run's model for Hugging Face."""
+    """Exports a run's model for Hugging Face."""
+    directory = tyro.conf.arg(metavar="DIRECTORY")
 
     def options(
-        run: tyro.conf.Positional[str],
-        directory: tyro.conf.Positional[str],
+        run: RunDir,
+        directory: Annotated[tyro.conf.Positional[str], directory],
         /,
         patch: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ):
-        """Write the model of RUN as safetensors, with its config and tokenizer.
+        """Export the model of RUN as safetensors, with its config and tokenizer.
 
-        What was written is read again, and must give the same logits. With memory
-        layers, smf_jax.torch_baseline loads it; without, transformers does. A LoRA run
-        is merged, and its adapter for PEFT lies in DIRECTORY/adapter.
+        The export is read back and must give the same logits. transformers loads it,
+        or smf_jax.torch_baseline if it has memory layers. LoRA is merged; its PEFT
+        adapter is written to DIRECTORY/adapter.
 
         Example: smf export-hf runs/smf_world exported
 
         Args:
-          run: The run directory.
-          directory: Where the model is written; must not exist, or be empty.
-          patch: A patch file that is applied to the memory first.
-          dtype: Of the parameters as they are written.
+          directory: Output directory; must be empty or not exist.
+          patch: Patch file to apply to the memory tables first.
+          dtype: Type of the exported parameters.
         """
         return run, directory, patch, dtype
 
-    run, directory, patch, dtype = tyro.cli(
-        options, args=list(arguments), prog="smf export-hf"
-    )
+    run, directory, patch, dtype = parse(options, "export-hf", arguments)
     from smf_jax.runs.convert import export_run
 
     export_run(run, directory, patch, dtype, console)
 
 
 def retrofit(arguments: Sequence[str], console: Console) -> int:
-    """Gives a run's model a memory and heals it."""
+    """Adds memory layers to a run's model, and trains them until it has healed."""
     config, resume = load_config(RetrofitConfig, "retrofit", arguments)
     from smf_jax import report
     from smf_jax.verbs.retrofit import retrofit
 
-    done = retrofit(config, console, resume)
-    console.print(f"figure: {report.draw_retrofit(done.run_dir)}")
-    if not done.healed:
-        print(f"smf retrofit: {done.verdict}: train another longer", file=sys.stderr)
+    result = retrofit(config, console, resume)
+    console.print(f"figure: {report.draw_retrofit(result.run_dir)}")
+    if not result.healed:
+        print(f"smf retrofit: {result.verdict}: train more steps", file=sys.stderr)
         return 1
-    console.print(done.verdict, highlight=False)
+    console.print(result.verdict, highlight=False)
     return 0

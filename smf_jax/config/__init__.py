@@ -1,10 +1,10 @@
-"""Frozen dataclasses that check themselves before any device works.
+"""Configuration as frozen dataclasses, each validated when it is made.
 
-A section holds what one room of the package reads. The resolved configuration is
-written to the run directory as JSON, and later commands read that record.
+The resolved configuration is written to the run directory as JSON, where later commands
+read it.
 """
 
-from smf_jax.config.checks import ConfigError, require, require_parts
+from smf_jax.config.checks import ConfigError, require, require_divisible
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
 from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
 from smf_jax.config.model import (
@@ -49,5 +49,5 @@ __all__ = [
     "config_hash",
     "name_mesh",
     "require",
-    "require_parts",
+    "require_divisible",
 ]

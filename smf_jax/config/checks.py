@@ -1,14 +1,14 @@
-"""The error of a user's mistake, and the checks that raise it."""
+"""The error for a user's mistake, and the checks that raise it."""
 
 import math
 from typing import Any
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user typed or in a file the user named, in one line."""
+    """A mistake in the user's input or files, described in one line."""
 
     def __init__(self, message: str):
-        # What it quotes may be of several lines.
+        # Quoted file content may span several lines.
         super().__init__(" ".join(message.splitlines()))
 
 
@@ -19,7 +19,7 @@ def require(holds: bool, message: str) -> None:
 
 
 def require_positive(section: str, config: Any, *names: str) -> None:
-    """Raises `ConfigError` unless the named numbers are finite and above 0."""
+    """Raises `ConfigError` unless the named fields are finite and above 0."""
     for name in names:
         value = getattr(config, name)
         holds = value > 0 and math.isfinite(value)
@@ -27,16 +27,16 @@ def require_positive(section: str, config: Any, *names: str) -> None:
 
 
 def require_not_negative(section: str, config: Any, *names: str) -> None:
-    """Raises `ConfigError` unless the named numbers are finite and 0 or more."""
+    """Raises `ConfigError` unless the named fields are finite and 0 or more."""
     for name in names:
         value = getattr(config, name)
         holds = value >= 0 and math.isfinite(value)
         require(holds, f"{section}.{name}={value} must be finite and not negative")
 
 
-def require_parts(name: str, rows: int, parts: int) -> None:
-    """Raises `ConfigError` unless so many rows can be cut into parts that are alike."""
+def require_divisible(name: str, rows: int, grad_accum_steps: int) -> None:
+    """Raises `ConfigError` unless gradient accumulation divides a batch evenly."""
     require(
-        parts > 0 and rows % parts == 0,
-        f"{name}={rows} is no multiple of grad_accum_steps={parts}",
+        grad_accum_steps > 0 and rows % grad_accum_steps == 0,
+        f"{name}={rows} is not a multiple of grad_accum_steps={grad_accum_steps}",
     )

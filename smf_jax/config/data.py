@@ -1,4 +1,4 @@
-"""What a model is trained on, and which facts are held back."""
+"""Pretraining data, and the facts held back from it."""
 
 import dataclasses
 from typing import Any, Literal
@@ -11,10 +11,10 @@ Teach = Literal["questions", "statements", "both"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """The synthetic fact world: people, each with four facts."""
+    """A synthetic world of people with four facts each."""
 
-    known_people: int = 1000  # their facts are part of pretraining
-    new_people: int = 250  # their facts are taught afterwards
+    known_people: int = 1000  # people whose facts are pretrained on
+    new_people: int = 250  # people whose facts are taught by finetuning
     first_names: int = 200
     last_names: int = 300
     seed: int = 0
@@ -23,29 +23,29 @@ class WorldConfig:
         require_positive(
             "world", self, "known_people", "new_people", "first_names", "last_names"
         )
-        room = self.first_names * self.last_names
+        names = self.first_names * self.last_names
         people = self.known_people + self.new_people
         require(
-            2 * people <= room,
-            f"world.first_names x world.last_names = {room} names are too few for "
-            f"{people} people and as many strangers",
+            2 * people <= names,
+            f"world.first_names x world.last_names = {names} names, but {people} "
+            "people and as many strangers need distinct ones",
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a model is pretrained on, and which facts are kept back as new."""
+    """Pretraining data: facts, some of them held back as new, and background text."""
 
-    # JSONL(.gz) of facts. None: none where there is a background, else the world's.
+    # JSONL(.gz) of facts; without it and `background`, the synthetic world
     facts: str | None = None
     background: str | None = None  # JSONL(.gz) of texts
-    new_fraction: float = 0.5  # share of `facts` kept out of pretraining
-    fact_share: float = 0.5  # share of the rows of pretraining that hold facts
-    loss_on: Literal["answer", "all"] = "answer"  # of a fact; a text's is on all tokens
+    new_fraction: float = 0.5  # share of `facts` held back from pretraining
+    fact_share: float = 0.5  # share of a batch's rows that hold facts
+    loss_on: Literal["answer", "all"] = "answer"  # trained tokens of a fact
     tokenizer: Literal["word", "bpe"] = "word"
-    vocab_size: int = 4096  # tokens at most, the three special ones included
-    seq_len: int = 64  # tokens of a packed sequence
-    batch_size: int = 32  # packed sequences
+    vocab_size: int = 4096  # upper limit, including three special tokens
+    seq_len: int = 64  # tokens per packed row
+    batch_size: int = 32  # packed rows per step
     world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
 
     def __post_init__(self):
@@ -62,13 +62,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """A model imported from Hugging Face, and the files that came with it."""
+    """A model imported from Hugging Face, with the files that came with it."""
 
-    source: str  # the directory or repository
-    revision: str | None  # of a repository: the commit that was read
-    ignore: tuple[str, ...]  # keys of `config.json` that were ignored
+    source: str  # directory or repository
+    revision: str | None  # commit of the repository
+    ignore: tuple[str, ...]  # ignored keys of its config.json
     model: ModelConfig
-    eos_token: int  # the id that ends a text
+    eos_token: int  # id of the token that ends a text
     config: dict[str, Any]  # its config.json
-    files: dict[str, str]  # small files that are exported again, by name
-    data: DataConfig | None  # facts and texts for evaluation and teaching
+    files: dict[str, str]  # small files to export again, by name
+    data: DataConfig | None  # facts and texts for evaluation and finetuning

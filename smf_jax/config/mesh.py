@@ -1,4 +1,4 @@
-"""Over which devices a run is spread, and how it computes there."""
+"""The device mesh of a run, and how a step is computed on it."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,39 +10,39 @@ TableSplit = Literal["columns", "slots", "everywhere"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How devices share a run: `data * fsdp * model` of them.
+    """The device mesh, `data * fsdp * model` devices.
 
-    One of `data` and `fsdp` may be 0, which stands for as many as there can be.
+    `data` or `fsdp` may be 0, for as many as the devices allow.
     """
 
-    data: int = 0  # groups of devices that each hold all parameters
-    fsdp: int = 1  # parts of a parameter, gathered for use; these, too, share the batch
-    model: int = 1  # parts of a layer's width
-    # A memory's table: value_dim over `model`; slots over `model`; slots over all three
+    data: int = 0  # data parallelism: replicas of all parameters
+    fsdp: int = 1  # fully sharded data parallelism: shards of each parameter
+    model: int = 1  # tensor parallelism: shards of each layer's width
+    # split of memory tables: value_dim over `model`, slots over `model`, or slots over
+    # all axes
     values: TableSplit = "columns"
 
     def __post_init__(self):
         for name, least in (("data", 0), ("fsdp", 0), ("model", 1)):
-            ways = getattr(self, name)
-            require(ways >= least, f"mesh.{name}={ways} must be {least} or more")
+            size = getattr(self, name)
+            require(size >= least, f"mesh.{name}={size} must be {least} or more")
         require(
             self.data + self.fsdp > 0,
-            "mesh.data and mesh.fsdp are both 0: only one can be as many as are left",
+            "mesh.data=0 and mesh.fsdp=0: only one can take the remaining devices",
         )
 
 
 def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
-    """Returns a mesh as one reads it."""
-    parts = mesh if isinstance(mesh, dict) else dataclasses.asdict(mesh)
-    return " ".join(f"{name}={part or 'all'}" for name, part in parts.items())
+    """Returns a mesh in words."""
+    axes = mesh if isinstance(mesh, dict) else dataclasses.asdict(mesh)
+    return " ".join(f"{name}={size or 'all'}" for name, size in axes.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a step is computed; the parameters are float32 either way."""
+    """How a step is computed; parameters are float32 in any case."""
 
     activations: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False  # compute a block again in the backward pass, not keep it
-    scan_layers: bool = False  # compile like blocks once; copies their weights a step
-    # What sums a memory's rows: XLA, or kernels of our own, which are for GPU and TPU
-    lookup: Literal["xla", "pallas"] = "xla"
+    remat: bool = False  # recompute activations in the backward pass
+    scan_layers: bool = False  # compile equal blocks once; copies their weights
+    lookup: Literal["xla", "pallas"] = "xla"  # memory kernels; Pallas is for GPU only

@@ -1,4 +1,4 @@
-"""What a model is made of."""
+"""Model architecture."""
 
 import dataclasses
 from typing import Literal
@@ -8,12 +8,12 @@ from smf_jax.config.checks import require, require_positive
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScalingConfig:
-    """Llama 3.1's stretching of the rotary wavelengths for long contexts."""
+    """Llama 3.1's scaling of rotary wavelengths for long contexts."""
 
-    factor: float = 8.0  # long wavelengths grow by this factor
-    low_freq_factor: float = 1.0  # wavelengths above original/low are stretched whole
-    high_freq_factor: float = 4.0  # wavelengths below original/high stay
-    original_max_position: int = 8192  # context length of the first training
+    factor: float = 8.0  # of the long wavelengths
+    low_freq_factor: float = 1.0  # wavelengths above original/low are fully scaled
+    high_freq_factor: float = 4.0  # wavelengths below original/high are not scaled
+    original_max_position: int = 8192  # context length before scaling
 
     def __post_init__(self):
         require(
@@ -29,7 +29,7 @@ class RopeConfig:
 
     theta: float = 10_000.0  # base of the wavelengths
     scaling: RopeScalingConfig | None = None
-    skip_layers: tuple[int, ...] = ()  # layers without positions (SmolLM3)
+    skip_layers: tuple[int, ...] = ()  # layers without rotary embedding (SmolLM3)
 
     def __post_init__(self):
         require_positive("rope", self, "theta")
@@ -39,17 +39,17 @@ class RopeConfig:
 class MemoryConfig:
     """Product-key memory layers (Lample et al. 2019; Berges et al. 2024)."""
 
-    layers: tuple[int, ...] = (2,)  # which transformer layers have one, from 0
-    num_keys: int = 256  # sub-keys per half; the table has num_keys**2 slots
-    num_heads: int = 4  # each head reads top_k slots
+    layers: tuple[int, ...] = (2,)  # transformer layers with memory, from 0
+    num_keys: int = 256  # sub-keys per half; a table has num_keys**2 slots
+    num_heads: int = 4
     top_k: int = 8  # slots read per head and token
-    key_dim: int = 64  # width of a query and of a key; each half has key_dim / 2
-    value_dim: int = 128  # width of a row of the table
-    query_norm: bool = True  # RMS-norm on the halves of the query
-    key_norm: bool = False  # RMS-norm on the keys
-    placement: Literal["replace", "add"] = "replace"  # of, or beside, the feed-forward
-    share_values: bool = True  # one table for all memory layers, or one each
-    relevance_gate: bool = False  # a learned share, 0 to 1 a token, of what is recalled
+    key_dim: int = 64  # width of queries and keys, each of two halves
+    value_dim: int = 128  # width of a table row
+    query_norm: bool = True  # RMS-norm on query halves
+    key_norm: bool = False  # RMS-norm on keys
+    placement: Literal["replace", "add"] = "replace"  # the feed-forward, or add to it
+    share_values: bool = True  # one table for all memory layers, not one each
+    relevance_gate: bool = False  # learned gate per token, from 0 to 1
 
     def __post_init__(self):
         require_positive(
@@ -57,11 +57,11 @@ class MemoryConfig:
         )
         require(
             len(self.layers) > 0 and list(self.layers) == sorted(set(self.layers)),
-            f"memory.layers={self.layers} must name layers, rising, without repeats",
+            f"memory.layers={self.layers} must name layers in ascending order, once",
         )
         require(
             self.key_dim % 2 == 0,
-            f"memory.key_dim={self.key_dim} must be even: it holds two half-keys",
+            f"memory.key_dim={self.key_dim} must be even: a key has two halves",
         )
         require(
             self.top_k <= self.num_keys,
@@ -76,23 +76,23 @@ class MemoryConfig:
 
     @property
     def num_tables(self) -> int:
-        """Tables of values: one when the layers share it."""
+        """Number of value tables: 1 if all memory layers share it."""
         return 1 if self.share_values else len(self.layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A Llama-style decoder, with the switches of the Llama and Qwen families."""
+    """A Llama-style decoder, with the options of the Llama and Qwen families."""
 
-    vocab_size: int = 0  # 0: as many as the tokenizer has
+    vocab_size: int = 0  # 0: size of the tokenizer's vocabulary
     dim: int = 128  # width of the residual stream
     num_layers: int = 4
     num_heads: int = 4  # query heads
-    num_kv_heads: int = 4  # key and value heads; num_heads is a multiple of it
+    num_kv_heads: int = 4  # key and value heads; divides num_heads
     head_dim: int | None = None  # None: dim / num_heads
-    hidden_dim: int = 384  # width inside the SwiGLU feed-forward
+    hidden_dim: int = 384  # width of the SwiGLU feed-forward
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
-    tie_embeddings: bool = True  # the output layer is the embedding, transposed
+    tie_embeddings: bool = True  # share weights of embedding and output layer
     qkv_bias: bool = False  # biases on query, key and value (Qwen2)
     qk_norm: bool = False  # RMS-norm on each query and key head (Qwen3)
     norm_eps: float = 1e-5
@@ -103,17 +103,17 @@ class ModelConfig:
         require_positive("model", self, *positive, "norm_eps")
         require(
             self.num_heads % self.num_kv_heads == 0,
-            f"model.num_heads={self.num_heads} is no multiple of "
+            f"model.num_heads={self.num_heads} is not a multiple of "
             f"model.num_kv_heads={self.num_kv_heads}",
         )
         require(
             self.head_dim is not None or self.dim % self.num_heads == 0,
-            f"model.dim={self.dim} is no multiple of model.num_heads={self.num_heads}; "
-            "set model.head_dim",
+            f"model.dim={self.dim} is not a multiple of model.num_heads="
+            f"{self.num_heads}: set model.head_dim",
         )
         require(
             self.head_width % 2 == 0,
-            f"a head is {self.head_width} wide; rotary embedding needs an even width",
+            f"model.head_dim={self.head_width} must be even for rotary embedding",
         )
         require(
             all(0 <= layer < self.num_layers for layer in self.rope.skip_layers),

@@ -1,4 +1,4 @@
-"""The runs: pretraining, retrofitting, finetuning."""
+"""Training runs: pretraining, retrofitting and finetuning."""
 
 import dataclasses
 import hashlib
@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from smf_jax.config.checks import (
     require,
+    require_divisible,
     require_not_negative,
-    require_parts,
     require_positive,
 )
 from smf_jax.config.data import DataConfig, Teach
@@ -17,19 +17,19 @@ from smf_jax.config.mesh import ComputeConfig, MeshConfig
 from smf_jax.config.model import MemoryConfig, ModelConfig
 from smf_jax.config.optim import OptimConfig
 
-USAGE_DOCUMENTS = 200  # batches a background is counted over; the paper has 1000
-# Loss of a step; exact match on the facts taught, reworded, and known before.
+USAGE_DOCUMENTS = 200  # background batches for document frequencies; paper: 1000
+# Training loss, or exact match on taught facts, the same reworded, and known facts.
 Metric = Literal["loss", "taught", "held_out", "known"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveConfig:
-    """When a run saves a checkpoint, and which it keeps."""
+    """When checkpoints are saved, and which are kept."""
 
-    every: int = 250  # steps between checkpoints; the last step always has one
-    keep: int = 2  # latest checkpoints kept
-    keep_every: int = 0  # checkpoints at its multiples are kept for good; 0: none
-    best: Metric | None = None  # the best checkpoint by this metric is kept, too
+    every: int = 250  # steps between checkpoints; the last step always saves one
+    keep: int = 2  # latest checkpoints to keep
+    keep_every: int = 0  # also keep checkpoints of every K-th step; 0: none
+    best: Metric | None = None  # also keep the best checkpoint by this metric
 
     def __post_init__(self):
         require_positive("save", self, "every", "keep")
@@ -38,16 +38,16 @@ class SaveConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What every training run has."""
+    """Settings of every training run."""
 
-    verb: ClassVar[str]  # the command that runs it
+    verb: ClassVar[str]  # the `smf` command of this kind of run
 
-    run_dir: str  # where the run is written
-    steps: int = 1000
-    grad_accum_steps: int = 1  # parts in which a batch's gradient is computed
+    run_dir: str  # output directory
+    steps: int = 1000  # training steps
+    grad_accum_steps: int = 1  # parts that a batch's gradient is computed in
     log_every: int = 10  # steps between rows of metrics.jsonl
-    on_nan: str = "stop"  # or skip=K: skip up to K batches that are not finite
-    seed: int = 0  # of new parameters and of the data order
+    on_nan: str = "stop"  # or skip=K, to skip up to K non-finite steps
+    seed: int = 0  # of new parameters and the data order
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
@@ -57,26 +57,26 @@ class TrainConfig:
         require_positive(self.verb, self, "steps", "log_every")
         require(
             re.fullmatch(r"stop|skip=[0-9]{1,6}", self.on_nan) is not None,
-            f"on_nan={self.on_nan} must be stop, or skip=K for at most K batches",
+            f"on_nan={self.on_nan} must be stop or skip=K, for at most K steps",
         )
         require(
             self.optim.warmup_steps < self.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} must be below steps="
-            f"{self.steps}: optim.learning_rate is reached after the warmup",
+            f"{self.steps}: optim.learning_rate is only reached after the warmup",
         )
 
     def _require_method(self, method: str) -> None:
         require(
             self.optim.method == method,
-            f"optim.method={self.optim.method} is for smf finetune; smf {self.verb} "
+            f"optim.method={self.optim.method} is for smf finetune: smf {self.verb} "
             f"needs optim.method={method}",
         )
 
     def _require_packed(self, data: DataConfig, balance_weight: float) -> None:
-        require_parts("data.batch_size", data.batch_size, self.grad_accum_steps)
+        require_divisible("data.batch_size", data.batch_size, self.grad_accum_steps)
         require(
             self.save.best in (None, "loss"),
-            f"save.best={self.save.best} is a score of taught models; smf {self.verb} "
+            f"save.best={self.save.best} is a score of smf finetune: smf {self.verb} "
             "has save.best=loss",
         )
         require(
@@ -88,13 +88,13 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """A model trained from scratch."""
+    """Train a model from scratch."""
 
     verb: ClassVar[str] = "pretrain"
 
-    steps: int = 1200
-    balance_weight: float = 0.02  # of the loss that evens out reads over slots
-    values_lr_scale: float = 3.0  # learning rate of memory values / optim.learning_rate
+    steps: int = 1200  # training steps
+    balance_weight: float = 0.02  # of the loss that balances reads over slots
+    values_lr_scale: float = 3.0  # scales optim.learning_rate for memory tables
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
@@ -109,21 +109,21 @@ class PretrainConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrofitConfig(TrainConfig):
-    """Memory layers added to a run's model, and trained until they have healed."""
+    """Add memory layers to a model, and train them until the model has healed."""
 
     verb: ClassVar[str] = "retrofit"
 
-    base: str  # the run directory whose model gets them
-    steps: int = 600
-    eval_every: int = 50  # steps between evaluations; 0: only at the end
-    balance_weight: float = 0.02  # of the loss that evens out reads over slots
-    values_lr_scale: float = 3.0  # learning rate of memory values / optim.learning_rate
-    held_out: float = 0.05  # share of the packed rows held out; at most a half
-    margin: float = 0.01  # nats by which the held-out loss may exceed the base's
+    base: str  # run directory of the model to extend
+    steps: int = 600  # training steps
+    eval_every: int = 50  # steps between evaluations; 0: only the last step
+    balance_weight: float = 0.02  # of the loss that balances reads over slots
+    values_lr_scale: float = 3.0  # scales optim.learning_rate for memory tables
+    held_out: float = 0.05  # share of packed rows for evaluation; at most 0.5
+    margin: float = 0.01  # nats a healed model's loss may exceed the base's by
     memory: MemoryConfig = dataclasses.field(
         default_factory=lambda: MemoryConfig(placement="add")
     )
-    data: DataConfig  # what the memory is trained on
+    data: DataConfig
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(method="memory")
     )
@@ -134,7 +134,7 @@ class RetrofitConfig(TrainConfig):
         require_not_negative(self.verb, self, "balance_weight", "eval_every", "margin")
         require(
             0 < self.held_out <= 0.5,
-            f"held_out={self.held_out} must be above 0, and 0.5 at most",
+            f"held_out={self.held_out} must be above 0 and at most 0.5",
         )
         self._require_method("memory")
         self._require_packed(self.data, self.balance_weight)
@@ -142,20 +142,21 @@ class RetrofitConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """New facts taught to a run's model by one method."""
+    """Teach new facts to the model of a run."""
 
     verb: ClassVar[str] = "finetune"
 
-    base: str  # the run directory whose model learns
+    base: str  # run directory of the model to teach
     facts: str | None = None  # JSONL(.gz); None: the facts that `base` held back
-    teach: Teach = "questions"  # the wording trained on
-    seq_len: int | None = None  # tokens of the longest text; None: as the base's data
-    loss_on: Literal["answer", "all"] = "answer"  # tokens whose loss is trained
-    steps: int = 150
-    batch_size: int = 64  # facts a step
-    reuse_prefix: bool = True  # smf: cache the output below the memory for each text
-    eval_every: int = 25  # steps between points of the curve; 0: only at the end
-    optim: OptimConfig = dataclasses.field(  # the paper's
+    teach: Teach = "questions"  # wording to train on
+    seq_len: int | None = None  # longest text in tokens; None: as in `base`
+    loss_on: Literal["answer", "all"] = "answer"  # trained tokens
+    steps: int = 150  # training steps
+    batch_size: int = 64  # facts per step
+    reuse_prefix: bool = True  # smf: cache activations below the first memory layer
+    eval_every: int = 25  # steps between evaluations; 0: only the last step
+    # what is trained, and how; the defaults are the paper's
+    optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(
             method="smf", optimizer="sgd", learning_rate=2.0
         )
@@ -164,7 +165,7 @@ class FinetuneConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self.verb, self, "batch_size")
-        require_parts("batch_size", self.batch_size, self.grad_accum_steps)
+        require_divisible("batch_size", self.batch_size, self.grad_accum_steps)
         require_not_negative(self.verb, self, "eval_every")
         require(
             self.seq_len is None or self.seq_len > 0,
@@ -173,6 +174,6 @@ class FinetuneConfig(TrainConfig):
 
 
 def config_hash(config: Any) -> str:
-    """Returns 16 hex digits that name the content of a configuration."""
+    """Returns a hash of a configuration's content, 16 hex digits."""
     text = json.dumps(dataclasses.asdict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Batches of tokens for pretraining: texts packed into rows, by grain."""
+"""Batches for pretraining: facts and texts packed into rows, by grain."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,16 @@ from jaxtyping import Float, Int, PyTree
 
 from smf_jax.config import require
 from smf_jax.data.corpus import Corpus, Example
-from smf_jax.data.tokenizer import Tokenizer, encode_answered, encode_text
+from smf_jax.data.tokenizer import (
+    Tokenizer,
+    encode_completion,
+    encode_prompt,
+    encode_text,
+)
 
-# Handing small rows over from a thread costs more than making them.
-IN_LINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-CUT_LIMIT = 0.01  # share of examples that may be left out for being too long
+# Passing small rows between threads costs more than making them.
+NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+MAX_DROPPED = 0.01  # share of examples that may exceed the context
 
 
 class Batch(NamedTuple):
@@ -24,14 +29,14 @@ class Batch(NamedTuple):
     targets: Int[np.ndarray, "batch seq"]
     weights: Float[np.ndarray, "batch seq"]  # of each target's loss; 0: not trained
     positions: Int[np.ndarray, "batch seq"]  # of each token in its text
-    segments: Int[np.ndarray, "batch seq"]  # which text of the row; 0 is padding
-    records: Int[np.ndarray, "batch seq"]  # which record a token is of, by its place
-    # Places in a row of all targets with a loss, if they are fewer than its targets.
+    segments: Int[np.ndarray, "batch seq"]  # the token's text in its row; 0: padding
+    records: Int[np.ndarray, "batch seq"]  # index of the token's record
+    # Columns that include every target with a loss; None: all columns.
     loss_positions: Int[np.ndarray, "batch some"] | None = None
-    prefix: PyTree | None = None  # what the lower part of a model makes of it, if known
+    prefix: PyTree | None = None  # cached outputs of the frozen lower layers
 
 
-# tokens, targets, weights, records: one text, or a part of one
+# One encoded text, or a part of one: tokens, targets, weights, records.
 Row = dict[str, np.ndarray]
 
 
@@ -41,12 +46,12 @@ def encode_example(
     loss_on: Literal["answer", "all"],
     record: int = 0,
 ) -> Row:
-    """Returns the row of an example, with the loss on its completion or on all.
+    """Returns an encoded example, with the loss on its completion or on all tokens.
 
-    `record` is the place of its record in a list of the caller's.
+    `record` is the index of its record.
     """
-    prompt, completion = encode_answered(tokenizer, example.prompt, example.completion)
-    row = _row(prompt + completion, record)
+    prompt = encode_prompt(tokenizer, example.prompt)
+    row = _row(prompt + encode_completion(tokenizer, example.completion), record)
     if loss_on == "answer":
         row["weights"][: max(len(prompt) - 1, 0)] = 0
     return row
@@ -54,13 +59,11 @@ def encode_example(
 
 def _row(ids: list[int], record: int) -> Row:
     ids = np.asarray(ids, np.int32)
-    weights = np.ones(len(ids) - 1, np.float32)
-    records = np.full(len(ids) - 1, record, np.int32)
     return {
         "tokens": ids[:-1],
         "targets": ids[1:],
-        "weights": weights,
-        "records": records,
+        "weights": np.ones(len(ids) - 1, np.float32),
+        "records": np.full(len(ids) - 1, record, np.int32),
     }
 
 
@@ -69,8 +72,8 @@ class Packed(NamedTuple):
 
     facts: list[Batch]
     texts: list[Batch]
-    dropped: int  # examples of facts that are too long for a row
-    records: list[str]  # the ids of facts and texts, where `Batch.records` finds them
+    dropped: int  # examples of facts that exceed a row
+    records: list[str]  # the ids of facts and texts that `Batch.records` indexes
 
 
 def pack_corpus(
@@ -79,39 +82,38 @@ def pack_corpus(
     seq_len: int,
     loss_on: Literal["answer", "all"],
 ) -> Packed:
-    """Returns packed rows of the corpus's facts, and of its texts.
+    """Returns packed rows of a corpus's facts, and of its texts.
 
-    Rows hold whole facts, as many as fit; texts are cut into pieces of `seq_len`
-    before they are packed, and their loss is on every token.
+    An example is never cut. A text is cut into pieces of `seq_len`, and its loss is on
+    every token.
 
     Raises:
-      ConfigError: More than 1 % of the facts are longer than `seq_len`.
+      ConfigError: More than 1 % of the examples are longer than `seq_len`.
     """
-    records = [example.record for example in corpus.examples]
-    records += [text.id for text in corpus.texts]
     facts = [
-        encode_example(tokenizer, example, loss_on, place)
-        for place, example in enumerate(corpus.examples)
+        encode_example(tokenizer, example, loss_on, index)
+        for index, example in enumerate(corpus.examples)
     ]
     facts, dropped = drop_long(facts, seq_len)
-    whole, ends = [], []  # a piece that fills its row needs no packing
-    for place, text in enumerate(corpus.texts, len(corpus.examples)):
+    full, ends = [], []  # a piece that fills a row needs no packing
+    for index, text in enumerate(corpus.texts, len(corpus.examples)):
         ids = encode_text(tokenizer, text.text)
         for start in range(0, len(ids) - 1, seq_len):
-            piece = _row(ids[start : start + seq_len + 1], place)
-            (whole if len(piece["tokens"]) == seq_len else ends).append(piece)
-    texts = [_one_segment(piece) for piece in whole] + _pack(ends, seq_len)
+            piece = _row(ids[start : start + seq_len + 1], index)
+            (full if len(piece["tokens"]) == seq_len else ends).append(piece)
+    texts = [_one_segment(piece) for piece in full] + _pack(ends, seq_len)
     facts = _pack(facts, seq_len)
-    if facts and not texts:  # rows of a batch are alike, and texts have no places
+    # All rows of a batch have loss positions or none has, and texts have none.
+    if facts and not texts:
         facts = with_loss_positions(facts)
-    return Packed(facts, texts, dropped, records)
+    records = [example.record for example in corpus.examples]
+    return Packed(facts, texts, dropped, records + [text.id for text in corpus.texts])
 
 
 def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
-    """Returns packed rows without every so many of them, and those.
+    """Returns packed rows without every `1 / share`-th one, and those.
 
-    It takes the first of every `1 / share` rows of facts, and of texts, by their
-    places, so that the same rows are held out in every run on the same data.
+    The same rows of the same data are held out in every run.
 
     Raises:
       ConfigError: None is left to train on.
@@ -119,7 +121,7 @@ def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
     every = math.ceil(1 / share)
     kept, held = [], []
     for rows in (packed.facts, packed.texts):
-        kept.append([row for place, row in enumerate(rows) if place % every])
+        kept.append([row for index, row in enumerate(rows) if index % every])
         held += rows[::every]
     require(
         bool(kept[0] or kept[1]),
@@ -138,30 +140,27 @@ def _pack(rows: list[Row], seq_len: int) -> list[Batch]:
     if not rows:
         return []
     packed = grain.experimental.FirstFitPackIterDataset(
-        grain.MapDataset.source(rows).to_iter_dataset(IN_LINE),
+        grain.MapDataset.source(rows).to_iter_dataset(NO_THREADS),
         length_struct={name: seq_len for name in rows[0]},
         num_packing_bins=32,
     )
     return [
         Batch(
-            tokens=row["tokens"],
-            targets=row["targets"],
-            weights=row["weights"],
+            **{name: row[name] for name in rows[0]},
             positions=row["tokens_positions"],
             segments=row["tokens_segment_ids"],
-            records=row["records"],
         )
         for row in packed
     ]
 
 
 def fits(row: Row, seq_len: int) -> bool:
-    """Returns whether a row is at most `seq_len` tokens long."""
+    """Returns whether a row has at most `seq_len` tokens."""
     return len(row["tokens"]) <= seq_len
 
 
 def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
-    """Returns the rows that fit, and how many do not: no answer is ever cut.
+    """Returns the rows that fit, and the number of those that do not.
 
     Raises:
       ConfigError: More than 1 % do not fit.
@@ -169,9 +168,9 @@ def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
     kept = [row for row in rows if fits(row, seq_len)]
     dropped = len(rows) - len(kept)
     require(
-        dropped <= CUT_LIMIT * len(rows),
+        dropped <= MAX_DROPPED * len(rows),
         f"{dropped} of {len(rows)} examples are longer than the context of {seq_len} "
-        f"tokens, which is above {CUT_LIMIT:.0%}: shorten them or raise seq_len",
+        f"tokens, which is above {MAX_DROPPED:.0%}: shorten them or raise seq_len",
     )
     return kept, dropped
 
@@ -183,14 +182,14 @@ def packed_batches(
     batch_size: int,
     seed: int,
 ) -> grain.DatasetIterator:
-    """Returns an iterator over batches of packed rows, without end.
+    """Returns an endless iterator over batches of packed rows.
 
-    Its `get_state()` is a few numbers, and `set_state()` reads nothing again.
+    Its `get_state()` is a few numbers, and `set_state()` reads no row.
 
     Args:
-      facts: Packed rows of facts, shuffled anew in each round.
-      texts: Packed rows of other texts. One of the two may be empty.
-      fact_share: Share of the rows that are facts, where there are both.
+      facts: Packed rows of facts, shuffled anew in each epoch.
+      texts: Packed rows of texts, likewise. One of the two may be empty.
+      fact_share: Share of the rows that are facts, if there are both.
       batch_size: Rows of a batch.
       seed: Of the order.
 
@@ -199,29 +198,28 @@ def packed_batches(
     """
     require(bool(facts or texts), "there are neither facts nor texts to train on")
     sources = [
-        grain.MapDataset.source(rows).seed(seed + place).shuffle().repeat(None)
-        for place, rows in enumerate((facts, texts))
+        grain.MapDataset.source(rows).seed(seed + index).shuffle().repeat(None)
+        for index, rows in enumerate((facts, texts))
         if rows
     ]
     source = sources[0]
     if len(sources) > 1:
-        weights = [fact_share, 1 - fact_share]
-        source = grain.MapDataset.mix(sources, weights)
-    return iter(source.to_iter_dataset(IN_LINE).batch(batch_size))
+        source = grain.MapDataset.mix(sources, [fact_share, 1 - fact_share])
+    return iter(source.to_iter_dataset(NO_THREADS).batch(batch_size))
 
 
 def with_loss_positions(rows: Sequence[Batch]) -> list[Batch]:
-    """Returns rows with the places of targets that have a loss, as many in each.
+    """Returns rows with `loss_positions`, equally many in each.
 
-    Where a row has a loss on all of its targets, there are no places to name.
+    If any row has a loss on all of its targets, rows are returned as they are.
 
     Args:
-      rows: Single rows, or some rows each, all of one width.
+      rows: One row or several rows each, all of one width.
     """
     most = max(int((row.weights > 0).sum(-1).max()) for row in rows)
     if most == rows[0].weights.shape[-1]:
         return list(rows)
-    # First the places with a loss; where a row has fewer, others fill it up.
+    # Positions with a loss come first; rows with fewer are padded with others.
     orders = (np.argsort(row.weights <= 0, -1, kind="stable") for row in rows)
     return [
         row._replace(loss_positions=order[..., :most].astype(np.int32))

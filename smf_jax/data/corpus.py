@@ -1,9 +1,8 @@
-"""What a run is about: facts to keep, facts to teach, and the text of pretraining."""
+"""The corpus of a run: known facts, new facts, and the texts of pretraining."""
 
 import hashlib
 import random
 import re
-from collections import defaultdict
 from typing import NamedTuple
 
 from smf_jax.config import DataConfig, Teach, require
@@ -12,7 +11,7 @@ from smf_jax.data.world import make_world
 
 
 class Example(NamedTuple):
-    """A text in two parts, the second of which a model should be able to complete."""
+    """A prompt, and the completion that a model learns to give."""
 
     prompt: str
     completion: str
@@ -24,16 +23,16 @@ class Corpus(NamedTuple):
 
     known: list[Fact]  # part of pretraining; forgetting is measured on them
     new: list[Fact]  # kept out of pretraining
-    new_held_out: list[Fact]  # the same, asked in a wording that is never trained on
-    examples: list[Example]  # what pretraining reads of the known facts
-    texts: list[Text]  # what else it reads
-    notes: list[str]  # what was noticed and decided on the way
+    new_held_out: list[Fact]  # the same, in a wording that is never trained on
+    examples: list[Example]  # known facts for pretraining
+    texts: list[Text]  # other texts for pretraining
+    notes: list[str]  # on facts that were left out
     hash: str
 
 
-# A known question of a file is pretrained as it stands and in one of these frames, so
-# that a model learns to see through a frame. A new one is taught as it stands, and also
-# asked in another frame, which no training uses.
+# A known question of a file is pretrained both bare and in one of these frames, so that
+# a model learns to see through a frame. A new one is taught bare, and evaluated also in
+# a frame that is never trained on.
 FILE_FRAMES = (
     "Question: {question}",
     "Please answer: {question}",
@@ -44,10 +43,9 @@ HELD_OUT_FRAME = "Quiz: {question}"
 
 
 def describe_corpus(config: DataConfig, corpus: Corpus) -> str:
-    """Returns in a line what a corpus is of."""
-    world = config.facts is None and config.background is None
-    sources = filter(None, (config.facts, config.background))
-    source = "the synthetic world" if world else " and ".join(sources)
+    """Returns the sources and sizes of a corpus in one line."""
+    paths = filter(None, (config.facts, config.background))
+    source = " and ".join(paths) or "the synthetic world"
     return (
         f"{source}: {len(corpus.known):,} known facts, {len(corpus.new):,} kept back "
         f"as new, {len(corpus.texts):,} texts"
@@ -55,7 +53,7 @@ def describe_corpus(config: DataConfig, corpus: Corpus) -> str:
 
 
 def no_corpus() -> Corpus:
-    """Returns what a model is about that came without data: nothing."""
+    """Returns the empty corpus, of a model that was imported without data."""
     return _corpus([], [], [], [], [], [])
 
 
@@ -63,7 +61,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Returns the facts and texts that a configuration names.
 
     Raises:
-      ConfigError: A file is missing or broken, or leaves nothing to learn or keep.
+      ConfigError: A file is missing or broken, or the facts cannot be split.
     """
     if config.facts is None and config.background is None:
         return _world_corpus(config)
@@ -84,7 +82,7 @@ def _file_corpus(config: DataConfig) -> Corpus:
     if config.facts is not None:
         facts, notes = without_repeats(read_facts(config.facts))
     texts = [] if config.background is None else read_texts(config.background)
-    order = random.Random(0)  # the split is part of the task, not of the run
+    order = random.Random(0)  # the split belongs to the data, not to the run's seed
     facts = order.sample(facts, len(facts))
     num_new = round(len(facts) * config.new_fraction)
     new, known = facts[:num_new], facts[num_new:]
@@ -98,51 +96,48 @@ def _file_corpus(config: DataConfig) -> Corpus:
     for fact in known:
         reworded = reword(fact, order.choice(FILE_FRAMES))
         examples += [question_example(fact), question_example(reworded)]
-        texts += [Text(fact.id, document) for document in fact.statements]
+        texts += [Text(fact.id, statement) for statement in fact.statements]
     held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
     return _corpus(known, new, held_out, examples, texts, notes)
 
 
-def _corpus(known, new, new_held_out, examples, texts, notes) -> Corpus:
+def _corpus(*parts: list) -> Corpus:
+    *hashed, notes = parts
     digest = hashlib.sha256()
-    for part in (known, new, new_held_out, examples, texts):
+    for part in hashed:
         digest.update(repr([tuple(record) for record in part]).encode())
-    return Corpus(
-        known, new, new_held_out, examples, texts, notes, digest.hexdigest()[:16]
-    )
+    return Corpus(*hashed, notes, digest.hexdigest()[:16])
 
 
 def reword(fact: Fact, frame: str) -> Fact:
-    """Returns the fact asked in the wording of `frame`, which holds {question}."""
+    """Returns the fact with its question in a frame, which holds {question}."""
     return fact._replace(question=frame.replace("{question}", fact.question))
 
 
 def question_example(fact: Fact) -> Example:
-    """Returns the question, to be completed by the first answer."""
+    """Returns the question with the first answer as its completion."""
     return Example(fact.question, fact.answers[0], fact.id)
 
 
 def statement_example(fact: Fact, statement: str) -> Example:
-    """Returns a statement split before the last place where it gives an answer.
+    """Returns a statement, split before the last answer in it.
 
-    One that gives none is completed whole, from nothing.
+    A statement without an answer is all completion.
     """
     found = [
         match.start()
         for answer in fact.answers
         for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", statement)
     ]
-    place = max(found, default=-1)
-    if place < 0:
-        return Example("", statement, fact.id)
-    return Example(statement[:place].strip(), statement[place:], fact.id)
+    split = max(found, default=0)
+    return Example(statement[:split].strip(), statement[split:], fact.id)
 
 
 def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
-    """Returns the texts that teach a fact, that of its question first.
+    """Returns the examples that teach a fact, its question first.
 
     Raises:
-      ConfigError: Statements are to be taught and there are none.
+      ConfigError: Statements are to be taught, and the fact has none.
     """
     questions = [] if teach == "statements" else [question_example(fact)]
     if teach == "questions":
@@ -152,18 +147,16 @@ def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
         f'fact {fact.id!r} has no statements ("documents" in a file): '
         "teach questions instead",
     )
-    statements = [statement_example(fact, text) for text in fact.statements]
-    return questions + statements
+    return questions + [statement_example(fact, text) for text in fact.statements]
 
 
 def as_taught(fact: Fact, teach: Teach) -> Fact:
-    """Returns the fact asked in the wording that teaches it.
+    """Returns the fact with the prompt of its first taught example as its question.
 
     Raises:
-      ConfigError: No text that teaches it leads up to its answer.
+      ConfigError: No example has a prompt.
     """
-    examples = taught_examples(fact, teach)
-    prompts = [example.prompt for example in examples if example.prompt]
+    prompts = [e.prompt for e in taught_examples(fact, teach) if e.prompt]
     require(
         len(prompts) > 0,
         f"fact {fact.id!r} has no statement that leads up to its answer: "
@@ -173,22 +166,22 @@ def as_taught(fact: Fact, teach: Teach) -> Fact:
 
 
 def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
-    """Returns the facts with each question once, and notes on what was left out.
+    """Returns the first fact of each question, and notes on the others.
 
-    A question that comes again with an answer in common is a duplicate; without one
-    it contradicts the first. The first is kept in either case.
+    Another fact of the same question is a duplicate if it shares an answer with the
+    first, or else a contradiction.
     """
-    by_question = defaultdict(list)
-    for fact in facts:
-        by_question[" ".join(fact.question.lower().split())].append(fact)
+    first_of: dict[str, Fact] = {}
     duplicates = contradictions = 0
-    for first, *again in by_question.values():
+    for fact in facts:
+        first = first_of.setdefault(" ".join(fact.question.lower().split()), fact)
+        if first is fact:
+            continue
         answers = {answer.lower() for answer in first.answers}
-        for fact in again:
-            if answers & {answer.lower() for answer in fact.answers}:
-                duplicates += 1
-            else:
-                contradictions += 1
+        if answers.isdisjoint(answer.lower() for answer in fact.answers):
+            contradictions += 1
+        else:
+            duplicates += 1
     notes = []
     if duplicates:
         notes.append(f"{duplicates} duplicate facts left out")
@@ -197,4 +190,4 @@ def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
             f"{contradictions} facts left out that contradict an earlier one "
             "(same question, no answer in common)"
         )
-    return [first for first, *_ in by_question.values()], notes
+    return list(first_of.values()), notes

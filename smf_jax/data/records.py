@@ -1,4 +1,4 @@
-"""The two records that every source yields, and the files that hold them."""
+"""Facts and texts, and the JSONL files that hold them."""
 
 import gzip
 import json
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from smf_jax.config import ConfigError, require
 
-LONGEST = 8 * 2**20  # bytes of a line
+MAX_LINE = 8 * 2**20  # bytes
 
 
 class Fact(NamedTuple):
-    """A question with its answers, any of which is right, and texts that state it."""
+    """A question, its accepted answers, and texts that state it."""
 
     id: str
     question: str
@@ -32,48 +32,48 @@ def read_facts(path: str | Path) -> list[Fact]:
     """Reads `{"id", "question", "answers": [...], "documents": [...]?}` lines.
 
     Raises:
-      ConfigError: The file is missing, empty or broken; it names the file and line.
+      ConfigError: The file is missing, empty or broken; names the file and line.
     """
-    return [_fact(where, row) for where, row in _rows(Path(path))]
+    facts = []
+    for where, row in _rows(Path(path)):
+        question = _string(where, row, "question")
+        answers = _strings(where, row, "answers")
+        require(len(answers) > 0, f"{where}: the fact has no answers")
+        statements = _strings(where, row, "documents") if "documents" in row else ()
+        facts.append(Fact(str(row.get("id", where)), question, answers, statements))
+    return facts
 
 
 def read_texts(path: str | Path) -> list[Text]:
     """Reads `{"id", "text"}` lines.
 
     Raises:
-      ConfigError: The file is missing, empty or broken; it names the file and line.
+      ConfigError: The file is missing, empty or broken; names the file and line.
     """
-    texts = []
-    for where, row in _rows(Path(path)):
-        text = _string(where, row, "text")
-        texts.append(Text(str(row.get("id", where)), text))
-    return texts
-
-
-def _fact(where: str, row: dict) -> Fact:
-    question = _string(where, row, "question")
-    answers = _strings(where, row, "answers")
-    require(len(answers) > 0, f"{where}: the fact has no answers")
-    statements = _strings(where, row, "documents") if "documents" in row else ()
-    return Fact(str(row.get("id", where)), question, answers, statements)
+    return [
+        Text(str(row.get("id", where)), _string(where, row, "text"))
+        for where, row in _rows(Path(path))
+    ]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields the position, as PATH:LINE, and the object of each line."""
     require(path.is_file(), f"{path}: no such file")
     opener = gzip.open if path.suffix == ".gz" else open
-    number, rows = 0, 0
+    number = rows = 0
     try:
         with opener(path, "rb") as file:
-            # A compressed file of a few bytes may hold a line of many gigabytes.
-            lines = iter(lambda: file.readline(LONGEST + 1), b"")
+            # A small gzip file can hold a line of many gigabytes.
+            lines = iter(lambda: file.readline(MAX_LINE + 1), b"")
             for number, line in enumerate(lines, 1):
+                where = f"{path}:{number}"
                 require(
-                    len(line) <= LONGEST,
-                    f"{path}:{number}: the line is longer than {LONGEST} bytes",
+                    len(line) <= MAX_LINE,
+                    f"{where}: the line is longer than {MAX_LINE} bytes",
                 )
                 if line.strip():
                     rows += 1
-                    yield f"{path}:{number}", _row(f"{path}:{number}", line)
+                    yield where, _row(where, line)
     except (EOFError, OSError, zlib.error) as error:
         raise ConfigError(
             f"{path}: cannot be read past line {number}: {error}"
@@ -84,7 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict]]:
 def _row(where: str, line: bytes) -> dict:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False).encode()  # fails on a lone surrogate
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: not UTF-8 ({error.reason})") from error
     except (ValueError, RecursionError) as error:

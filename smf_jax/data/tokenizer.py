@@ -1,7 +1,7 @@
-"""Tokenizers: trained on a corpus, kept with the model, named by a hash."""
+"""Tokenizers: trained on a corpus or loaded from a file, identified by a hash."""
 
 import hashlib
-import json
+import itertools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +14,11 @@ from smf_jax.config import ConfigError, require
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
-ANCHOR = "a"  # any word: what follows it is encoded as what follows a prompt
+PROBE = "a"  # a word that shows what a tokenizer does around any other
 
 
 class Tokenizer(NamedTuple):
-    """Rules that turn text into ids, and the ids that stand around a text."""
+    """A tokenizer of the `tokenizers` library, with its BOS and EOS ids."""
 
     rules: tokenizers.Tokenizer
     bos: tuple[int, ...] = ()  # before every text, for models trained that way
@@ -26,17 +26,17 @@ class Tokenizer(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Rows that an embedding of all its ids needs."""
+        """The smallest vocabulary size that covers every id."""
         return max([*self.rules.get_vocab().values(), *self.bos, self.eos]) + 1
 
 
 def train_tokenizer(
     texts: Iterable[str], kind: Literal["word", "bpe"], vocab_size: int
 ) -> Tokenizer:
-    """Returns a tokenizer of at most `vocab_size` tokens learnt from `texts`.
+    """Returns a tokenizer of at most `vocab_size` tokens trained on `texts`.
 
-    "word" has one token for each word between spaces and suits a closed world;
-    "bpe" is byte-level and can spell anything.
+    "word" has one token per whitespace-separated word, for a closed vocabulary; "bpe"
+    is byte-level and can encode any text.
     """
     least = len(SPECIAL_TOKENS) + (256 if kind == "bpe" else 0)
     require(
@@ -44,124 +44,103 @@ def train_tokenizer(
         f"data.vocab_size={vocab_size} is below the {least} tokens that a {kind} "
         "tokenizer needs",
     )
-    match kind:
-        case "word":
-            unknown = SPECIAL_TOKENS[UNKNOWN]
-            rules = tokenizers.Tokenizer(models.WordLevel(unk_token=unknown))
-            rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-            trainer = trainers.WordLevelTrainer(
-                vocab_size=vocab_size,
-                special_tokens=SPECIAL_TOKENS,
-                show_progress=False,
-            )
-        case "bpe":
-            rules = tokenizers.Tokenizer(models.BPE())
-            rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            rules.decoder = decoders.ByteLevel()
-            trainer = trainers.BpeTrainer(
-                vocab_size=vocab_size,
-                special_tokens=SPECIAL_TOKENS,
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
-            )
+    options = dict(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    if kind == "word":
+        unknown = SPECIAL_TOKENS[UNKNOWN]
+        rules = tokenizers.Tokenizer(models.WordLevel(unk_token=unknown))
+        rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(**options)
+    else:
+        rules = tokenizers.Tokenizer(models.BPE())
+        rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        rules.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
     rules.train_from_iterator(texts, trainer)
     return Tokenizer(rules)
 
 
-def load_tokenizer(path: Path, end: int | str = EOS) -> Tokenizer:
-    """Reads a tokenizer, and finds what it puts before a text.
+def load_tokenizer(path: Path, eos: int | str = EOS) -> Tokenizer:
+    """Reads a tokenizer without truncation and padding, and finds its BOS tokens.
 
-    `end` is the token that ends a text, or its id.
-
-    Raises:
-      ConfigError: There is none, or it cannot serve: it is broken, has no token `end`,
-        or a word's ids depend on the word before.
-    """
-    rules = read_rules(path)
-    said = f"id {end}" if isinstance(end, int) else repr(end)
-    end = rules.token_to_id(end) if isinstance(end, str) else end
-    require(
-        end is not None and 0 <= end < 2**31 and rules.id_to_token(end) is not None,
-        f"{path}: {said}, which should end a text, is no token",
-    )
-    bare = rules.encode(ANCHOR, add_special_tokens=False).ids
-    dressed = rules.encode(ANCHOR).ids
-    before = len(dressed) - len(bare)
-    while before > 0 and dressed[before : before + len(bare)] != bare:
-        before -= 1
-    followed = rules.encode(f"{ANCHOR} {ANCHOR}", add_special_tokens=False).ids
-    require(
-        followed[: len(bare)] == bare and len(followed) > len(bare),
-        f"{path}: a word's ids depend on what follows, so answers cannot be continued",
-    )
-    return Tokenizer(rules, tuple(dressed[:before]), end)
-
-
-def read_rules(path: Path) -> tokenizers.Tokenizer:
-    """Reads the rules of a tokenizer, which neither cut texts nor fill them up.
+    `eos` is the token that ends a text, or its id.
 
     Raises:
-      ConfigError: There is no such file, or it is broken.
+      ConfigError: The file is missing or broken, has no token `eos`, or the ids of a
+        word depend on the word after it.
     """
+    rules = _read_rules(path)
+    eos_name = f"id {eos}" if isinstance(eos, int) else repr(eos)
+    eos = rules.token_to_id(eos) if isinstance(eos, str) else eos
+    require(
+        eos is not None and 0 <= eos < 2**31 and rules.id_to_token(eos) is not None,
+        f"{path}: EOS {eos_name} is not in the vocabulary",
+    )
+    plain = rules.encode(PROBE, add_special_tokens=False).ids
+    special = rules.encode(PROBE).ids
+    start = len(special) - len(plain)  # of the word, after the BOS tokens
+    while start > 0 and special[start : start + len(plain)] != plain:
+        start -= 1
+    continued = rules.encode(f"{PROBE} {PROBE}", add_special_tokens=False).ids
+    require(
+        continued[: len(plain)] == plain and len(continued) > len(plain),
+        f"{path}: a word's ids depend on what follows, so a prompt cannot be continued",
+    )
+    return Tokenizer(rules, tuple(special[:start]), eos)
+
+
+def _read_rules(path: Path) -> tokenizers.Tokenizer:
     require(path.is_file(), f"{path}: no such file")
     try:
         text = path.read_text(encoding="utf-8")
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
-    # The library raises a bare Exception, which an except clause could not tell from
-    # any other error, or panics; and some rules fail only where they are used.
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason})") from error
+    # The library raises a bare Exception, which no except clause can tell from other
+    # errors, or panics; and some files fail only when a text is encoded.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        trying = thread.submit(_try_rules, text)
-    error = trying.exception()
+        parsing = thread.submit(_parse_rules, text)
+    error = parsing.exception()
     if type(error) is Exception or type(error).__name__ == "PanicException":
-        reason = str(error).strip().splitlines() or ["it panics"]
-        raise ConfigError(f"{path}: no tokenizer ({reason[0]})") from error
-    return trying.result()
+        reason = str(error).strip().splitlines() or ["panic"]
+        raise ConfigError(f"{path}: not a tokenizer ({reason[0]})") from error
+    return parsing.result()
 
 
-def _try_rules(text: str) -> tokenizers.Tokenizer:
+def _parse_rules(text: str) -> tokenizers.Tokenizer:
     rules = tokenizers.Tokenizer.from_str(text)
     rules.no_truncation()
     rules.no_padding()
-    rules.encode(f"{ANCHOR} {ANCHOR}")
+    rules.encode(f"{PROBE} {PROBE}")
     return rules
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Returns 16 hex digits that name a tokenizer's vocabulary, rules and ends."""
+    """Returns 16 hex digits that identify a tokenizer, its BOS and its EOS."""
     text = f"{tokenizer.rules.to_str()} {tokenizer.bos} {tokenizer.eos}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of `text`, with those that stand around it."""
+    """Returns the ids of `text`, with BOS and EOS."""
     return [*encode_prompt(tokenizer, text), tokenizer.eos]
 
 
-def encode_answered(
-    tokenizer: Tokenizer, prompt: str, completion: str
-) -> tuple[list[int], list[int]]:
-    """Returns the ids of a prompt, and those of its completion and the end token.
-
-    The two are encoded apart, so that a prompt has the ids it has when asked alone.
-    """
-    return encode_prompt(tokenizer, prompt), encode_completion(tokenizer, completion)
-
-
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Returns the ids of a prompt that waits for its completion."""
+    """Returns the ids of a prompt, with BOS and without EOS."""
     return [*tokenizer.bos, *_encode(tokenizer, prompt)]
 
 
 def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
-    """Returns the ids of a text that follows another after a space, and the end token.
+    """Returns the ids of a text that follows a prompt and a space, with EOS.
 
-    Some rules put a mark of a space before each text by themselves, so the text is
-    encoded behind a word, and the ids of that word are taken away.
+    It is encoded apart from the prompt, whose ids then do not depend on it.
     """
-    ids = _encode(tokenizer, f"{ANCHOR} {completion}")
-    return [*ids[len(_encode(tokenizer, ANCHOR)) :], tokenizer.eos]
+    # Some tokenizers mark a space before each text: encode it after a word, and drop
+    # the ids of that word.
+    ids = _encode(tokenizer, f"{PROBE} {completion}")
+    return [*ids[len(_encode(tokenizer, PROBE)) :], tokenizer.eos]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -169,10 +148,6 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def decode(tokenizer: Tokenizer, ids: Iterable) -> str:
-    """Returns the text of the ids before the first end token."""
-    before_end = []
-    for token in ids:
-        if token == tokenizer.eos:
-            break
-        before_end.append(int(token))
-    return tokenizer.rules.decode(before_end).strip()
+    """Returns the text of the ids before the first EOS."""
+    before_eos = itertools.takewhile(lambda token: token != tokenizer.eos, ids)
+    return tokenizer.rules.decode([*map(int, before_eos)]).strip()

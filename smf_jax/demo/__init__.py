@@ -1,4 +1,4 @@
-"""The main job from nothing to a comparison, and the recipes it follows."""
+"""Pretrains, teaches by every method, and compares what was learned and forgotten."""
 
 from smf_jax.demo.recipes import (
     FILE_RECIPES,
@@ -10,7 +10,7 @@ from smf_jax.demo.recipes import (
     finetune_config,
     retrofit_config,
 )
-from smf_jax.demo.run import run, walk
+from smf_jax.demo.run import compare, run
 
 __all__ = [
     "FILE_RECIPES",
@@ -19,8 +19,8 @@ __all__ = [
     "DemoConfig",
     "Recipe",
     "base_config",
+    "compare",
     "finetune_config",
     "retrofit_config",
     "run",
-    "walk",
 ]

@@ -1,4 +1,4 @@
-"""How the demo's base is made, and how each method teaches it."""
+"""How the demo's base model is pretrained, and how each method teaches it."""
 
 import dataclasses
 from pathlib import Path
@@ -16,43 +16,45 @@ from smf_jax.config import (
     require,
 )
 
-POINTS = 5  # of each method's curve, beside the one before any step
+EVALUATIONS = 5  # of each method, after the one before the first step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Teach a small memory model new facts by every method, and compare.
+    """Pretrain a small model, teach it new facts by every method, and compare.
 
-    Needs no network and no account. Example: smf demo --out runs/demo
+    Needs no network.
+
+    Example: smf demo --out runs/demo
     """
 
-    out: str = "runs/demo"  # where everything is written
-    facts: str | None = None  # JSONL(.gz) of facts; None: the synthetic world
-    background: str | None = None  # JSONL(.gz) of texts to pretrain on beside them
-    seed: int = 0  # of the world, the parameters and every order
-    seq_len: int = 64  # tokens of the longest question with its answer
-    sweep: bool = False  # teach at every learning rate of a method, not the best alone
+    out: str = "runs/demo"  # output directory
+    facts: str | None = None  # JSONL(.gz) of facts; None: a synthetic world
+    background: str | None = None  # JSONL(.gz) of texts; needs --facts
+    seed: int = 0  # of the world, new parameters and data order
+    seq_len: int = 64  # longest question with its answer, in tokens
+    sweep: bool = False  # teach at all learning rates of a method, not only the best
 
     def __post_init__(self):
         require(
             self.facts is not None or self.background is None,
-            "--background goes with --facts: the synthetic world brings its own text",
+            "--background needs --facts: the synthetic world has its own text",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One method with the learning rates worth trying, the best first."""
+    """How a method teaches."""
 
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]  # the best first
     optim: OptimConfig
-    teach: Teach = "statements"  # the questions are then new to every method
-    batch_size: int = 32  # facts
+    teach: Teach = "statements"  # so that questions are new to the model
+    batch_size: int = 32  # facts per step
     steps: int = 300
 
 
 def base_config(config: DemoConfig) -> PretrainConfig:
-    """Returns how the model is made that the methods start from."""
+    """Returns the pretraining of the model that all methods start from."""
     model = ModelConfig(hidden_dim=256)
     if config.facts is None:
         world = WorldConfig(seed=config.seed)
@@ -84,15 +86,15 @@ def base_config(config: DemoConfig) -> PretrainConfig:
 
 
 def retrofit_config(base: str, run_dir: str) -> RetrofitConfig:
-    """Returns how a base of the demo's world, made without memory, is given one."""
-    made = base_config(DemoConfig())
+    """Returns the retrofit of the demo's base model without memory layers."""
+    pretraining = base_config(DemoConfig())
     return RetrofitConfig(
         base=base,
         run_dir=run_dir,
         steps=400,
         memory=MemoryConfig(placement="add"),
-        data=made.data,
-        optim=dataclasses.replace(made.optim, method="memory", weight_decay=0.0),
+        data=pretraining.data,
+        optim=dataclasses.replace(pretraining.optim, method="memory", weight_decay=0.0),
     )
 
 
@@ -100,8 +102,8 @@ SMF = OptimConfig(
     method="smf",
     optimizer="sgd",
     schedule="linear",
-    # The first losses are the largest: at the full rate their steps would do most of
-    # the harm of a whole run.
+    # The first losses are the largest: at the full rate, their steps would cause most
+    # of a run's forgetting.
     warmup_steps=200,
     end_lr_fraction=0.1,
     top_t=8000,
@@ -111,11 +113,11 @@ LORA = OptimConfig(
 )
 FULL = dataclasses.replace(LORA, method="full")
 
-# The rate that forgot least at equal learning comes first, and is what the demo runs;
-# README.md has the tables. Every method takes the same steps on the same batches.
+# The best rate forgets least at equal learning: see the tables in README.md. All
+# methods take the same number of steps on the same batches.
 WORLD_RECIPES = {
     "smf": Recipe((1500.0, 750.0, 3000.0), SMF),
-    # The rates that forget least finish learning only if they hardly decay.
+    # The best rates finish learning only with little decay.
     "lora": Recipe(
         (1e-3, 3e-4, 3e-3), dataclasses.replace(LORA, end_lr_fraction=0.565)
     ),
@@ -123,8 +125,8 @@ WORLD_RECIPES = {
         (3e-4, 1e-4, 1e-3), dataclasses.replace(FULL, end_lr_fraction=0.565)
     ),
 }
-# Of a base that was given its memory afterwards. It stands beside the feed-forward with
-# a scale below 1, so its rows have less of a gradient and must go further.
+# For a retrofitted base. Its memory layer is added to the feed-forward with a scale
+# below 1, so gradients of table rows are smaller.
 RETROFIT_RECIPE = dataclasses.replace(
     WORLD_RECIPES["smf"], learning_rates=(30_000.0, 15_000.0, 60_000.0)
 )
@@ -138,7 +140,7 @@ FILE_RECIPES = {
 def finetune_config(
     recipe: Recipe, base: str, run_dir: str, *, seed: int = 0, rate: float | None = None
 ) -> FinetuneConfig:
-    """Returns how a method teaches, at its best learning rate or another."""
+    """Returns the finetuning of a recipe, by default at its best learning rate."""
     rate = recipe.learning_rates[0] if rate is None else rate
     return FinetuneConfig(
         base=base,
@@ -146,7 +148,7 @@ def finetune_config(
         teach=recipe.teach,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
-        eval_every=recipe.steps // POINTS,
+        eval_every=recipe.steps // EVALUATIONS,
         seed=seed,
         optim=dataclasses.replace(recipe.optim, learning_rate=rate),
     )

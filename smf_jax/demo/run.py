@@ -1,11 +1,13 @@
-"""The main job from nothing to a comparison: pretrain, collect usage, teach, ask."""
+"""The demo: pretrain, count usage, teach by every method, compare."""
 
 import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +30,7 @@ from smf_jax.demo.recipes import (
 )
 from smf_jax.evaluate.forgetting import CurvePoint, forgotten, kept_at
 from smf_jax.runs.files import (
+    EVALUATION,
     FRONTIER,
     METRICS,
     REPORT,
@@ -39,7 +42,7 @@ from smf_jax.runs.files import (
 from smf_jax.runs.load import is_finished, load_run
 from smf_jax.runs.lock import lock_run_dir
 from smf_jax.runs.record import code_version, read_record
-from smf_jax.verbs.finetune import Finetuned, finetune
+from smf_jax.verbs.finetune import finetune
 from smf_jax.verbs.pretrain import pretrain
 from smf_jax.verbs.usage import collect_usage
 
@@ -50,129 +53,138 @@ def run(config: DemoConfig, console: Console) -> dict[str, Any]:
     """Runs the demo and returns what it wrote to `summary.json`.
 
     Raises:
-      ConfigError: A file of the user's cannot be used.
+      ConfigError: A file cannot be used.
     """
     recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
-    return walk(config, base_config(config), recipes, console)
+    return compare(config, base_config(config), recipes, console)
 
 
-def walk(
+def compare(
     config: DemoConfig,
     base: PretrainConfig,
     recipes: dict[str, Recipe],
     console: Console,
 ) -> dict[str, Any]:
-    """Makes the base unless it is there, teaches it by each recipe, and compares."""
+    """Pretrains the base unless that is done, teaches it by each recipe, and compares.
+
+    Raises:
+      ConfigError: A file cannot be used, or `config.out` holds other runs.
+    """
     with lock_run_dir(config.out) as out:
-        return _walk(config, base, recipes, out, console)
-
-
-def _walk(config, base, recipes, out, console) -> dict[str, Any]:
-    start = time.perf_counter()
-    corpus = load_corpus(base.data)
-    _pretrain_once(base, corpus.hash, console)
-    for stale in (SUMMARY, SWEEP, REPORT, FRONTIER):
-        (out / stale).unlink(missing_ok=True)
-    if not (Path(base.run_dir) / USAGE).exists():
-        collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
-    results, sweep = {}, []
-    for name, recipe in recipes.items():
-        best, *others = recipe.learning_rates
-        for rate in (best, *others) if config.sweep else (best,):
-            run_dir = out / (name if rate == best else f"sweep/{name}-{rate:g}")
-            task = finetune_config(
-                recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
+        start = time.perf_counter()
+        corpus = load_corpus(base.data)
+        _pretrain_once(base, corpus.hash, console)
+        for stale in (SUMMARY, SWEEP, REPORT, FRONTIER):
+            (out / stale).unlink(missing_ok=True)
+        if not (Path(base.run_dir) / USAGE).exists():
+            collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
+        methods, sweep = {}, []
+        for name, recipe in recipes.items():
+            for task in _tasks(config, base, name, recipe, len(corpus.new)):
+                row, n = _teach_once(task, console)
+                rate = task.optim.learning_rate
+                sweep.append({"method": name, "learning_rate": rate} | row)
+                methods.setdefault(name, row)
+        matched = min(row["learned"] for row in methods.values())
+        for row in [*methods.values(), *sweep]:
+            kept = kept_at(row["curve"], matched)
+            row["forgotten_at_matched_learning"] = (
+                None if kept is None else forgotten(row["before"], kept)
             )
-            if task.batch_size > len(corpus.new):  # a short file is one batch
-                task = dataclasses.replace(task, batch_size=len(corpus.new))
-            row = _taught_before(task)
-            if row is None:
-                taught = _teach(task, console)
-                row = _summary(taught.curve(), taught.trainable)
-            sweep.append({"method": name, "learning_rate": rate} | row)
-            if rate == best:
-                results[name] = row
-    matched = min(row["learned"] for row in results.values())
-    for row in [*results.values(), *sweep]:
-        kept = kept_at(row["curve"], matched)
-        row["forgotten_at_matched_learning"] = (
-            None if kept is None else forgotten(row["before"], kept)
+        summary = {
+            "seconds": time.perf_counter() - start,
+            "config_hash": config_hash(config),
+            "matched_learning": matched,
+            "n": n,
+            "methods": methods,
+        }
+        if config.sweep:
+            write_json(out / SWEEP, sweep)
+        write_json(out / SUMMARY, summary)
+        multihost.barrier("summary written")
+        _print_summary(summary, console)
+        return summary
+
+
+def _tasks(
+    config: DemoConfig, base: PretrainConfig, name: str, recipe: Recipe, num_facts: int
+) -> Iterator[FinetuneConfig]:
+    """Yields how a recipe teaches: at its best rate, and in a sweep at all others."""
+    best, *worse = recipe.learning_rates
+    for rate in (best, *worse) if config.sweep else (best,):
+        run_dir = Path(config.out) / (
+            name if rate == best else f"sweep/{name}-{rate:g}"
         )
-    summary = {
-        "seconds": time.perf_counter() - start,
-        "config_hash": config_hash(config),
-        "matched_learning": matched,
-        "methods": results,
-    }
-    if config.sweep:
-        write_json(out / SWEEP, sweep)
-    write_json(out / SUMMARY, summary)
-    multihost.barrier("the summary is written")
-    console.print(table(summary))
-    return summary
-
-
-def _taught_before(task: FinetuneConfig) -> dict[str, Any] | None:
-    """Returns what an interrupted or earlier demo of the same code has taught."""
-    run_dir = Path(task.run_dir)
-    if not is_finished(run_dir):
-        return None
-    record = read_record(run_dir)
-    same = (
-        record["config_hash"] == config_hash(task)
-        and record["base_hash"] == load_run(task.base).model_hash
-        and {name: record[name] for name in code_version()} == code_version()
-    )
-    if not same:
-        return None
-    teaching = read_json(run_dir / TEACHING)
-    curve = [CurvePoint(*point) for point in teaching["curve"]]
-    return _summary(curve, teaching["trainable"])
-
-
-def _teach(task: FinetuneConfig, console: Console) -> Finetuned:
-    """Teaches, in place of what a demo taught before but an interrupted same task."""
-    run_dir = Path(task.run_dir)
-    if checkpoint.latest_step(run_dir) is not None:
-        record = read_record(run_dir)
-        require(
-            (record["finetune"] or {}).get("base") == task.base,
-            f"{run_dir} holds a run that this demo did not make: choose another --out",
+        task = finetune_config(
+            recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
         )
-        if is_finished(run_dir) or record["config_hash"] != config_hash(task):
-            with lock_run_dir(run_dir):
-                if multihost.is_main():
-                    _clear(run_dir)
-            multihost.barrier("the run before is cleared")
-    return finetune(task, console)
-
-
-def _clear(run_dir: Path) -> None:
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / METRICS).unlink(missing_ok=True)
+        yield dataclasses.replace(task, batch_size=min(task.batch_size, num_facts))
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:
-    """Pretrains, or goes on with it, unless this very model was finished here before.
+    """Pretrains the base, or resumes that, unless it is finished.
 
     Raises:
-      ConfigError: Another model was.
+      ConfigError: Another base is finished.
     """
     run_dir = Path(base.run_dir)
-    if is_finished(run_dir):
-        record = read_record(run_dir)
-        require(
-            record["config_hash"] == config_hash(base)
-            and record["corpus_hash"] == corpus_hash,
-            f"{run_dir} is the base of a demo with other settings or files: choose "
-            "another --out, or remove it",
-        )
-        console.print(f"base model: taken from {run_dir}, trained before")
+    if not is_finished(run_dir):
+        pretrain(base, console)
         return
-    pretrain(base, console)
+    record = read_record(run_dir)
+    require(
+        record["config_hash"] == config_hash(base)
+        and record["corpus_hash"] == corpus_hash,
+        f"{run_dir} is the base of a demo with other settings or files: choose another "
+        "--out or remove it",
+    )
+    console.print(f"base model: {run_dir}, already pretrained")
 
 
-def _summary(curve: list[CurvePoint], trainable: int) -> dict[str, Any]:
+def _teach_once(
+    task: FinetuneConfig, console: Console
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Teaches, or resumes that, unless it is finished by the same code.
+
+    Returns:
+      The row of the summary, and the number of questions of each group.
+
+    Raises:
+      ConfigError: The run directory holds a run that no demo has written.
+    """
+    run_dir = Path(task.run_dir)
+    if checkpoint.latest_step(run_dir) is not None:
+        record, is_done = read_record(run_dir), is_finished(run_dir)
+        require(
+            (record["finetune"] or {}).get("base") == task.base,
+            f"{run_dir} holds a run that this demo did not write: choose another --out",
+        )
+        same_config = record["config_hash"] == config_hash(task)
+        if is_done and same_config and _is_current(record, task.base):
+            teaching = read_json(run_dir / TEACHING)
+            curve = [CurvePoint(*point) for point in teaching["curve"]]
+            groups = read_json(run_dir / EVALUATION)["answers"]
+            return _row(curve, teaching["trainable"]), _sizes(groups)
+        if is_done or not same_config:
+            with lock_run_dir(run_dir):
+                if multihost.is_main():
+                    shutil.rmtree(run_dir / "checkpoints")
+                    (run_dir / METRICS).unlink(missing_ok=True)
+            multihost.barrier("earlier run removed")
+    taught = finetune(task, console)
+    return _row(taught.curve(), taught.trainable), _sizes(taught.questions.groups())
+
+
+def _is_current(record: dict[str, Any], base: str) -> bool:
+    """Returns whether a run has this base and is of this code."""
+    code = code_version()
+    return (
+        record["base_hash"] == load_run(base).model_hash
+        and {name: record[name] for name in code} == code
+    )
+
+
+def _row(curve: list[CurvePoint], trainable: int) -> dict[str, Any]:
     first, *_, last = curve
     return {
         "learned": last.learned,
@@ -186,14 +198,18 @@ def _summary(curve: list[CurvePoint], trainable: int) -> dict[str, Any]:
     }
 
 
-def table(summary: dict[str, Any]) -> Table:
-    """Returns the comparison of a summary, to be printed."""
-    matched = summary["matched_learning"]
-    columns = ("method", "learned", "other wording", "old facts", "forgotten")
-    shown = Table(*columns, f"at {matched:.2f} learned", "numbers a step may change")
+def _sizes(groups: dict[str, list]) -> dict[str, int]:
+    return {name: len(questions) for name, questions in groups.items()}
+
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column("method", no_wrap=True)
+    for column in ("learned", "reworded", "kept", "forgotten", "at equal", "trainable"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in summary["methods"].items():
         at_matched = row["forgotten_at_matched_learning"]
-        shown.add_row(
+        table.add_row(
             name,
             f"{row['learned']:.3f}",
             f"{row['learned_held_out_wording']:.3f}",
@@ -202,4 +218,11 @@ def table(summary: dict[str, Any]) -> Table:
             "" if at_matched is None else f"{at_matched:.1%}",
             f"{row['trainable']:,}",
         )
-    return shown
+    console.print(table)
+    n = summary["n"]
+    console.print(
+        f"n: learned {n['taught']:,}, reworded {n['held_out']:,}, kept {n['known']:,}\n"
+        f"at equal: forgotten at {summary['matched_learning']:.3f} learned\n"
+        "trainable: parameters that a step may change",
+        highlight=False,
+    )

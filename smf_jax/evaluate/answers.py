@@ -1,4 +1,4 @@
-"""Asking a model questions: always by generating, never by showing it the answer."""
+"""Scores of a model's generated answers to questions."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def normalise(answer: str) -> str:
-    """Returns the answer in lower case, without punctuation, articles, extra spaces.
+    """Returns an answer in lower case without punctuation, articles and extra spaces.
 
     Source: the evaluation of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250).
     """
@@ -44,12 +44,12 @@ def normalise(answer: str) -> str:
 
 
 def is_exact(answer: str, accepted: Sequence[str]) -> bool:
-    """Returns whether the answer equals any accepted one, both normalised."""
-    return normalise(answer) in {normalise(right) for right in accepted}
+    """Returns whether an answer equals any accepted one, both normalised."""
+    return normalise(answer) in map(normalise, accepted)
 
 
 def token_f1(answer: str, accepted: Sequence[str]) -> float:
-    """Returns the best F1 of shared words over the accepted answers."""
+    """Returns the F1 of the words shared with the best matching accepted answer."""
     return max(_f1(normalise(answer), normalise(right)) for right in accepted)
 
 
@@ -62,7 +62,7 @@ def _f1(answer: str, right: str) -> float:
 
 
 def score(answers: Sequence[str], facts: Sequence[Fact]) -> Scores:
-    """Returns how well the answers match the facts they were given to."""
+    """Returns the mean scores of one answer per fact."""
     pairs = [(a, fact.answers) for a, fact in zip(answers, facts, strict=True)]
     return Scores(
         float(np.mean([is_exact(*pair) for pair in pairs])),
@@ -71,7 +71,7 @@ def score(answers: Sequence[str], facts: Sequence[Fact]) -> Scores:
 
 
 def longest_answer(tokenizer: Tokenizer, facts: Sequence[Fact]) -> int:
-    """Returns how many tokens the longest first answer has, with its end token."""
+    """Returns the most tokens that a fact's first answer has, with EOS."""
     return max(len(encode_completion(tokenizer, fact.answers[0])) for fact in facts)
 
 
@@ -88,47 +88,46 @@ def answer(
     Args:
       graph: The model's structure.
       params: Its parameters, in the parts that `graph` was split into.
-      tokenizer: The model's own.
+      tokenizer: Its tokenizer.
       questions: Prompts.
-      max_new_tokens: Where an answer ends that does not end itself.
-      layout: Where the parameters are.
+      max_new_tokens: Longest answer in tokens.
+      layout: The sharding of the parameters.
     """
     prompts = [encode_prompt(tokenizer, question) for question in questions]
-    # Every batch has as many rows, and questions of like length. The longest come
-    # first: what is left for a last batch, which may not be full, are short ones.
+    # Batches of one size and of prompts of similar length. The longest come first, so
+    # that a last batch that is not full has short ones.
     rows = min(QUESTIONS_PER_BATCH, len(prompts))
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers = [""] * len(prompts)
     for start in range(0, len(prompts), rows):
-        multihost.busy(f"questions, from {start} on by length")
-        numbers = order[start : start + rows]
-        batch = [prompts[number] for number in numbers]
-        given = layout.shard_batch(_padded(batch, rows))
-        ids = _generate(graph, params, *given, max_new_tokens, tokenizer.eos)
-        for number, row in zip(numbers, np.asarray(ids), strict=False):
-            answers[number] = decode(tokenizer, row)
+        multihost.busy(f"answering questions from {start} on")
+        indices = order[start : start + rows]
+        batch = layout.shard_batch(_left_pad([prompts[i] for i in indices], rows))
+        ids = _generate(graph, params, *batch, max_new_tokens, tokenizer.eos)
+        for index, row in zip(indices, np.asarray(ids), strict=False):
+            answers[index] = decode(tokenizer, row)
     return answers
 
 
-def _padded(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts at the right end of their rows, and where they are.
+def _left_pad(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `rows` rows of left-padded prompts, and which of their tokens are prompt.
 
-    Rows are of one of few lengths, for each of which a program is compiled: multiples
-    of 4, above 16 of 8, above 32 of 16, and so on.
+    Each width compiles a program, so there are few: multiples of 4, above 16 of 8,
+    above 32 of 16, and so on.
     """
     longest = max(len(prompt) for prompt in prompts)
     unit = 2 ** max(2, (longest - 1).bit_length() - 2)
-    length = -(-longest // unit) * unit
-    tokens = np.full((rows, length), PAD, np.int32)
-    lengths = np.ones(rows, np.int32)  # 1 also of rows without a question
+    width = -(-longest // unit) * unit
+    tokens = np.full((rows, width), PAD, np.int32)
+    lengths = np.ones(rows, np.int32)  # 1 for rows without a question
     for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt) :] = prompt
+        tokens[row, width - len(prompt) :] = prompt
         lengths[row] = len(prompt)
-    return tokens, np.arange(length) >= length - lengths[:, None]
+    return tokens, np.arange(width) >= width - lengths[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "end"))
-def _generate(graph, params, tokens, is_prompt, max_new_tokens, end):
+@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "eos"))
+def _generate(graph, params, tokens, is_prompt, max_new_tokens, eos):
     model = nnx.merge(graph, *params)
-    ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, end)
-    return model.layout.constrain(ids)  # whole, as the host is to read them
+    ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, eos)
+    return model.layout.constrain(ids)  # replicated, so that every host can read them

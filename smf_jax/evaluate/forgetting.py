@@ -1,4 +1,4 @@
-"""What a method learned and what that cost, from the points of its curve."""
+"""What a method learned and forgot, from the points of its learning curve."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 
 class CurvePoint(NamedTuple):
-    """Scores between 0 and 1 after some steps of teaching."""
+    """Exact matches, between 0 and 1, after some steps of teaching."""
 
     step: int
-    learned: float  # new facts, asked as taught
-    learned_held_out_wording: float  # new facts, in a wording never trained on
-    kept: float | None  # facts known before; None: there are none to ask
+    learned: float  # new facts, in the wording that is trained on
+    learned_held_out_wording: float  # new facts, in a wording that is never trained on
+    kept: float | None  # facts known before; None: the run has none
 
 
 def forgotten(before: float, after: float) -> float:
-    """Returns the share of a held-out score that was lost; below 0, it has grown.
+    """Returns the share of a held-out score that was lost; negative if it has grown.
 
     Source: the percentages of Lin et al. 2025, arXiv:2510.15103, read as relative to
     each model's own start.
@@ -24,10 +24,10 @@ def forgotten(before: float, after: float) -> float:
 
 
 def kept_at(curve: Sequence[CurvePoint], learned: float) -> float | None:
-    """Returns what was kept when a curve first reached `learned`, or None.
+    """Returns `kept` where a curve first reaches `learned`; None if it never does.
 
-    Between two points the curve is taken as straight: methods are compared at the
-    same learning, not at the same step.
+    It is interpolated between points: methods are compared at equal learning, not at
+    equal steps.
     """
     if curve[0].learned >= learned:
         return curve[0].kept

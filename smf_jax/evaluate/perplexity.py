@@ -1,4 +1,4 @@
-"""How well a model predicts texts."""
+"""The loss of a model on held-out rows."""
 
 import functools
 from collections.abc import Sequence
@@ -21,23 +21,24 @@ def mean_loss(
     batch_size: int,
     layout: MeshLayout = ONE_DEVICE,
 ) -> float:
-    """Returns the mean loss in nats over all weighted targets; exp of it is perplexity.
+    """Returns the weighted mean loss of all targets in nats, the log of perplexity.
 
     Args:
       graph: The model's structure.
       params: Its parameters, in the parts that `graph` was split into.
-      rows: Single rows, all of one length.
+      rows: Single rows of one width.
       batch_size: Rows computed at once.
-      layout: Where the parameters are.
+      layout: The sharding of the parameters.
     """
     loss = weight = 0.0
     for start in range(0, len(rows), batch_size):
-        multihost.busy(f"text {start}")
+        multihost.busy(f"loss of rows from {start} on")
         part = rows[start : start + batch_size]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *part)
-        lacking = batch_size - len(part)  # filled up: one shape, one compilation
-        fill = [(0, lacking), (0, 0)]
-        batch = jax.tree.map(lambda leaf, fill=fill: np.pad(leaf, fill), batch)
+        # The last batch is padded, so that one program serves all.
+        padding = [(0, batch_size - len(part)), (0, 0)]
+        batch = jax.tree.map(
+            lambda *leaves, padding=padding: np.pad(np.stack(leaves), padding), *part
+        )
         loss += float(_summed_loss(graph, params, layout.shard_batch(batch)))
         weight += float(batch.weights.sum())
     return loss / weight

@@ -1,214 +1,255 @@
-"""What a `config.json` of Hugging Face asks for, in our terms, and the way back."""
+"""Translates between the `config.json` of Hugging Face and `ModelConfig`."""
 
+import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import dacite
 
 from smf_jax.config import (
     ConfigError,
+    MemoryConfig,
     ModelConfig,
     RopeConfig,
     RopeScalingConfig,
     require,
 )
-from smf_jax.hf.families import FAMILIES, Family
 
-# Keys of a configuration that change no logit, or none of a text that fits the model.
-_IDLE = {
-    *("_name_or_path", "architectures", "model_type", "transformers_version"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"),
-    *("attention_dropout", "initializer_range", "max_position_embeddings"),
-    *("max_length", "temperature", "top_p", "top_k", "do_sample", "return_dict"),
-    *("output_attentions", "output_hidden_states", "repetition_penalty"),
-    *("_attn_implementation_autoset", "max_sequence_length", "model_max_length"),
-    *("use_cache", "pretraining_tp", "dtype", "torch_dtype", "is_llama_config"),
-    *("no_rope_layer_interval", "max_window_layers", "tokenizer_class"),
-    *("transformers.js_config", "unsloth_version", "unsloth_fixed"),
+# The model type of exports with memory layers, which other programs cannot load.
+MEMORY_TYPE = "smf_memory"
+MAX_LAYERS = 10_000  # more are a mistake, which would take long to notice
+# Keys that change no logit of a text within the context.
+_IGNORED = """
+    _name_or_path architectures model_type transformers_version bos_token_id
+    eos_token_id pad_token_id unk_token_id attention_dropout initializer_range
+    max_position_embeddings max_length temperature top_p top_k do_sample return_dict
+    output_attentions output_hidden_states repetition_penalty
+    _attn_implementation_autoset max_sequence_length model_max_length use_cache
+    pretraining_tp dtype torch_dtype is_llama_config no_rope_layer_interval
+    max_window_layers tokenizer_class transformers.js_config unsloth_version
+    unsloth_fixed
+""".split()
+# Fields of `ModelConfig` with their keys.
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
 }
-_READ = {
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"),
-    *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
-    *("tie_word_embeddings", "layer_types", "no_rope_layers"),
-    *("sliding_window", "use_sliding_window"),
+_KNOWN = {
+    *_IGNORED,
+    *_KEYS.values(),
+    *("hidden_act", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    *("no_rope_layers", "sliding_window", "use_sliding_window"),
 }
-MOST_LAYERS = 10_000  # so many are a mistake, and would be made before it is noticed
 _LLAMA3 = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
     "original_max_position": "original_max_position_embeddings",
 }
+# Errors of values that have another type or size than expected.
+_INVALID = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError),
+    dacite.DaciteError,
+)
 
 
-def family_of(config: dict[str, Any]) -> Family:
-    """Returns the family of a `config.json`.
+class _Family(NamedTuple):
+    """Models of one architecture."""
+
+    model_type: str
+    architecture: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    optional_window: bool = False  # `sliding_window` needs `use_sliding_window`
+    skips_rope: bool = False  # `no_rope_layers` is supported
+    defaults: tuple[tuple[str, Any], ...] = ()  # that differ from Llama's
+
+
+_FAMILIES = (
+    _Family("llama", "LlamaForCausalLM"),
+    _Family("mistral", "MistralForCausalLM", defaults=(("sliding_window", 4096),)),
+    _Family("qwen2", "Qwen2ForCausalLM", qkv_bias=True, optional_window=True),
+    _Family("qwen3", "Qwen3ForCausalLM", qk_norm=True, optional_window=True),
+    _Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        optional_window=True,
+        skips_rope=True,
+        defaults=(("rope_theta", 2e6), ("tie_word_embeddings", True)),
+    ),
+)
+
+
+def split_config(config: dict[str, Any]) -> tuple[dict[str, Any], MemoryConfig | None]:
+    """Returns the decoder's part of a `config.json`, and the memory layers, if any.
 
     Raises:
-      ConfigError: It is none of ours.
+      ConfigError: The memory layers are described wrongly.
     """
-    for family in FAMILIES:
-        named = config.get("architectures") in (None, [], [family.architecture])
-        if config.get("model_type") == family.model_type and named:
-            return family
-    known = ", ".join(family.architecture for family in FAMILIES)
-    raise ConfigError(
-        f"config.json: model_type={config.get('model_type')!r} with architectures="
-        f"{config.get('architectures')!r} is none of {known}"
-    )
+    if config.get("model_type") != MEMORY_TYPE:
+        return config, None
+    try:
+        rules = dacite.Config(strict=True, cast=[tuple])
+        memory = dacite.from_dict(MemoryConfig, config["memory"], rules)
+        return dict(config["decoder"]), memory
+    except _INVALID as error:
+        raise ConfigError(f"config.json: memory: {error}") from error
 
 
-def read_config(
-    config: dict[str, Any], ignore: Collection[str] = ()
-) -> tuple[Family, ModelConfig]:
-    """Returns the family of a `config.json` and our configuration of its model.
+def read_config(config: dict[str, Any], ignore: Collection[str] = ()) -> ModelConfig:
+    """Returns the model that a `config.json` describes.
 
-    Keys may be those of today (`rope_parameters`) or those before (`rope_theta`,
-    `rope_scaling`).
+    Rotary embeddings may be described by `rope_parameters`, or by the older
+    `rope_theta` and `rope_scaling`.
 
     Args:
-      config: What the file holds.
-      ignore: Keys that are set aside.
+      config: Content of the file.
+      ignore: Keys to ignore.
 
     Raises:
-      ConfigError: It asks for something that our model does not have; all are named.
+      ConfigError: A key is missing, wrong or unsupported; names all unsupported ones.
     """
-    family = family_of(config)
+    config, memory = split_config(config)
+    family = _family_of(config)
     config = dict(family.defaults) | config
     absent = sorted(set(ignore) - config.keys())
     require(not absent, f"config.json has no {', '.join(absent)} to ignore")
     config = {name: value for name, value in config.items() if name not in ignore}
     try:
-        wrong = _unsupported(config, family)
+        unsupported = _unsupported(config, family)
         require(
-            not wrong,
-            f"asks, as a {family.model_type}, for what is not supported: "
-            f"{'; '.join(wrong)} (--ignore KEY imports without it, on your word)",
+            not unsupported,
+            f"not supported for {family.model_type}: {'; '.join(unsupported)} "
+            "(--ignore KEY imports the model without it)",
         )
-        return family, _model_config(config, family)
+        return dataclasses.replace(_model_config(config, family), memory=memory)
     except KeyError as error:
         raise ConfigError(f"config.json lacks {error}") from error
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except _INVALID as error:
         raise ConfigError(f"config.json: {error}") from error
-    except dacite.DaciteError as error:
-        raise ConfigError(f"config.json is broken: {error}") from error
 
 
-def _unsupported(config: dict[str, Any], family: Family) -> list[str]:
-    def asked(name):
-        return f"{name}={config[name]!r}"
+def _family_of(config: dict[str, Any]) -> _Family:
+    for family in _FAMILIES:
+        fits = config.get("architectures") in (None, [], [family.architecture])
+        if config.get("model_type") == family.model_type and fits:
+            return family
+    known = ", ".join(family.architecture for family in _FAMILIES)
+    raise ConfigError(
+        f"config.json: model_type={config.get('model_type')!r} with architectures="
+        f"{config.get('architectures')!r} is not supported, only {known}"
+    )
 
-    wrong = [
-        asked(name)
+
+def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
+    names = [
+        name
         for name, value in config.items()
-        if name not in _IDLE | _READ and value not in (None, False, 0, "", [], {})
+        if name not in _KNOWN and value not in (None, False, 0, "", [], {})
     ]
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        wrong.append(asked("hidden_act"))
-    windowed = config.get("sliding_window") is not None
-    if windowed and (not family.switched_window or config.get("use_sliding_window")):
-        wrong.append(asked("sliding_window"))
+        names.append("hidden_act")
+    has_window = config.get("sliding_window") is not None
+    if has_window and (not family.optional_window or config.get("use_sliding_window")):
+        names.append("sliding_window")
     if set(config.get("layer_types") or ()) - {"full_attention"}:
-        wrong.append(asked("layer_types"))
+        names.append("layer_types")
     if config.get("no_rope_layers") and not family.skips_rope:
-        wrong.append(asked("no_rope_layers"))
-    rules = _rope_rules(config)
+        names.append("no_rope_layers")
+    unsupported = [f"{name}={config[name]!r}" for name in names]
+    rope = _rope(config)
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    if _rope_type(rules) not in ("default", "llama3"):
-        wrong.append(f"{where}: rope_type={_rope_type(rules)!r}")
+    if _rope_type(rope) not in ("default", "llama3"):
+        unsupported.append(f"{where}: rope_type={_rope_type(rope)!r}")
     known = {"rope_type", "type", "rope_theta", *_LLAMA3.values()}
-    wrong += [
+    return unsupported + [
         f"{where}: {name}={value!r}"
-        for name, value in rules.items()
+        for name, value in rope.items()
         if name not in known and value is not None
     ]
-    return wrong
 
 
-def _rope_rules(config: dict[str, Any]) -> dict[str, Any]:
-    rules = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    require(isinstance(rules, dict), f"{rules!r} are no rules of rotary positions")
-    return rules
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    require(isinstance(rope, dict), f"rope parameters {rope!r} are not an object")
+    return rope
 
 
-def _rope_type(rules: dict[str, Any]) -> str:
-    return rules.get("rope_type", rules.get("type", "default"))
+def _rope_type(rope: dict[str, Any]) -> str:
+    return rope.get("rope_type", rope.get("type", "default"))
 
 
-def _model_config(config: dict[str, Any], family: Family) -> ModelConfig:
-    rules = _rope_rules(config)
-    theta = rules.get("rope_theta", config.get("rope_theta", 10_000.0))
+def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
+    rope = _rope(config)
     scaling = None
-    if _rope_type(rules) == "llama3":
+    if _rope_type(rope) == "llama3":
         scaling = RopeScalingConfig(
-            **{ours: rules[theirs] for ours, theirs in _LLAMA3.items()}
+            **{name: rope[hf_name] for name, hf_name in _LLAMA3.items()}
         )
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    require(layers <= MOST_LAYERS, f"num_hidden_layers={layers} is above {MOST_LAYERS}")
-    skipping = ()
+    require(layers <= MAX_LAYERS, f"num_hidden_layers={layers} is above {MAX_LAYERS}")
+    skipped = ()
     if family.skips_rope:
         every = config.get("no_rope_layer_interval", 4)
         uses = config.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
-        skipping = tuple(layer for layer, used in enumerate(uses) if not used)
-    fields = dict(
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        hidden_dim=config["intermediate_size"],
-        rope=RopeConfig(theta=float(theta), scaling=scaling, skip_layers=skipping),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        norm_eps=float(config["rms_norm_eps"]),
-        memory=None,
-    )
-    for name in ("vocab_size", "dim", "hidden_dim"):
-        truth = isinstance(fields[name], bool)  # which is an int to dacite
-        require(not truth, f"{name}={fields[name]} is no number")
+        skipped = tuple(layer for layer, used in enumerate(uses) if not used)
+    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+    config |= {
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "rms_norm_eps": float(config["rms_norm_eps"]),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+    fields = {name: config[key] for name, key in _KEYS.items()} | {
+        "rope": RopeConfig(theta=float(theta), scaling=scaling, skip_layers=skipped),
+        "qkv_bias": family.qkv_bias,
+        "qk_norm": family.qk_norm,
+        "memory": None,
+    }
+    for name in ("vocab_size", "dim", "hidden_dim"):  # dacite takes a bool for an int
+        is_bool = isinstance(fields[name], bool)
+        require(not is_bool, f"{name}={fields[name]} is not a number")
     require(fields["vocab_size"] > 0, "vocab_size must be above 0")
     return dacite.from_dict(ModelConfig, fields)
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of the family that has a model like ours.
+    """Returns the `config.json` of a model, without its memory layers.
 
     Raises:
-      ConfigError: None has.
+      ConfigError: No supported family has such models.
     """
-    asked = (config.qkv_bias, config.qk_norm, bool(config.rope.skip_layers))
-    found = [f for f in FAMILIES if (f.qkv_bias, f.qk_norm, f.skips_rope) == asked]
-    if not found:
-        raise ConfigError(
-            f"no family has qkv_bias={config.qkv_bias}, qk_norm={config.qk_norm} and "
-            f"rope.skip_layers={config.rope.skip_layers} at once"
-        )
-    family, layers = found[0], range(config.num_layers)
+    features = (config.qkv_bias, config.qk_norm, bool(config.rope.skip_layers))
+    found = [f for f in _FAMILIES if (f.qkv_bias, f.qk_norm, f.skips_rope) == features]
+    require(
+        len(found) > 0,
+        f"no family has qkv_bias={config.qkv_bias}, qk_norm={config.qk_norm} and "
+        f"rope.skip_layers={config.rope.skip_layers} at once",
+    )
+    family, scaling = found[0], config.rope.scaling
     written = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
+        **{key: getattr(config, name) for name, key in _KEYS.items()},
         "head_dim": config.head_width,
         "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
         "rope_scaling": None,
-        "tie_word_embeddings": config.tie_embeddings,
     }
-    if config.rope.scaling is not None:
+    if scaling is not None:
         written["rope_scaling"] = {"rope_type": "llama3"} | {
-            theirs: getattr(config.rope.scaling, ours)
-            for ours, theirs in _LLAMA3.items()
+            hf_name: getattr(scaling, name) for name, hf_name in _LLAMA3.items()
         }
     if family.skips_rope:
-        uses = [int(layer not in config.rope.skip_layers) for layer in layers]
-        written["no_rope_layers"] = uses
+        written["no_rope_layers"] = [
+            int(layer not in config.rope.skip_layers)
+            for layer in range(config.num_layers)
+        ]
     return written

@@ -1,6 +1,7 @@
-"""Models into the files of Hugging Face, read back and compared before they stand."""
+"""Exports models for Hugging Face; each export is read back and compared."""
 
 import dataclasses
+import functools
 import shutil
 import uuid
 from collections.abc import Collection
@@ -17,20 +18,20 @@ from safetensors.numpy import save_file
 from smf_jax.config import require
 from smf_jax.data.tokenizer import PAD, Tokenizer
 from smf_jax.hf import files
-from smf_jax.hf.adapter import ADAPTER, write_adapter
-from smf_jax.hf.config import family_of, write_config
-from smf_jax.hf.families import is_turned, theirs
-from smf_jax.hf.load import MEMORY_TYPE, import_model
-from smf_jax.model.lora import merge_lora
+from smf_jax.hf.config import MEMORY_TYPE, write_config
+from smf_jax.hf.load import import_model
+from smf_jax.hf.names import hf_name, is_transposed
+from smf_jax.model.lora import LoRALinear, merge_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.tree import named
 
-SHARD_BYTES = 2 * 2**30
+ADAPTER = "adapter"  # subdirectory
+SHARD_BYTES = 2 * 2**30  # largest size of a safetensors file
 Dtype = Literal["float32", "bfloat16"]
 
 
 class ExportError(Exception):
-    """What was written is not what should have been; nothing of it is left."""
+    """What was written differs from the model; nothing of it is left."""
 
 
 def export_model(
@@ -42,32 +43,28 @@ def export_model(
     carried: dict[str, str] | None = None,
     dtype: Dtype = "float32",
     ignore: Collection[str] = (),
-    shard_bytes: int = SHARD_BYTES,
     base_name: str = "",
 ) -> None:
-    """Writes a model and its tokenizer; the directory appears whole or not at all.
+    """Writes a model and its tokenizer to a directory, completely or not at all.
 
-    What was written is read again, and must have the same parameters and give the same
-    logits, bit for bit, as the model with its parameters rounded to `dtype`. A model
-    without memory layers is one of its family, for any program. One with them is of a
-    type of its own, which `smf_jax.torch_baseline` reads. Low-rank additions are
-    merged, in place, and also written beside it as an adapter for PEFT.
+    What was written is read back, and must have the same parameters and logits, bit for
+    bit, as the model with its parameters rounded to `dtype`. With memory layers it is
+    of a model type of its own, which `smf_jax.torch_baseline` loads. LoRA weights are
+    merged, in place, and also written as an adapter for PEFT.
 
     Args:
-      model: What is written.
-      tokenizer: Its own.
-      directory: Must not exist, or be empty.
-      config: The `config.json` that the model came with; by default that of the
-        family which has such models.
-      carried: Small files that it came with, by name.
-      dtype: Of the parameters as they are written.
-      ignore: Keys of `config` that were set aside when the model came.
-      shard_bytes: Above this size the parameters are written to several files.
-      base_name: What the adapter says it is an addition to.
+      model: The model.
+      tokenizer: Its tokenizer.
+      directory: Must be empty or not exist.
+      config: The `config.json` it was imported with; by default one is made.
+      carried: Content of the small files it was imported with, by name.
+      dtype: Of the written parameters.
+      ignore: Keys of `config` that were ignored at import.
+      base_name: Name or path of the model without LoRA.
 
     Raises:
-      ConfigError: The directory holds something, or no family has such models.
-      ExportError: What was written is not the model.
+      ConfigError: The directory is not empty, or no supported family has such a model.
+      ExportError: What was written differs from the model.
     """
     folder = Path(directory).absolute()
     require(
@@ -75,28 +72,73 @@ def export_model(
         f"{folder} exists and is not empty: choose another directory",
     )
     unknown = (carried or {}).keys() - set(files.CARRIED)
-    require(not unknown, f"{sorted(unknown)} do not belong to a model")
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    beside.mkdir(parents=True)
+    require(not unknown, f"{sorted(unknown)} are not files of a model")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
     try:
-        decoder = config or write_config(model.config)
-        family = family_of(decoder)
-        if write_adapter(model, family, beside / ADAPTER, base_name):
+        if _write_adapter(model, partial / ADAPTER, base_name):
             _merge(model)
-        described = _describe(model, decoder, tokenizer, dtype)
-        files.write_model_json(beside / files.CONFIG, described)
-        params = nnx.as_pure(nnx.state(model))
-        _write_tensors(beside, params, family, dtype, shard_bytes)
-        _write_tokenizer(beside, tokenizer, carried)
-        _require_same(model, import_model(beside, ignore), dtype)
+        described = _describe(model, config, tokenizer, dtype)
+        files.write_model_json(partial / files.CONFIG, described)
+        _write_tensors(partial, model, dtype)
+        _write_tokenizer(partial, tokenizer, carried)
+        _require_same(model, import_model(partial, ignore), dtype)
         if folder.exists():
             folder.rmdir()
-        beside.rename(folder)
+        partial.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _describe(model, decoder, tokenizer, dtype) -> dict[str, Any]:
+def _write_adapter(model: Transformer, folder: Path, base_name: str) -> bool:
+    """Writes the LoRA weights of a model for PEFT, and returns whether it has any."""
+    tensors, targets = {}, []
+    for path, module in nnx.iter_modules(model):
+        if not isinstance(module, LoRALinear):
+            continue
+        name = "/".join(map(str, path)) + "/kernel"
+        targets.append(hf_name(name).removesuffix(".weight"))
+        for part, factor in (("lora_A", module.down), ("lora_B", module.up)):
+            array = np.ascontiguousarray(np.asarray(factor[...]).T)
+            tensors[f"base_model.model.{targets[-1]}.{part}.weight"] = array
+        rank, scale = module.down.shape[1], module.scale
+    if not targets:
+        return False
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    files.write_model_json(folder / "adapter_config.json", config)
+    return True
+
+
+def _merge(model: Transformer) -> None:
+    with jax.default_matmul_precision("highest"):
+        before = _sample_logits(*nnx.split(model))
+        merge_lora(model)
+        after = _sample_logits(*nnx.split(model))
+    error, scale = float(abs(before - after).max()), float(abs(before).max())
+    # Each merged kernel is rounded; tens of layers later that may come to a few times
+    # 1e-5 of the largest logit.
+    if not error <= 1e-4 * scale:
+        raise ExportError(
+            f"merging LoRA changes logits of up to {scale:.3g} by {error:.3g}: nothing "
+            "was exported"
+        )
+
+
+def _describe(model, config, tokenizer, dtype) -> dict[str, Any]:
+    decoder = config or write_config(model.config)
     key = "dtype" if "dtype" in decoder else "torch_dtype"
     decoder = decoder | {key: dtype}
     decoder.setdefault("eos_token_id", tokenizer.eos)
@@ -111,37 +153,38 @@ def _describe(model, decoder, tokenizer, dtype) -> dict[str, Any]:
     }
 
 
-def _write_tensors(folder, params, family, dtype, shard_bytes) -> None:
-    leaves = named(params)
-    names = {ours: theirs(ours, family) for ours in leaves}
-    shards, room = [[]], shard_bytes
-    for ours, leaf in leaves.items():
+def _write_tensors(folder: Path, model: Transformer, dtype: Dtype) -> None:
+    params = named(nnx.as_pure(nnx.state(model)))
+    shards, room = [[]], SHARD_BYTES
+    for name, leaf in params.items():
         size = leaf.size * jnp.dtype(dtype).itemsize
         if shards[-1] and size > room:
             shards.append([])
-            room = shard_bytes
-        shards[-1].append(ours)
+            room = SHARD_BYTES
+        shards[-1].append(name)
         room -= size
-    placed, total = {}, 0
+    weight_map, total = {}, 0
     for number, shard in enumerate(shards, 1):
         file = files.WEIGHTS
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {names[ours]: _written(ours, leaves[ours], dtype) for ours in shard}
+        tensors = {
+            hf_name(name): _to_numpy(name, params[name], dtype) for name in shard
+        }
         save_file(tensors, folder / file, {"format": "pt"})
-        placed |= dict.fromkeys(tensors, file)
+        weight_map |= dict.fromkeys(tensors, file)
         total += sum(array.nbytes for array in tensors.values())
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files.write_model_json(folder / files.INDEX, index)
 
 
-def _written(ours: str, leaf: Array, dtype: Dtype) -> np.ndarray:
+def _to_numpy(name: str, leaf: Array, dtype: Dtype) -> np.ndarray:
     array = np.asarray(leaf.astype(dtype))
-    return np.ascontiguousarray(array.T) if is_turned(ours) else array
+    return np.ascontiguousarray(array.T) if is_transposed(name) else array
 
 
-def _write_tokenizer(folder, tokenizer: Tokenizer, carried) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, carried) -> None:
     text = tokenizer.rules.to_str(pretty=True)
     (folder / files.TOKENIZER).write_text(text, encoding="utf-8")
     if carried is None:
@@ -151,58 +194,43 @@ def _write_tokenizer(folder, tokenizer: Tokenizer, carried) -> None:
             "pad_token": tokenizer.rules.id_to_token(PAD),
             "clean_up_tokenization_spaces": False,
         }
-        files.write_model_json(folder / "tokenizer_config.json", config)
+        files.write_model_json(folder / files.TOKENIZER_CONFIG, config)
     for name, content in (carried or {}).items():
-        (folder / name).write_bytes(content.encode())  # each line ends as it came
+        (folder / name).write_bytes(content.encode())  # line endings as they were
 
 
-def _merge(model: Transformer) -> None:
-    with jax.default_matmul_precision("highest"):
-        apart = _some_logits(*nnx.split(model))
-        merge_lora(model)
-        merged = _some_logits(*nnx.split(model))
-    error, scale = float(abs(apart - merged).max()), float(abs(apart).max())
-    # The sum of a kernel and its addition is rounded; through some tens of layers that
-    # comes to a few times 1e-5 of the largest logit.
-    if not error <= 1e-4 * scale:
-        raise ExportError(
-            f"merging the low-rank additions changes logits of up to {scale:.3g} by "
-            f"{error:.3g}: nothing was exported"
-        )
-
-
-def _require_same(model, again, dtype) -> None:
-    graph, want = nnx.split(model)
-    want = jax.tree.map(
-        lambda leaf: leaf.astype(dtype).astype(leaf.dtype), nnx.as_pure(want)
+def _require_same(model: Transformer, exported: Transformer, dtype: Dtype) -> None:
+    graph, params = nnx.split(model)
+    rounded = jax.tree.map(
+        lambda leaf: leaf.astype(dtype).astype(leaf.dtype), nnx.as_pure(params)
     )
-    written = named(nnx.as_pure(nnx.state(again)))
+    exported_graph, written = nnx.split(exported)
+    written = nnx.as_pure(written)
+    leaves = named(written)
     changed = [
         name
-        for name, leaf in named(want).items()
-        if np.asarray(leaf).tobytes() != np.asarray(written[name]).tobytes()
+        for name, leaf in named(rounded).items()
+        if np.asarray(leaf).tobytes() != np.asarray(leaves[name]).tobytes()
     ]
     if changed:
         raise ExportError(
-            f"what was written is not the model, in {', '.join(changed[:5])}: nothing "
-            "was exported"
+            f"exported parameters differ from the model's: {files.shorten(changed)}: "
+            "nothing was exported"
         )
-    # Each by its own configuration: the one that was written must mean the same.
-    want, got = _some_logits(graph, want), _some_logits(*nnx.split(again))
+    # Each with its own configuration: the exported one must mean the same.
+    want = _sample_logits(graph, rounded)
+    got = _sample_logits(exported_graph, written)
     if not bool((want == got).all()):
+        error = float(abs(want - got).max())
         raise ExportError(
-            "what was written gives other logits than the model, by "
-            f"{float(abs(want - got).max()):.3g}: nothing was exported"
+            f"exported logits differ from the model's by {error:.3g}: nothing was "
+            "exported"
         )
 
 
-def _some_logits(graph: nnx.GraphDef, params: PyTree) -> Float[Array, "2 16 vocab"]:
-    """Returns a model's logits for tokens that are always the same."""
-
-    @jax.jit
-    def logits(params):
-        model = nnx.merge(graph, params)
-        tokens = (7919 * jnp.arange(32, dtype=jnp.uint32)) % model.config.vocab_size
-        return model(tokens.astype(jnp.int32).reshape(2, 16))[0]
-
-    return logits(params)
+@functools.partial(jax.jit, static_argnums=0)
+def _sample_logits(graph: nnx.GraphDef, params: PyTree) -> Float[Array, "2 16 vocab"]:
+    """Returns a model's logits for 32 fixed tokens."""
+    model = nnx.merge(graph, params)
+    tokens = (7919 * jnp.arange(32, dtype=jnp.uint32)) % model.config.vocab_size
+    return model(tokens.astype(jnp.int32).reshape(2, 16))[0]

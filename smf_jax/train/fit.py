@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
+from flax import nnx
 from jaxtyping import PyTree
 
 from smf_jax import checkpoint, multihost
 from smf_jax.config import TrainConfig
 from smf_jax.data.batches import Batch
 from smf_jax.exits import Interrupted
+from smf_jax.model.transformer import Transformer
+from smf_jax.optim.methods import Method
 from smf_jax.runs import OpenRun
 from smf_jax.runs.files import METRICS
 from smf_jax.runs.load import print_layout
@@ -21,25 +24,54 @@ from smf_jax.slots.document_frequency import Background
 from smf_jax.train.guard import is_sound, make_guard, no_streaks, require_finite, skips
 from smf_jax.train.metrics_log import metrics_log
 from smf_jax.train.preemption import stop_on_signal
-from smf_jax.train.state import Metrics, TrainState, as_saved
-from smf_jax.train.step import Step
+from smf_jax.train.state import Metrics, TrainState, as_saved, init_or_restore
+from smf_jax.train.step import Step, make_step
 
 
 class Training(NamedTuple):
-    """What `fit` trains, and on what."""
+    """A compiled step, and the state it starts from."""
 
+    graph: nnx.GraphDef
     step: Step
     state: TrainState
     frozen: PyTree
-    background: Background | None
-    batches: grain.DatasetIterator
-    records: list[str]  # the ids that `Batch.records` indexes
-    vocab_size: int
     layout: MeshLayout
+    vocab_size: int
+
+    @property
+    def params(self) -> tuple[PyTree, PyTree]:
+        """All parameters at the start, in the parts that `graph` was split into."""
+        return self.state.trainable, self.frozen
+
+
+def prepare(
+    run: OpenRun,
+    config: TrainConfig,
+    model: Transformer,
+    method: Method,
+    balance_weight: float = 0.0,
+) -> Training:
+    """Returns what `fit` trains: a new model, or as the run's checkpoint has it.
+
+    Raises:
+      ConfigError: The checkpoint holds another state, or skipped too many batches.
+    """
+    max_skips, layout = skips(config.on_nan), model.layout
+    graph, state, frozen = init_or_restore(run, model, method, max_skips)
+    memory, parts = model.config.memory, config.grad_accum_steps
+    step = make_step(graph, memory, method, parts, balance_weight, max_skips, layout)
+    vocab_size = model.config.vocab_size
+    return Training(graph, step, state, frozen, layout, vocab_size)
 
 
 def fit(
-    run: OpenRun, config: TrainConfig, training: Training, eval_every: int = 0
+    run: OpenRun,
+    config: TrainConfig,
+    training: Training,
+    batches: grain.DatasetIterator,
+    records: list[str],
+    background: Background | None = None,
+    eval_every: int = 0,
 ) -> Iterator[tuple[int, TrainState]]:
     """Trains to the last step, and yields `(step, state)` where evaluation is due.
 
@@ -48,12 +80,21 @@ def fit(
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
     finished run has all its files. The yielded state is donated to the next step.
 
+    Args:
+      run: Where checkpoints and metrics are written.
+      config: Steps, and when to log and save.
+      training: From `prepare`; its state is donated to the first step.
+      batches: An endless iterator; a resumed run continues where it was.
+      records: The ids that `Batch.records` indexes, to name those of bad batches.
+      background: Of a method that selects slots.
+      eval_every: Steps between two evaluations.
+
     Raises:
       Interrupted: A signal asked to stop, and the run was saved.
       TrainingError: The run diverged, or its numbers are not finite.
       SaveError: A checkpoint could not be written.
     """
-    step, state, frozen, background, batches, *_ = training
+    _, step, state, frozen, *_ = training
     done, last = run.start or 0, config.steps
     parts = config.grad_accum_steps
     shard = functools.partial(training.layout.shard_batch, parts=parts)
@@ -63,7 +104,7 @@ def fit(
     with (
         stop_on_signal() as stop_requested,
         checkpoint.saver(run.run_dir, config.save) as saver,
-        _observer(run, config, training, streaks, saver) as observe,
+        _observer(run, config, training, records, streaks, saver) as observe,
     ):
         unobserved = None
         for number in range(done + 1, last + 1):
@@ -103,6 +144,7 @@ def _observer(
     run: OpenRun,
     config: TrainConfig,
     training: Training,
+    records: list[str],
     streaks: dict[str, int],
     saver: checkpoint.Saver,
 ) -> Iterator[Callable[[int, Metrics, Batch], None]]:
@@ -113,10 +155,10 @@ def _observer(
     log = metrics_log(
         run.run_dir / METRICS, title, done, config.steps, config.log_every, console
     )
-    max_skips, ids = skips(config.on_nan), training.records
+    max_skips = skips(config.on_nan)
     with (
         log as log_metrics,
-        make_guard(run, max_skips, training.vocab_size, ids, streaks) as guard,
+        make_guard(run, max_skips, training.vocab_size, records, streaks) as guard,
     ):
 
         def observe(number: int, metrics: Metrics, batch: Batch) -> None:

@@ -1,16 +1,19 @@
 """One step of Sparse Memory Finetuning (Lin et al. 2025, arXiv:2510.15103).
 
-1. Run the model forward and backward with a perturbation of zeros added to the summed
-   rows of each memory layer: its gradient, g[token], is all that the gradient of any
-   row of the table needs. No other gradient is taken.
-2. Count how often the batch's tokens read each slot of each table, padding excluded.
-3. Score slots by TF-IDF, `counts / sum(counts) * log((documents + 1) / (df + 1))`, and
-   select the `top_t` best of each table: ties to the lower slot, none that scores 0.
-4. The gradient of a selected row is the sum over its reads of weight * g[token]. Clip
-   all of them by their global norm, and run the optimizer on these rows alone, with
-   their rows of its state.
-5. Write the new rows and their optimizer state in place, unless the loss, the gradient
-   or a new row is not finite: then no bit changes.
+A memory layer sums, for each token, weight * row over the slots it reads; layers may
+share a table. Background: df[slot] of so many documents (batches) read the slot.
+
+1. Forward and backward: zeros are added to each layer's sums, and the loss is
+   differentiated with respect to these perturbations alone: g[layer, token].
+2. Count the reads of each slot, over all tokens but padding and all layers that share
+   the table.
+3. Score slots, `counts / sum(counts) * log((documents + 1) / (df + 1))`, and select the
+   best of each table: at most `top_t`, all above 0, ties to the lower slot.
+4. The gradient of a selected row is the sum of weight * g[layer, token] over its reads.
+   Scale all of them to a global norm of at most `max_grad_norm`, and run the optimizer
+   on these rows, with their rows of its state. All other parameters are frozen.
+5. Write the rows and their optimizer state in place, unless the loss, the norm or a new
+   row of any table is not finite: then nothing changes.
 """
 
 import functools

@@ -31,11 +31,9 @@ from smf_jax.runs.record import describe
 from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
-from smf_jax.train.fit import Training, fit
-from smf_jax.train.guard import skips
+from smf_jax.train.fit import Training, fit, prepare
 from smf_jax.train.prefix_cache import require_room, uses_cache, with_prefixes
-from smf_jax.train.state import TrainState, background_shardings, init_or_restore
-from smf_jax.train.step import make_step
+from smf_jax.train.state import TrainState, background_shardings
 from smf_jax.verbs.evaluate import sample_texts, write_evaluation
 
 
@@ -86,35 +84,28 @@ def finetune(
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
 
-        max_skips = skips(config.on_nan)
-        graph, state, frozen = init_or_restore(run, model, method, max_skips)
+        training = prepare(run, config, model, method)
         evaluate = functools.partial(
-            evaluate_model, graph, base.tokenizer, task.questions, task.texts, layout
+            evaluate_model,
+            training.graph,
+            base.tokenizer,
+            task.questions,
+            task.texts,
+            layout,
         )
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
-        points = points or [evaluate(0, (state.trainable, frozen))]
+        points = points or [evaluate(0, training.params)]
         run.progress["points"] = _saved(points)
-        trainable = _count_trainable(method, state)
-        training = Training(
-            step=make_step(
-                graph,
-                model.config.memory,
-                method,
-                config.grad_accum_steps,
-                max_skips=max_skips,
-                layout=layout,
-            ),
-            state=state,
-            frozen=frozen,
-            background=task.background
-            and layout.device_put(task.background, background_shardings(layout)),
-            batches=_batches(config, task, graph, (state.trainable, frozen), console),
-            records=[fact.id for fact in task.questions.new],
-            vocab_size=model.config.vocab_size,
-            layout=layout,
+        trainable = _count_trainable(method, training.state)
+        batches = _batches(config, task, training, console)
+        background = task.background and layout.device_put(
+            task.background, background_shardings(layout)
         )
-        for step, state in fit(run, config, training, config.eval_every):
-            points.append(evaluate(step, (state.trainable, frozen)))
+        records = [fact.id for fact in task.questions.new]
+        for step, state in fit(
+            run, config, training, batches, records, background, config.eval_every
+        ):
+            points.append(evaluate(step, (state.trainable, training.frozen)))
             run.progress["points"] = _saved(points)
             run.scores.update(points[-1].exact_matches())
             if step == config.steps:
@@ -147,10 +138,13 @@ def _record(config: FinetuneConfig, base: Run, task: Task) -> dict[str, Any]:
     )
 
 
-def _batches(config, task, graph, params, console) -> grain.DatasetIterator:
+def _batches(
+    config: FinetuneConfig, task: Task, training: Training, console: Console
+) -> grain.DatasetIterator:
     facts = task.facts
     if uses_cache(config, facts):
         per_batch = config.batch_size // config.grad_accum_steps
+        graph, params = training.graph, training.params
         facts = with_prefixes(facts, graph, params, per_batch, console)
     return fact_batches(facts, config.batch_size, config.seed)
 

@@ -28,10 +28,7 @@ from smf_jax.runs.files import TOKENIZER
 from smf_jax.runs.load import model_config
 from smf_jax.runs.record import Lineage, describe
 from smf_jax.sharding import make_layout
-from smf_jax.train.fit import Training, fit
-from smf_jax.train.guard import skips
-from smf_jax.train.state import init_or_restore
-from smf_jax.train.step import make_step
+from smf_jax.train.fit import fit, prepare
 
 
 def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) -> Path:
@@ -65,29 +62,10 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
         else:
             model = abstract_model(model_shape, layout)
         method = make_method(config.optim, config.steps, config.values_lr_scale)
-        max_skips = skips(config.on_nan)
-        graph, state, frozen = init_or_restore(run, model, method, max_skips)
-        step = make_step(
-            graph,
-            model_shape.memory,
-            method,
-            config.grad_accum_steps,
-            config.balance_weight,
-            max_skips,
-            layout,
-        )
-        training = Training(
-            step=step,
-            state=state,
-            frozen=frozen,
-            background=None,
-            batches=training_batches(config.data, packed, config.seed),
-            records=packed.records,
-            vocab_size=model_shape.vocab_size,
-            layout=layout,
-        )
-        for _ in fit(run, config, training):
-            pass
+        training = prepare(run, config, model, method, config.balance_weight)
+        batches = training_batches(config.data, packed, config.seed)
+        for _ in fit(run, config, training, batches, packed.records):
+            pass  # nothing to evaluate
     return run.run_dir
 
 

@@ -27,10 +27,7 @@ from smf_jax.runs.load import require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
-from smf_jax.train.fit import Training, fit
-from smf_jax.train.guard import skips
-from smf_jax.train.state import init_or_restore
-from smf_jax.train.step import make_step
+from smf_jax.train.fit import fit, prepare
 from smf_jax.verbs.pretrain import pack, print_left_out, training_batches
 from smf_jax.verbs.usage import make_read_counter
 
@@ -82,31 +79,17 @@ def retrofit(
         run.begin(describe(lineage, base.tokenizer, **hashes), base.tokenizer)
 
         method = make_method(config.optim, config.steps, config.values_lr_scale)
-        max_skips, layout = skips(config.on_nan), model.layout
-        graph, state, frozen = init_or_restore(run, model, method, max_skips)
+        training = prepare(run, config, model, method, config.balance_weight)
+        graph, layout, records = training.graph, training.layout, data.packed.records
         count = make_read_counter(graph, config.memory, layout)
-        training = Training(
-            step=make_step(
-                graph,
-                config.memory,
-                method,
-                config.grad_accum_steps,
-                config.balance_weight,
-                max_skips,
-                layout,
-            ),
-            state=state,
-            frozen=frozen,
-            background=None,
-            batches=training_batches(config.data, data.packed, config.seed),
-            records=data.packed.records,
-            vocab_size=base.model.config.vocab_size,
-            layout=layout,
-        )
+        batches = training_batches(config.data, data.packed, config.seed)
         curve = run.progress.get("curve", [])
         run.progress |= {"before": before, "curve": list(curve)}
-        for step, state in fit(run, config, training, config.eval_every):
-            params = (state.trainable, frozen)
+        evaluations = fit(
+            run, config, training, batches, records, eval_every=config.eval_every
+        )
+        for step, state in evaluations:
+            params = (state.trainable, training.frozen)
             loss = _loss(graph, layout, params, config, data)
             slots = _slot_stats(count, layout, params, config, data)
             curve.append({"step": step, "loss": loss, "slots": slots})

@@ -1,4 +1,4 @@
-"""PyTorch does the same work as we do."""
+"""PyTorch does the same work as smf_jax."""
 
 import dataclasses
 
@@ -25,16 +25,16 @@ def test_both_rank_the_same_slots():
     query, keys = lookup.draw_keys(CONFIG)
 
     arrays = map(jnp.asarray, (query, keys))
-    slots, _ = product_key_top_k(ONE_DEVICE, *arrays, 3)
-    their_slots, _ = torch_baseline.product_key_top_k(
+    want, _ = product_key_top_k(ONE_DEVICE, *arrays, 3)
+    got, _ = torch_baseline.product_key_top_k(
         torch.as_tensor(query), torch.as_tensor(keys), 3
     )
 
-    np.testing.assert_array_equal(slots, their_slots)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_sparse_gradient_writes_what_a_masked_one_does():
-    batch, tables = steps.draw_batch(CONFIG), []
+    batch, changes = steps.draw_batch(CONFIG), []
     frequency = torch.as_tensor(steps.draw_frequency(CONFIG.model.memory))
     for sparse in (False, True):
         torch.manual_seed(0)
@@ -44,9 +44,9 @@ def test_a_sparse_gradient_writes_what_a_masked_one_does():
         torch_baseline.smf_step(
             model, optimizer, batch, frequency, steps.DOCUMENTS, CONFIG.top_t
         )
-        tables.append(model.model.memory_values[0].detach() - before)
+        changes.append(model.model.memory_values[0].detach() - before)
 
-    masked, sparse = tables
+    masked, sparse = changes
     assert 0 < (masked != 0).any(1).sum() <= CONFIG.top_t
     # Sums in another order
     torch.testing.assert_close(sparse, masked, rtol=0, atol=1e-6)
@@ -54,14 +54,14 @@ def test_a_sparse_gradient_writes_what_a_masked_one_does():
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])
-def test_a_step_can_be_taken_again(sparse, activations):
+def test_a_step_can_be_repeated(sparse, activations):
     config = dataclasses.replace(CONFIG, compute=ComputeConfig(activations=activations))
-    work = torch_cases.step(config, config.model, sparse)
+    case = torch_cases.step_case(config, config.model, sparse)
 
-    work()
-    work()
+    case.call()
+    case.call()
 
 
-def test_every_lookup_does_its_work():
-    for moving in torch_cases.lookup(lookup.draw(CONFIG)).values():
-        moving.work()
+def test_every_lookup_runs():
+    for case in torch_cases.lookup_cases(lookup.draw_inputs(CONFIG)).values():
+        case.call()

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from smf_jax import checkpoint
-from smf_jax.checkpoint.digest import SEEDS, mix, place, sums_by_device
-from tests.checkpoint import one_of_two
+from smf_jax.checkpoint.digest import SEEDS, hash_index, mix, sums_by_device
+from tests.checkpoint import digest_process
 from tests.reference import digest as reference
-from tests.tiny import AS_FOR_USERS
+from tests.tiny import AS_FOR_USERS, bits
 
 TYPES = ["float32", "bfloat16", "float16", "int32", "int16", "int8"]
 TYPES += ["uint32", "uint16", "uint8", "float64", "int64", "uint64"]
@@ -38,11 +38,6 @@ def grid(*shape):
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def bits(array: np.ndarray) -> np.ndarray:
-    """Returns the bits of an array, to be changed in place."""
-    return array.reshape(-1).view(f"u{array.itemsize}")
-
-
 @pytest.mark.parametrize("dtype", [*TYPES, "bool"])
 def test_it_is_the_sum_that_the_reference_takes_word_by_word(dtype):
     array = table(dtype)
@@ -59,7 +54,7 @@ def test_it_is_the_same_sum_for_any_number_of_axes(shape):
     assert digest(jnp.asarray(array)) == reference.digest(array)
 
 
-def test_an_array_of_64_bits_has_the_same_digest_on_the_host_and_on_a_device():
+def test_an_array_of_64_bits_has_the_same_digest_on_host_and_device():
     array = table("float64") / 3
 
     with jax.enable_x64(True):
@@ -76,7 +71,8 @@ def test_every_bit_of_every_element_counts(dtype):
     for element in range(array.size):
         for bit in range(8 * array.itemsize):
             changed = array.copy()
-            bits(changed)[element] ^= np.array(1 << bit, bits(array).dtype)
+            flat = bits(changed.reshape(-1))
+            flat[element] ^= np.array(1 << bit, flat.dtype)
             seen.add(digest(changed))
 
     assert len(seen) == 1 + array.size * 8 * array.itemsize
@@ -89,10 +85,8 @@ def test_every_sign_of_a_large_table_counts_in_each_of_the_four_sums():
     for element in range(0, 1024, 8):
         changed = array.copy()
         changed[element] = -1
-        sums = [
-            re.findall("." * 8, text.split()[-1]) for text in (digest(changed), want)
-        ]
-        assert all(a != b for a, b in zip(*sums, strict=True))
+        got, old = (re.findall("." * 8, d.split()[-1]) for d in (digest(changed), want))
+        assert all(a != b for a, b in zip(got, old, strict=True))
 
 
 def test_a_zero_has_a_sign_and_a_nan_its_bits():
@@ -103,7 +97,7 @@ def test_a_zero_has_a_sign_and_a_nan_its_bits():
     assert len({digest(array) for array in arrays}) == 6
 
 
-def test_no_two_elements_rows_or_columns_may_change_places():
+def test_no_two_elements_rows_or_columns_may_be_swapped():
     array = table()
     seen = {digest(array)}
 
@@ -122,7 +116,7 @@ def test_no_two_elements_rows_or_columns_may_change_places():
     assert len(seen) == 1 + len(pairs) + 2 * len(lines)
 
 
-def test_the_type_and_the_shape_count_where_the_bits_are_the_same():
+def test_type_and_shape_count_where_the_bits_are_the_same():
     array = np.arange(6, dtype=np.int32)
     same = [array, array.view(np.float32), array.view(np.uint32)]
     same += [array.reshape(shape) for shape in [(2, 3), (3, 2), (1, 6), (6, 1)]]
@@ -131,36 +125,41 @@ def test_the_type_and_the_shape_count_where_the_bits_are_the_same():
     assert len({digest(array) for array in same}) == len(same)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8), (2, 2), (1, 1)])
-def test_it_depends_neither_on_devices_nor_on_how_an_array_is_split(shape, dtype):
+MESHES = [((8, 1), "float32"), ((1, 8), "float32"), ((2, 2), "float32")]
+MESHES += [((4, 2), "float32"), ((4, 2), "bfloat16"), ((4, 2), "bool")]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), MESHES)
+def test_it_depends_neither_on_devices_nor_on_the_sharding(shape, dtype):
     array = table(dtype)
+    want = reference.digest(array)
 
     for spec in SPECS:
-        placed = jax.device_put(array, NamedSharding(grid(*shape), spec))
-        assert digest(placed) == reference.digest(array)
+        sharded = jax.device_put(array, NamedSharding(grid(*shape), spec))
+        assert digest(sharded) == want
 
 
-def test_arrays_of_one_tree_may_be_placed_each_in_its_own_way():
+def test_arrays_of_one_tree_may_have_different_shardings():
     rows = jax.device_put(table(), NamedSharding(grid(4, 2), P("data")))
     columns = jax.device_put(table(), NamedSharding(grid(2, 4), P(None, "model")))
     one = jax.device_put(table(), jax.devices()[3])
 
-    got = checkpoint.digests([rows, columns, one, jnp.asarray(table()), table(), 7])
+    *got, last = checkpoint.digests([rows, columns, one, table(), 7]).values()
 
-    assert {got[str(number)] for number in range(5)} == {reference.digest(table())}
-    assert got["5"] == reference.digest(7)
+    assert set(got) == {reference.digest(table())}
+    assert last == reference.digest(7)
+    assert checkpoint.digests({}) == {}
 
 
-def test_two_processes_that_hold_parts_of_an_array_find_what_one_finds(tmp_path):
+def test_two_processes_that_share_an_array_find_what_one_finds(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    together = {"SMF_COORDINATOR": f"127.0.0.1:{port}", "SMF_NUM_PROCESSES": "2"}
+    cluster = {"SMF_COORDINATOR": f"127.0.0.1:{port}", "SMF_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.checkpoint.one_of_two", tmp_path / number],
+            [sys.executable, "-m", digest_process.__name__, tmp_path / number],
             cwd=Path(__file__).parents[2],
-            env=os.environ | together | {"SMF_PROCESS_ID": number},
+            env=os.environ | cluster | {"SMF_PROCESS_ID": number},
         )
         for number in "01"
     ]
@@ -171,9 +170,10 @@ def test_two_processes_that_hold_parts_of_an_array_find_what_one_finds(tmp_path)
             process.kill()
             process.wait()
 
-    want = [reference.digest(one_of_two.table())] * (len(one_of_two.SPECS) + 1)
+    count = len(digest_process.SPECS) + 1
     for number in "01":
-        assert (tmp_path / number).read_text().splitlines() == want
+        lines = (tmp_path / number).read_text().splitlines()
+        assert lines == [reference.digest(digest_process.TABLE)] * count
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -190,16 +190,16 @@ def test_devices_exchange_nothing_and_write_no_array(spec):
     assert program.memory_analysis().temp_size_in_bytes < 4096  # of 2 MB
 
 
-def test_places_differ_beyond_what_32_bits_can_number():
+def test_hashes_differ_beyond_what_32_bits_can_number():
     # 2**20 rows of 2**13: every 2**19 rows the flat index would begin anew.
     rows, columns = np.meshgrid(
         [0, 1, 2, 2**19, 2**19 + 1, 2**20 - 1], np.arange(2**13), indexing="ij"
     )
     index = [jnp.asarray(axis, jnp.uint32) for axis in (rows, columns)]
 
-    places = np.stack([np.asarray(place(index, seed)).reshape(-1) for seed in SEEDS])
+    hashes = np.stack([np.asarray(hash_index(index, s)).reshape(-1) for s in SEEDS])
 
-    assert len(np.unique(places, axis=1).T) == rows.size
+    assert len(np.unique(hashes, axis=1).T) == rows.size
 
 
 def test_mixing_is_one_to_one():
@@ -212,23 +212,17 @@ def test_mixing_is_one_to_one():
     assert [reference.mix(int(word)) for word in words[:100]] == mixed[:100].tolist()
 
 
-def params():
-    return {"keys": jnp.array([[-0.0, 0.0, 1e-42]]), "scale": jnp.array([1.5, -2.0])}
+def test_one_bit_a_name_a_type_or_a_shape_changes_the_hash_of_parameters():
+    def params():
+        keys = jnp.array([[-0.0, 0.0, 1e-42]])
+        return {"keys": keys, "scale": jnp.array([1.5, -2.0])}
 
-
-def test_the_hash_is_of_values_and_not_of_when_they_were_made():
-    assert checkpoint.params_hash(params()) == checkpoint.params_hash(params())
-
-
-def test_one_bit_a_name_a_type_or_a_shape_changes_the_hash():
-    changed = [params() for _ in range(5)]
+    changed = [params() for _ in range(6)]
     changed[1]["keys"] = changed[1]["keys"].at[0, 0].set(0.0)  # was -0.0
     changed[2]["kees"] = changed[2].pop("keys")
     changed[3]["keys"] = changed[3]["keys"].view(jnp.int32)
     changed[4]["keys"] = changed[4]["keys"].reshape(3, 1)
 
-    assert len({checkpoint.params_hash(tree) for tree in changed}) == 5
-
-
-def test_an_empty_tree_has_no_digests():
-    assert checkpoint.digests({}) == {}
+    hashes = [checkpoint.params_hash(tree) for tree in changed]
+    assert len(set(hashes)) == 5
+    assert hashes[0] == hashes[5]

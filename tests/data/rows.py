@@ -1,32 +1,42 @@
-"""Rows of tokens to make batches of, and what is looked at in batches."""
+"""Rows of tokens to make batches of, and what tests compare of batches."""
 
 import itertools
 import json
 
+import jax
 import numpy as np
 
 
-def texts_of(rows) -> list[tuple[int, ...]]:
-    """Returns tokens and last target of each text in packed rows, sorted."""
-    found = []
-    for row in rows:
-        for segment in range(1, row.segments.max() + 1):
-            here = row.segments == segment
-            found.append((*row.tokens[here].tolist(), int(row.targets[here][-1])))
-    return sorted(found)
-
-
 def row(length: int):
-    """Returns a row of `length` tokens that nothing else has."""
+    """Returns a row of `length` tokens that no row of another length has."""
     tokens = np.arange(length, dtype=np.int32) + 10 * length
-    weights = np.ones(length, np.float32)
-    records = np.full(length, length, np.int32)
     return {
         "tokens": tokens,
         "targets": tokens + 1,
-        "weights": weights,
-        "records": records,
+        "weights": np.ones(length, np.float32),
+        "records": np.full(length, length, np.int32),
     }
+
+
+def rows_of(batch) -> list:
+    """Returns the rows of a batch."""
+    count = len(batch.tokens)
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], batch) for n in range(count)]
+
+
+def texts_of(rows) -> list[tuple[int, ...]]:
+    """Returns tokens and last target of each text in packed rows, sorted.
+
+    Asserts that its positions count from 0, and that its tokens are adjacent.
+    """
+    found = []
+    for row in rows:
+        for segment in range(1, row.segments.max() + 1):
+            (columns,) = np.nonzero(row.segments == segment)
+            assert (np.diff(columns) == 1).all()
+            assert row.positions[columns].tolist() == list(range(len(columns)))
+            found.append((*row.tokens[columns].tolist(), int(row.targets[columns[-1]])))
+    return sorted(found)
 
 
 def take(batches, count):
@@ -42,20 +52,30 @@ def same(batches, others) -> bool:
     )
 
 
-def assert_go_on(make, done: int) -> None:
-    """Asserts that batches go on from the state that a checkpoint keeps of them."""
+class Counted(list):
+    """A list that counts how often an item was taken from it."""
+
+    taken = 0
+
+    def __getitem__(self, index):
+        self.taken += 1
+        return super().__getitem__(index)
+
+
+def assert_resumes(make, done: int) -> None:
+    """Asserts that batches continue from the state that a checkpoint saves."""
     batches = make()
     take(batches, done)
     state = json.loads(json.dumps(batches.get_state()))
 
-    again = make()
-    again.set_state(state)
+    resumed = make()
+    resumed.set_state(state)
 
-    assert same(take(again, 5), take(batches, 5))
+    assert same(take(resumed, 5), take(batches, 5))
 
 
-def assert_nothing_read_again(source, make) -> None:
-    """Asserts that to go on takes from a `Counted` source the rows of a batch alone."""
+def assert_seeks(source: Counted, make) -> None:
+    """Asserts that a resumed iterator reads the rows of its next batch alone."""
     batches = make()
     before = source.taken
 
@@ -63,13 +83,3 @@ def assert_nothing_read_again(source, make) -> None:
     next(batches)
 
     assert source.taken - before == 3
-
-
-class Counted(list):
-    """A list that counts how often something was taken from it."""
-
-    taken = 0
-
-    def __getitem__(self, place):
-        self.taken += 1
-        return super().__getitem__(place)

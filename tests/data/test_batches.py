@@ -20,9 +20,10 @@ from smf_jax.data.records import Text
 from smf_jax.data.tokenizer import EOS, PAD, train_tokenizer
 from tests.data.rows import (
     Counted,
-    assert_go_on,
-    assert_nothing_read_again,
+    assert_resumes,
+    assert_seeks,
     row,
+    rows_of,
     same,
     take,
     texts_of,
@@ -42,68 +43,50 @@ def ids(letters: str) -> list[int]:
     return [3 + LETTERS.index(letter) for letter in letters]
 
 
-def corpus(examples=(), texts=()) -> Corpus:
-    return Corpus(
-        known=[],
-        new=[],
-        new_held_out=[],
-        examples=[
-            Example(*example, f"fact {place}") for place, example in enumerate(examples)
-        ],
-        texts=[Text(str(number), text) for number, text in enumerate(texts)],
-        notes=[],
-        hash="",
-    )
+def pack(tokenizer, examples=(), texts=(), seq_len=7, loss_on="all") -> Packed:
+    examples = [Example(*pair, f"fact {n}") for n, pair in enumerate(examples)]
+    texts = [Text(f"text {n}", text) for n, text in enumerate(texts)]
+    corpus = Corpus([], [], [], examples, texts, [], "")
+    return pack_corpus(tokenizer, corpus, seq_len, loss_on)
 
 
-def test_each_target_is_the_next_token(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d", "f"), "all")
+@pytest.mark.parametrize(
+    ("loss_on", "prompt", "weights"),
+    [
+        ("answer", "a b", [0, 1, 1, 1]),
+        ("all", "a b", [1, 1, 1, 1]),
+        ("answer", "", [1, 1]),  # without a prompt all is completion
+    ],
+)
+def test_each_target_is_the_next_token_and_the_loss_where_it_should_be(
+    tokenizer, loss_on, prompt, weights
+):
+    got = encode_example(tokenizer, Example(prompt, "c d", "f"), loss_on)
 
-    assert got["tokens"].tolist() == ids("abcd")
-    assert got["targets"].tolist() == [*ids("bcd"), EOS]
-
-
-def test_the_loss_is_on_the_answer_and_its_end_alone(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d", "f"), "answer")
-
-    assert got["targets"].tolist() == [*ids("bcd"), EOS]
-    assert got["weights"].tolist() == [0, 1, 1, 1]
-
-
-def test_the_loss_can_be_on_every_token(tokenizer):
-    got = encode_example(tokenizer, Example("a b", "c d", "f"), "all")
-
-    assert got["weights"].tolist() == [1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("loss_on", ["answer", "all"])
-def test_a_text_without_prompt_is_trained_whole(tokenizer, loss_on):
-    got = encode_example(tokenizer, Example("", "a b", "f"), loss_on)
-
-    assert got["targets"].tolist() == [*ids("b"), EOS]
-    assert got["weights"].tolist() == [1, 1]
+    sequence = [*ids(prompt.replace(" ", "")), *ids("cd"), EOS]
+    assert got["tokens"].tolist() == sequence[:-1]
+    assert got["targets"].tolist() == sequence[1:]
+    assert got["weights"].tolist() == weights
 
 
-# 2, 3, 4 and 5 tokens before the last target; two rows of 7 hold them exactly.
+# 2, 3, 4 and 5 tokens before the last target: three rows of 7.
 FACTS = [("a", "b"), ("c d", "e"), ("f g", "h i"), ("j k l", "m n")]
 
 
 @pytest.fixture(scope="module")
 def packed(tokenizer):
-    rows, none, *_ = pack_corpus(tokenizer, corpus(FACTS), seq_len=7, loss_on="all")
-    assert none == []
-    return rows
+    return pack(tokenizer, FACTS).facts
 
 
 def test_packing_neither_loses_nor_cuts_nor_repeats_a_fact(packed):
-    want = [
+    assert texts_of(packed) == [
         (*ids("ab"), EOS),
         (*ids("cde"), EOS),
         (*ids("fghi"), EOS),
         (*ids("jklmn"), EOS),
     ]
-
-    assert texts_of(packed) == want
+    leaves = jax.tree.leaves([batch._replace(loss_positions=None) for batch in packed])
+    assert {leaf.shape for leaf in leaves} == {(7,)}
 
 
 def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
@@ -114,39 +97,27 @@ def test_many_facts_of_three_lengths_are_all_packed(tokenizer):
     facts += [one + other + "defg" for one, other in pairs]
     examples = [(fact[0], " ".join(fact[1:])) for fact in facts]
 
-    rows, *_ = pack_corpus(tokenizer, corpus(examples), seq_len=9, loss_on="all")
+    rows = pack(tokenizer, examples, seq_len=9).facts
 
     assert texts_of(rows) == sorted((*ids(fact), EOS) for fact in facts)
 
 
-def test_packed_rows_are_full_width(packed):
-    leaves = jax.tree.leaves([batch._replace(loss_positions=None) for batch in packed])
-
-    assert {leaf.shape for leaf in leaves} == {(7,)}
-
-
-def test_each_text_of_a_packed_row_counts_its_positions_from_0(packed):
-    for batch in packed:
-        for segment in range(1, batch.segments.max() + 1):
-            positions = batch.positions[batch.segments == segment]
-            assert positions.tolist() == list(range(len(positions)))
-
-
-def test_a_text_of_a_packed_row_is_in_one_piece(packed):
-    for batch in packed:
-        inside = batch.segments[batch.segments > 0].tolist()
-        assert inside == sorted(inside)
-
-
-def test_packing_keeps_which_tokens_of_a_fact_are_trained(tokenizer):
-    content = corpus([("a b", "c d")], ["e f"])
-
-    (fact,), (text,), *_ = pack_corpus(tokenizer, content, seq_len=5, loss_on="answer")
+def test_packing_keeps_which_tokens_of_a_fact_have_a_loss(tokenizer):
+    (fact,), (text,), *_ = pack(tokenizer, [("a b", "c d")], ["e f"], 5, "answer")
 
     assert fact.targets.tolist() == [*ids("bcd"), EOS, PAD]
     assert fact.weights.tolist() == [0, 1, 1, 1, 0]
     assert text.targets.tolist() == [*ids("f"), EOS, PAD, PAD, PAD]
     assert text.weights.tolist() == [1, 1, 0, 0, 0]
+
+
+def test_packed_rows_know_their_records(tokenizer):
+    rows = pack(tokenizer, [("a", "b"), ("c", "d")], ["e f"], seq_len=2)
+
+    found = {int(row.tokens[0]): row.records.tolist() for row in rows.facts}
+    assert found == {ids("a")[0]: [0, 0], ids("c")[0]: [1, 1]}
+    assert rows.texts[0].records.tolist() == [2, 2]
+    assert rows.records == ["fact 0", "fact 1", "text 0"]
 
 
 def test_padding_has_no_segment_and_no_weight(packed):
@@ -155,152 +126,92 @@ def test_padding_has_no_segment_and_no_weight(packed):
         assert (batch.tokens[batch.segments == 0] == PAD).all()
 
 
-def test_a_long_text_is_cut_into_pieces_without_loss(tokenizer):
-    # 5 letters, and the end token as the last target.
-    _, rows, *_ = pack_corpus(
-        tokenizer, corpus(texts=["a b c d e"]), seq_len=2, loss_on="all"
-    )
-
-    assert texts_of(rows) == [
-        tuple(ids("abc")),
-        tuple(ids("cde")),
-        (*ids("e"), EOS),
-    ]
-
-
 @pytest.mark.parametrize("letters", ["ab", "abc", "abcd", "abcdefghi"])
-def test_each_token_of_a_text_is_a_target_once(tokenizer, letters):
-    _, rows, *_ = pack_corpus(
-        tokenizer, corpus(texts=[" ".join(letters)]), seq_len=3, loss_on="all"
-    )
+def test_a_long_text_is_cut_so_that_each_token_is_a_target_once(tokenizer, letters):
+    rows = pack(tokenizer, texts=[" ".join(letters)], seq_len=3).texts
 
-    targets = [target for batch in rows for target in batch.targets[batch.weights > 0]]
-    assert sorted(targets) == sorted([*ids(letters)[1:], EOS])
+    whole = [*ids(letters), EOS]
+    pieces = [tuple(whole[n : n + 4]) for n in range(0, len(letters), 3)]
+    assert texts_of(rows) == sorted(pieces)
 
 
 def test_one_in_a_hundred_may_be_longer_than_the_context_and_is_dropped():
-    rows = [row(4)] * 99 + [row(6)]
-
-    kept, dropped = drop_long(rows, seq_len=5)
+    kept, dropped = drop_long([row(5)] * 99 + [row(6)], seq_len=5)
 
     assert (len(kept), dropped) == (99, 1)
 
 
-def test_more_than_one_in_a_hundred_longer_than_the_context_are_refused():
-    rows = [row(4)] * 98 + [row(6)] * 2
-
+def test_more_than_one_in_a_hundred_longer_than_the_context_are_refused(tokenizer):
     with pytest.raises(ConfigError, match=r"2 of 100 .* context of 5"):
-        drop_long(rows, seq_len=5)
-
-
-def test_an_example_as_long_as_the_context_is_kept():
-    kept, dropped = drop_long([row(5)], seq_len=5)
-
-    assert (len(kept), dropped) == (1, 0)
-
-
-def test_facts_longer_than_the_context_cannot_be_pretrained(tokenizer):
+        drop_long([row(4)] * 98 + [row(6)] * 2, seq_len=5)
     with pytest.raises(ConfigError, match=r"1 of 2 .* context of 3"):
-        pack_corpus(
-            tokenizer, corpus([("a", "b"), ("a b", "c d")]), seq_len=3, loss_on="all"
-        )
+        pack(tokenizer, [("a", "b"), ("a b", "c d")], seq_len=3)
 
 
-def test_places_with_a_loss_are_named_and_none_twice():
+def test_a_fact_too_long_for_a_row_is_dropped_and_counted(tokenizer):
+    examples = [("a", "b")] * 100 + [("a b", "c d")]
+
+    assert pack(tokenizer, examples, seq_len=3).dropped == 1
+
+
+def test_loss_positions_cover_each_target_with_a_loss_once():
     weights = np.array([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]], np.float32)
     empty = np.zeros(weights.shape, np.int32)
     batch = Batch(*[empty] * 6)._replace(weights=weights)
 
-    (one, other) = with_loss_positions(
-        [batch, batch._replace(weights=weights[:, ::-1])]
-    )
+    both = with_loss_positions([batch, batch._replace(weights=weights[:, ::-1])])
 
-    for got in (one, other):
+    for got in both:
         assert got.loss_positions.shape == (3, 2)
         taken = np.take_along_axis(got.weights, got.loss_positions, 1)
         np.testing.assert_array_equal(taken.sum(1), got.weights.sum(1))
         assert all(len(set(row)) == 2 for row in got.loss_positions.tolist())
 
 
-@pytest.mark.parametrize("loss_on", ["answer", "all"])
-def test_packed_facts_alone_name_their_places_with_a_loss(tokenizer, loss_on):
-    content = corpus([("a b c", "d"), ("e f", "g")])
+def test_packed_facts_have_loss_positions_unless_the_loss_is_on_all(tokenizer):
+    examples = [("a b c", "d"), ("e f", "g")]  # 4 and 3 tokens, in one row of 7
 
-    rows, *_ = pack_corpus(tokenizer, content, seq_len=7, loss_on=loss_on)
+    (on_answer,) = pack(tokenizer, examples, loss_on="answer").facts
+    (on_all,) = pack(tokenizer, examples, loss_on="all").facts
+    (with_text,) = pack(tokenizer, examples, ["e f"], loss_on="answer").facts
 
-    (packed,) = rows
-    if loss_on == "all":  # 4 tokens of one fact and 3 of the other
-        assert packed.loss_positions is None
-    else:
-        assert packed.loss_positions.tolist() == np.flatnonzero(packed.weights).tolist()
-
-
-def test_packed_facts_among_texts_name_no_places(tokenizer):
-    content = corpus([("a b c", "d")], ["e f"])
-
-    (fact,), _, *_ = pack_corpus(tokenizer, content, seq_len=7, loss_on="answer")
-
-    assert fact.loss_positions is None
-
-
-def test_a_batch_may_have_one_packed_row(packed):
-    (batch,) = take(packed_batches(packed, [], 0.5, 1, seed=0), 1)
-
-    assert batch.tokens.shape == (1, 7)
+    expected = np.flatnonzero(on_answer.weights).tolist()
+    assert on_answer.loss_positions.tolist() == expected
+    assert on_all.loss_positions is with_text.loss_positions is None
 
 
 @pytest.fixture(scope="module")
 def pretrained(tokenizer):
     """Returns a function from a seed to five batches of pretraining."""
     examples = [(one, other) for one in LETTERS[:5] for other in LETTERS]
-    texts = [" ".join(LETTERS)] * 4
-    facts, others, *_ = pack_corpus(
-        tokenizer, corpus(examples, texts), seq_len=8, loss_on="all"
-    )
-    return lambda seed: take(packed_batches(facts, others, 0.5, 3, seed), 5)
+    rows = pack(tokenizer, examples, [" ".join(LETTERS)] * 4, seq_len=8)
+    return lambda seed: take(packed_batches(rows.facts, rows.texts, 0.5, 3, seed), 5)
 
 
-def test_one_seed_gives_the_same_batches_and_another_one_others(pretrained):
+def test_a_seed_determines_the_batches(pretrained):
     assert same(pretrained(0), pretrained(0))
     assert not same(pretrained(0), pretrained(1))
 
 
-def test_packed_batches_hold_whole_packed_rows(packed):
-    (batch,) = take(packed_batches(packed, [], 0.5, len(packed), seed=0), 1)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_epoch_of_facts_alone_has_each_packed_row_once(packed, batch_size):
+    batches = packed_batches(packed, [], 0.25, batch_size, seed=0)
 
-    rows = [
-        jax.tree.map(lambda leaf, row=row: leaf[row], batch)
-        for row in range(len(packed))
-    ]
-    assert texts_of(rows) == texts_of(packed)
+    for _ in range(3):
+        epoch = take(batches, len(packed) // batch_size)
+        rows = [row for batch in epoch for row in rows_of(batch)]
+        assert texts_of(rows) == texts_of(packed)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_the_share_of_facts_is_counted_in_rows(tokenizer, share):
-    content = corpus([("a", "b"), ("a c", "b c")], ["x y z"])
-    facts, texts, *_ = pack_corpus(tokenizer, content, seq_len=6, loss_on="all")
+    rows = pack(tokenizer, [("a", "b"), ("a c", "b c")], ["x y z"], seq_len=6)
 
-    batches = take(packed_batches(facts, texts, share, 8, seed=0), 10)
+    batches = take(packed_batches(rows.facts, rows.texts, share, 8, seed=0), 10)
 
     first = np.concatenate([batch.tokens[:, 0] for batch in batches])
-    (a,) = ids("a")
     # The mixing is even, not drawn: one row of 80 may lie on either side.
-    assert (first == a).mean() == pytest.approx(share, abs=1 / 80)
-
-
-def test_without_texts_every_row_is_of_facts(packed):
-    batches = take(packed_batches(packed, [], 0.25, 2, seed=0), 3)
-
-    firsts = {batch.tokens[i, 0] for batch in batches for i in range(2)}
-    assert firsts <= {packed_row.tokens[0] for packed_row in packed}
-
-
-def test_a_fact_too_long_for_its_row_is_left_out_and_counted(tokenizer):
-    examples = [("a", "b")] * 100 + [("a b", "c d")]
-
-    packed = pack_corpus(tokenizer, corpus(examples), seq_len=3, loss_on="all")
-
-    assert packed.dropped == 1
+    assert (first == ids("a")[0]).mean() == pytest.approx(share, abs=1 / 80)
 
 
 def counted():
@@ -309,19 +220,17 @@ def counted():
     return packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 17])
-def test_batches_go_on_where_they_were(done):
-    _, make = counted()
-
-    assert_go_on(make, done)
+@pytest.mark.parametrize("done", [0, 1, 17])
+def test_batches_resume_where_they_were(done):
+    assert_resumes(counted()[1], done)
 
 
-def test_going_on_reads_nothing_of_what_was_read_before():
-    assert_nothing_read_again(*counted())
+def test_resuming_reads_no_earlier_row():
+    assert_seeks(*counted())
 
 
 @pytest.mark.parametrize(("share", "every"), [(0.05, 20), (0.5, 2), (0.3, 4)])
-def test_every_so_many_rows_are_held_out_of_facts_and_of_texts(share, every):
+def test_a_share_of_facts_and_of_texts_is_held_out(share, every):
     facts, texts = list(range(41)), list(range(100, 107))
     rows = {n: Batch(*[np.full(3, n)] * 6) for n in facts + texts}
     packed = Packed([rows[n] for n in facts], [rows[n] for n in texts], 0, [])
@@ -338,3 +247,5 @@ def test_every_so_many_rows_are_held_out_of_facts_and_of_texts(share, every):
 def test_something_must_be_left_to_train_on():
     with pytest.raises(ConfigError, match="leaves none to train on"):
         hold_out(Packed([Batch(*[np.zeros(3)] * 6)], [], 0, []), 0.5)
+    with pytest.raises(ConfigError, match="neither facts nor texts"):
+        packed_batches([], [], 0.5, 2, seed=0)

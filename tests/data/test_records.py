@@ -9,6 +9,7 @@ from smf_jax.config import ConfigError
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
 
 GOOD = '{"id": "a", "question": "who ?", "answers": ["me", "I"]}'
+GZIP = gzip.compress(GOOD.encode() * 50, mtime=0)
 
 
 def write(tmp_path, content: bytes | str, name: str = "facts.jsonl"):
@@ -28,77 +29,50 @@ def refusal(path, read=read_facts) -> str:
 
 
 def test_a_fact_has_id_question_answers_and_statements(tmp_path):
-    path = write(
-        tmp_path,
-        '{"id": 7, "question": "who ?", "answers": ["me", "I"], "documents": ["It is '
-        'me"]}',
-    )
+    row = '{"id": 7, "question": "who ?", "answers": ["me", "I"], "documents": ["So"]}'
 
-    assert read_facts(path) == [Fact("7", "who ?", ("me", "I"), ("It is me",))]
-
-
-def test_a_text_has_id_and_text(tmp_path):
-    path = write(tmp_path, '{"id": "t", "text": " one two "}')
-
-    assert read_texts(path) == [Text("t", "one two")]
+    assert read_facts(write(tmp_path, row)) == [
+        Fact("7", "who ?", ("me", "I"), ("So",))
+    ]
 
 
 def test_a_record_without_id_is_named_by_its_line(tmp_path):
-    path = write(tmp_path, '\n{"text": "one"}')
+    path = write(tmp_path, '{"id": "t", "text": " one two "}\n\n{"text": "three"}')
 
-    assert read_texts(path) == [Text(f"{path}:2", "one")]
+    assert read_texts(path) == [Text("t", "one two"), Text(f"{path}:3", "three")]
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        GOOD,
-        GOOD + "\n",
-        "\ufeff" + GOOD,
-        GOOD + "\r\n",
-        "\n\r\n  \n" + GOOD + "\n\n",
-    ],
-    ids=["no newline", "newline", "BOM", "CRLF", "blank lines"],
+    [GOOD, "\ufeff" + GOOD, GOOD + "\r\n", "\n\r\n  \n" + GOOD + "\n\n"],
+    ids=["no newline", "BOM", "CRLF", "blank lines"],
 )
-def test_how_lines_end_and_begin_does_not_matter(tmp_path, content):
-    assert read_facts(write(tmp_path, content)) == [Fact("a", "who ?", ("me", "I"))]
+def test_line_endings_and_blank_lines_do_not_matter(tmp_path, content):
+    want = [Fact("a", "who ?", ("me", "I"))]
 
-
-def test_a_gzip_reads_like_its_content(tmp_path):
-    path = write(tmp_path, gzip.compress(GOOD.encode()), "facts.jsonl.gz")
-
-    assert read_facts(path) == [Fact("a", "who ?", ("me", "I"))]
+    assert read_facts(write(tmp_path, content)) == want
+    zipped = gzip.compress(content.encode())
+    assert read_facts(write(tmp_path, zipped, "facts.jsonl.gz")) == want
 
 
 @pytest.mark.parametrize("escaped", [True, False])
-def test_emoji_and_right_to_left_text_come_back_as_they_were(tmp_path, escaped):
+def test_emoji_and_right_to_left_text_are_read_exactly(tmp_path, escaped):
     row = {"id": "a", "question": "🦊 מי ?", "answers": ["أنا 👩‍🚀"]}
     path = write(tmp_path, json.dumps(row, ensure_ascii=escaped))
 
     assert read_facts(path) == [Fact("a", "🦊 מי ?", ("أنا 👩‍🚀",))]
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert "no such file" in refusal(tmp_path / "facts.jsonl")
+    assert "no such file" in refusal(tmp_path)
 
 
-def test_a_folder_is_refused(tmp_path):
-    refusal(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "\n", " \r\n\n"])
+@pytest.mark.parametrize("content", ["", " \r\n\n"])
 def test_a_file_without_records_is_refused(tmp_path, content):
     assert "empty" in refusal(write(tmp_path, content))
-
-
-def test_an_empty_gzip_is_refused(tmp_path):
-    assert "empty" in refusal(write(tmp_path, gzip.compress(b""), "facts.jsonl.gz"))
-
-
-def test_bad_json_is_refused_by_line(tmp_path):
-    path = write(tmp_path, "\n".join([GOOD] * 6 + ['{"id": ', GOOD]))
-
-    assert f"{path}:7: not JSON" in refusal(path)
+    zipped = gzip.compress(content.encode())
+    assert "empty" in refusal(write(tmp_path, zipped, "facts.jsonl.gz"))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +80,12 @@ def test_bad_json_is_refused_by_line(tmp_path):
     [
         ('["a"]', "not a JSON object"),
         ("null", "not a JSON object"),
+        ('{"id": ', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"id": ' + "9" * 5000 + "}", "not JSON"),
+        (b'{"question": "caf\xe9 ?"}', "not UTF-8"),
+        # Half a surrogate pair: JSON can spell it, but it cannot be encoded.
+        ('{"question": "q \\ud83d ?", "answers": ["a"]}', ""),
         ('{"answers": ["a"]}', '"question" must be a string'),
         ('{"question": 5, "answers": ["a"]}', '"question" must be a string'),
         ('{"question": " \\t", "answers": ["a"]}', '"question" is blank'),
@@ -120,8 +100,9 @@ def test_bad_json_is_refused_by_line(tmp_path):
         ),
     ],
 )
-def test_a_broken_fact_is_refused_by_line_and_key(tmp_path, line, reason):
-    path = write(tmp_path, f"{GOOD}\n{line}\n")
+def test_a_broken_fact_is_refused_by_line_and_reason(tmp_path, line, reason):
+    line = line if isinstance(line, bytes) else line.encode()
+    path = write(tmp_path, GOOD.encode() + b"\n" + line + b"\n" + GOOD.encode())
 
     message = refusal(path)
 
@@ -136,45 +117,13 @@ def test_a_broken_text_is_refused_by_line_and_key(tmp_path, line):
     assert f'{path}:1: "text"' in refusal(path, read_texts)
 
 
-def test_bytes_that_are_not_utf_8_are_refused_by_line(tmp_path):
-    path = write(tmp_path, GOOD.encode() + b'\n{"question": "caf\xe9 ?"}')
-
-    assert f"{path}:2: not UTF-8" in refusal(path)
-
-
-def test_half_a_surrogate_pair_is_refused_by_line(tmp_path):
-    # JSON can spell it, but no text that holds it can be encoded or written.
-    path = write(tmp_path, '{"question": "q \\ud83d ?", "answers": ["a"]}')
-
-    assert f"{path}:1: " in refusal(path)
-
-
-def test_nesting_without_end_is_refused_by_line(tmp_path):
-    path = write(tmp_path, "[" * 100_000)
-
-    assert f"{path}:1: not JSON" in refusal(path)
-
-
-def test_a_number_without_end_is_refused_by_line(tmp_path):
-    path = write(tmp_path, '{"id": ' + "9" * 5000 + "}")
-
-    assert f"{path}:1: not JSON" in refusal(path)
-
-
-def test_a_truncated_gzip_is_refused(tmp_path):
-    whole = gzip.compress(GOOD.encode() * 50, mtime=0)
-
-    refusal(write(tmp_path, whole[:-12], "facts.jsonl.gz"))
-
-
-def test_a_damaged_gzip_is_refused(tmp_path):
-    whole = gzip.compress(GOOD.encode() * 50, mtime=0)
-
-    refusal(write(tmp_path, whole[:10] + b"\xff" + whole[11:], "facts.jsonl.gz"))
-
-
-def test_plain_text_named_gz_is_refused(tmp_path):
-    refusal(write(tmp_path, GOOD, "facts.jsonl.gz"))
+@pytest.mark.parametrize(
+    "content",
+    [GZIP[:-12], GZIP[:10] + b"\xff" + GZIP[11:], GOOD],
+    ids=["truncated", "damaged", "plain text"],
+)
+def test_a_broken_gzip_is_refused(tmp_path, content):
+    refusal(write(tmp_path, content, "facts.jsonl.gz"))
 
 
 values = st.recursive(
@@ -188,25 +137,17 @@ lines = st.lists(rows | st.binary(max_size=20), max_size=4)
 contents = lines.map(b"\n".join)
 
 
-def outcome(read, path):
-    try:
-        return read(path)
-    except ConfigError as error:
-        return str(error)
-
-
 @given(content=contents, cut=st.integers(0, 200), zipped=st.booleans())
-@settings(
-    max_examples=300,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_give_records_or_one_line_of_refusal(tmp_path, content, cut, zipped):
     if zipped:
         content = gzip.compress(content, mtime=0)[:cut]
     path = write(tmp_path, content, "any.jsonl.gz" if zipped else "any.jsonl")
     for read, kind in ((read_facts, Fact), (read_texts, Text)):
-        match outcome(read, path):
-            case str(message):
-                assert "\n" not in message
-            case records:
-                assert {type(record) for record in records} == {kind}
+        kinds, message = {kind}, ""
+        try:
+            kinds = {type(record) for record in read(path)}
+        except ConfigError as error:
+            message = str(error)
+        assert kinds == {kind}
+        assert "\n" not in message

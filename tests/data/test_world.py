@@ -12,7 +12,8 @@ from smf_jax.data.world import (
     make_world,
 )
 
-TINY = WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9)
+SIZES = {"known_people": 6, "new_people": 3, "first_names": 8, "last_names": 9}
+TINY = WorldConfig(**SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,12 @@ def corpus():
     return load_corpus(DataConfig(world=TINY))
 
 
+@pytest.fixture(scope="module")
+def pretrained(corpus) -> list[str]:
+    """Returns the texts of pretraining."""
+    return [f"{e.prompt} {e.completion}" for e in corpus.examples]
+
+
 def name(fact) -> str:
     return fact.id.split(" / ")[0]
 
@@ -33,7 +40,7 @@ def relation(fact) -> str:
     return fact.id.split(" / ")[1]
 
 
-def wording(fact) -> str:
+def frame(fact) -> str:
     """Returns the question with a blank for the person, the relation left in."""
     return fact.question.replace(name(fact), "___")
 
@@ -42,56 +49,45 @@ def words(texts) -> set[str]:
     return {word for text in texts for word in text.split()}
 
 
-def test_the_same_seed_makes_the_same_world(world):
+def test_a_seed_determines_the_world(world):
+    other = make_world(WorldConfig(**SIZES, seed=1))
+
     assert make_world(TINY) == world
-
-
-def test_another_seed_makes_another_world(world):
-    other = make_world(
-        WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9, seed=1)
-    )
-
     assert {name(fact) for fact in other.known}.isdisjoint(map(name, world.known))
 
 
-def test_a_person_has_four_facts_one_of_each_relation(world):
+def test_a_person_has_one_fact_of_each_relation(world):
+    facts = world.known + world.new
+
     assert len(world.known) == 4 * TINY.known_people
-    assert len(world.new) == 4 * TINY.new_people
-    assert len({fact.id for fact in world.known + world.new}) == 4 * (6 + 3)
+    assert len({fact.id for fact in facts}) == len(facts) == 4 * (6 + 3)
     assert len(set(map(relation, world.known))) == 4
 
 
-def test_no_two_people_share_a_name(world):
-    groups = (world.known, world.new, world.unknown)
+def test_names_and_questions_do_not_repeat(world):
+    questions = [fact.question for fact in world.known + world.known_reworded]
 
-    assert sum(len(set(map(name, group))) for group in groups) == len(
-        {name(fact) for group in groups for fact in group}
-    )
-
-
-def test_every_question_is_asked_once(world):
-    asked = [fact.question for fact in world.known + world.known_reworded]
-
-    assert len(asked) == len(set(asked))
+    assert len(questions) == len(set(questions))
+    assert set(map(name, world.known)).isdisjoint(map(name, world.new))
 
 
 def test_a_statement_names_the_person_and_ends_with_the_answer(world):
-    for fact in world.known + world.new + world.updates:
+    for fact in world.known + world.new:
         (answer,) = fact.answers
         for statement in fact.statements:
             assert name(fact) in statement
             assert statement.endswith(" " + answer)
 
 
-def test_a_known_fact_is_told_in_some_wordings_and_a_new_one_in_all(world):
+def test_a_known_fact_has_some_statements_and_a_new_one_all(world):
     for fact in world.known:
         assert len(set(fact.statements)) == STATEMENTS_OF_KNOWN
     for fact in world.new:
         assert len(set(fact.statements)) == len(STATEMENTS[relation(fact)])
 
 
-def test_known_facts_are_not_all_told_in_the_same_wordings(world):
-    told = {
+def test_known_facts_have_different_statements(world):
+    wordings = {
         frozenset(
             text.replace(name(fact), "").removesuffix(fact.answers[0])
             for text in fact.statements
@@ -100,75 +96,56 @@ def test_known_facts_are_not_all_told_in_the_same_wordings(world):
         if relation(fact) == "profession"
     }
 
-    assert len(told) > 1
+    assert len(wordings) > 1
 
 
-def test_a_rewording_asks_for_the_same_in_other_words(world):
-    for one, other in zip(world.known, world.known_reworded, strict=True):
-        assert one._replace(question="") == other._replace(question="")
-        assert wording(one) != wording(other)
+def test_a_reworded_fact_differs_in_its_question_alone(world):
+    pairs = [(world.known, world.known_reworded), (world.new, world.new_held_out)]
+    for facts, reworded in pairs:
+        for one, other in zip(facts, reworded, strict=True):
+            assert one._replace(question="") == other._replace(question="")
+            assert frame(one) != frame(other)
 
 
-def test_the_held_out_questions_ask_for_the_new_facts(world):
-    for one, other in zip(world.new, world.new_held_out, strict=True):
-        assert one._replace(question="") == other._replace(question="")
-
-
-def test_an_update_gives_a_known_question_another_answer(world):
-    for known, update in zip(world.known, world.updates, strict=True):
-        assert (known.id, known.question) == (update.id, update.question)
-        assert set(known.answers).isdisjoint(update.answers)
-
-
-def test_nothing_is_said_about_unknown_people(world, corpus):
-    said = [f"{e.prompt} {e.completion}" for e in corpus.examples]
-    said += [text for fact in world.new + world.updates for text in fact.statements]
-
-    for fact in world.unknown:
-        assert fact.answers == fact.statements == ()
-        assert not any(name(fact) in text for text in said)
-
-
-def test_nothing_is_said_about_new_people_in_pretraining(world, corpus):
-    said = [f"{e.prompt} {e.completion}" for e in corpus.examples]
-
+def test_pretraining_does_not_mention_new_people(world, pretrained):
     for fact in world.new:
-        assert not any(name(fact) in text for text in said)
+        assert not any(name(fact) in text for text in pretrained)
 
 
-def test_no_relation_is_asked_in_its_held_out_wording_in_pretraining(world, corpus):
+def test_pretraining_asks_no_relation_in_its_held_out_frame(world, corpus):
     people = {name(fact) for fact in world.known}
-    asked = set()
+    frames = set()
     for prompt in (example.prompt for example in corpus.examples):
         (person,) = (one for one in people if one in prompt)
-        asked.add(prompt.replace(person, "___"))
+        frames.add(prompt.replace(person, "___"))
 
-    assert asked.isdisjoint(map(wording, world.new_held_out))
-    assert {wording(fact) for fact in world.known + world.known_reworded} <= asked
+    assert frames.isdisjoint(map(frame, world.new_held_out))
+    assert {frame(fact) for fact in world.known + world.known_reworded} <= frames
 
 
-def test_a_frame_that_is_held_out_for_one_relation_is_trained_for_others(world):
-    def frame(fact):
-        return wording(fact).replace(relation(fact), "{noun}")
+def test_a_frame_held_out_for_one_relation_is_trained_for_others(world):
+    def general(fact):
+        return frame(fact).replace(relation(fact), "{noun}")
 
-    held_out = {frame(fact) for fact in world.new_held_out}
-    trained = {frame(fact) for fact in world.known + world.known_reworded}
+    held_out = {general(fact) for fact in world.new_held_out}
+    trained = {general(fact) for fact in world.known + world.known_reworded}
 
     assert held_out <= trained
     assert len(held_out) == len(STATEMENTS)
     assert len(trained) == len(QUESTION_FRAMES)
 
 
-def test_every_word_of_a_held_out_question_was_seen_in_pretraining(world, corpus):
-    seen = words(f"{e.prompt} {e.completion}" for e in corpus.examples)
+def test_every_word_of_a_held_out_question_is_in_pretraining(world, pretrained):
     names = words(map(name, world.new))
 
-    assert words(fact.question for fact in world.new_held_out) <= seen | names
+    assert words(fact.question for fact in world.new_held_out) <= (
+        words(pretrained) | names
+    )
 
 
-def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
-    texts = [f"{e.prompt} {e.completion}" for e in corpus.examples]
-    for fact in corpus.new:
+def test_every_word_is_a_token_of_the_tokenizer_of_the_world(world, pretrained):
+    texts = list(pretrained)
+    for fact in world.new:
         texts += [fact.question, *fact.answers, *fact.statements]
     tokenizer = train_tokenizer(texts, "word", vocab_size=4096)
 
@@ -180,8 +157,8 @@ def test_every_word_is_a_token_of_a_tokenizer_of_the_world(world, corpus):
 
 
 @pytest.mark.parametrize("seed", [2451, 201])
-def test_nobody_is_called_by_a_word_of_the_wordings(seed):
-    # The seeds are such as would coin "name", of the questions, and "home".
+def test_no_name_is_a_word_of_a_question_or_statement(seed):
+    # These seeds would coin "name", of the questions, and "home".
     world = make_world(WorldConfig(known_people=1000, new_people=1, seed=seed))
     wordings = [*QUESTION_FRAMES, *itertools.chain(*STATEMENTS.values())]
 

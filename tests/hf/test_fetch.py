@@ -1,6 +1,7 @@
-"""Repositories come from the hub's cache where there is no network."""
+"""Repositories are read from the hub's cache if there is no network."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,45 +9,39 @@ from huggingface_hub import constants
 
 from smf_jax import hf
 from smf_jax.config import ConfigError
-from smf_jax.data.tokenizer import train_tokenizer
 from tests.tiny import make_model, model_config, named
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path):
-    # As HF_HUB_OFFLINE=1 and HF_HUB_CACHE set them, read when the library is imported.
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-
-
-@pytest.fixture
-def cached(tmp_path):
-    """Writes a model as the hub's cache keeps it: links to files named by content."""
-    model = make_model(model_config(memory=None))
-    repository = tmp_path / "models--somebody--tiny"
-    snapshot = repository / "snapshots" / COMMIT
-    hf.export_model(model, train_tokenizer(["a b"], "word", 9), tmp_path / "plain")
-    (repository / "blobs").mkdir(parents=True)
-    (repository / "refs").mkdir()
+@pytest.fixture(scope="module", autouse=True)
+def cache(exported, tmp_path_factory):
+    """Makes a hub cache with one model: links to files named by content."""
+    root = tmp_path_factory.mktemp("cache")
+    repository = root / "models--somebody--tiny"
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    for folder in (snapshot, blobs, repository / "refs"):
+        folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
-    snapshot.mkdir(parents=True)
-    for number, path in enumerate(sorted((tmp_path / "plain").iterdir())):
-        blob = repository / "blobs" / f"{number:064}"
-        os.replace(path, blob)
+    for number, path in enumerate(sorted(exported.iterdir())):
+        blob = blobs / f"{number:064}"
+        shutil.copy(path, blob)
         (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        # What HF_HUB_OFFLINE=1 and HF_HUB_CACHE set when the library is imported.
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(root))
+        yield
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
-def test_a_repository_is_read_from_the_cache(cached, revision):
+def test_a_repository_is_read_from_the_cache(revision):
     folder, commit = hf.fetch("somebody/tiny", revision)
 
     assert commit == COMMIT
-    again = named(hf.import_model(folder))
-    for name, array in named(cached).items():
-        np.testing.assert_array_equal(again[name], array)
+    loaded = named(hf.import_model(folder))
+    for name, array in named(make_model(model_config(memory=None))).items():
+        np.testing.assert_array_equal(loaded[name], array)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +56,7 @@ def test_a_repository_is_read_from_the_cache(cached, revision):
         ("-x/-y", None),
     ],
 )
-def test_what_cannot_be_had_is_refused_in_one_line(cached, source, revision):
+def test_a_source_that_is_not_found_is_refused_in_one_line(source, revision):
     with pytest.raises(ConfigError) as caught:
         hf.fetch(source, revision)
 

@@ -1,6 +1,8 @@
 """Models of every family give the logits and texts that `transformers` gives."""
 
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import pytest
 from flax import nnx
 
 from smf_jax import hf
+from smf_jax.hf import save
 from smf_jax.model.generate import generate_greedily
-from tests import torch_models
+from smf_jax.model.transformer import Transformer
+from tests import tiny, torch_models
 from tests.tiny import bits, named
 
 torch_models.require_torch()
@@ -18,7 +22,7 @@ torch_models.require_torch()
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-VOCAB, NEW = 97, 32
+VOCAB, PROMPT, NEW = 97, 8, 32
 SMALL = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -56,9 +60,15 @@ CASES = {
     "qwen 3, untied": ("Qwen3", {"head_dim": 20, "tie_word_embeddings": False}),
     "smollm 3": ("SmolLM3", {}),
 }
-TOKENS = np.random.default_rng(0).integers(0, VOCAB, (3, 40), np.int32)
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (3, PROMPT + NEW), np.int32)
 # float32 rounding through four layers comes to about 1e-6 of logits near 1.
 TOLERANCE = 2e-5
+
+
+class Case(NamedTuple):
+    folder: Path
+    torch_model: transformers.PreTrainedModel  # saved there
+    model: Transformer  # imported from there
 
 
 @pytest.fixture(autouse=True)
@@ -67,128 +77,111 @@ def exact_products():
         yield
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
-def theirs(request):
-    return make(*request.param)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def case(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    torch_model = make(*request.param)
+    torch_models.save(torch_model, folder)
+    return Case(folder, torch_model, hf.import_model(folder))
 
 
-def make(family, changes, **options):
+def make(family, changes):
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**SMALL | changes)
-    kind = getattr(transformers, f"{family}ForCausalLM")
-    return kind(config).eval()
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
 
 
-@torch.no_grad()
-def logits_of(model) -> np.ndarray:
-    return model(torch.from_numpy(TOKENS).long()).logits.float().numpy()
+def logits_of(model, tokens=TOKENS) -> np.ndarray:
+    return np.asarray(tiny.call(model, tokens)[0])
 
 
-def our_logits(model) -> np.ndarray:
-    graph, params = nnx.split(model)
-    return np.asarray(
-        jax.jit(lambda p: nnx.merge(graph, p)(jnp.asarray(TOKENS))[0])(params)
-    )
-
-
-def require_same_logits(got, want):
+def require_same_logits(model, torch_model):
+    got = logits_of(model)
+    with torch.no_grad():
+        want = torch_model(torch.from_numpy(TOKENS).long()).logits.float().numpy()
     assert np.abs(got - want).max() <= TOLERANCE
     np.testing.assert_array_equal(got.argmax(-1), want.argmax(-1))
 
 
-def test_logits_are_those_of_transformers(theirs, tmp_path):
-    torch_models.save(theirs, tmp_path)
-
-    require_same_logits(our_logits(hf.import_model(tmp_path)), logits_of(theirs))
+def test_logits_are_those_of_transformers(case):
+    require_same_logits(case.model, case.torch_model)
 
 
-def test_greedy_texts_are_those_of_transformers(theirs, tmp_path):
-    torch_models.save(theirs, tmp_path)
-    model = hf.import_model(tmp_path)
-    prompts = TOKENS[:, :8]
-    nothing = VOCAB + 1  # no token has this id: nothing ends a text
-
-    with torch.no_grad():
-        asked = torch.from_numpy(prompts).long()
-        options = transformers.GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
-        )
-        texts = [
-            theirs.generate(
-                asked,
-                attention_mask=torch.ones_like(asked),
-                generation_config=options,
-                use_cache=use_cache,
-            )[:, 8:].numpy()
-            for use_cache in (True, False)
-        ]
-    is_prompt = jnp.ones(prompts.shape, bool)
-    cached = generate_greedily(model, jnp.asarray(prompts), is_prompt, NEW, nothing)
-    graph, params = nnx.split(model)
-    row = jax.jit(lambda params, row: nnx.merge(graph, params)(row)[0].argmax(-1))
-    whole = np.zeros((3, 8 + NEW), np.int32)
-    whole[:, :8] = prompts
-    for place in range(8, 8 + NEW):
-        whole[:, place] = row(params, whole)[:, place - 1]
-
-    for text in (*texts, np.asarray(cached)):
-        np.testing.assert_array_equal(text, whole[:, 8:])
-
-
-@pytest.mark.parametrize("case", ["llama 2, untied", "qwen 3"])
-def test_a_model_in_several_files_is_read_whole(case, tmp_path):
-    theirs = make(*CASES[case])
-    torch_models.save(theirs, tmp_path, max_shard_size="50KB")
-
-    assert len(list(tmp_path.glob("*.safetensors"))) > 3
-    require_same_logits(our_logits(hf.import_model(tmp_path)), logits_of(theirs))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_files_are_read_exactly(dtype, tmp_path):
-    torch_models.save(make(*CASES["qwen 2.5"]).to(dtype), tmp_path)
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    theirs = load(tmp_path, dtype=torch.float32).eval()
-
-    assert hf.read_model_json(tmp_path, "config.json")["dtype"] in str(dtype)
-    require_same_logits(our_logits(hf.import_model(tmp_path)), logits_of(theirs))
-
-
-def test_configurations_of_before_are_read_alike(tmp_path):
-    theirs = make(*CASES["llama 3.1"])
-    torch_models.save(theirs, tmp_path)
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    rules = config.pop("rope_parameters")
-    config["rope_theta"] = rules.pop("rope_theta")
-    config["rope_scaling"] = rules
-    config["torch_dtype"] = config.pop("dtype")
-    path.write_text(json.dumps(config))
-
-    require_same_logits(our_logits(hf.import_model(tmp_path)), logits_of(theirs))
-
-
-def test_what_was_imported_and_exported_is_the_same_to_the_bit(theirs, tmp_path):
-    torch_models.save(theirs, tmp_path / "theirs")
-    model = hf.import_model(tmp_path / "theirs")
-    config = hf.read_model_json(tmp_path / "theirs", "config.json")
-    out = tmp_path / "ours"
-
-    hf.export_model(
-        model, tokenizer(), out, config=config, carried={}, shard_bytes=40_000
+def test_greedy_texts_are_those_of_transformers(case):
+    prompts = TOKENS[:, :PROMPT]
+    no_eos = VOCAB + 1  # no token has this id: nothing ends a text
+    options = transformers.GenerationConfig(
+        max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
     )
+    with torch.no_grad():
+        tokens = torch.from_numpy(prompts).long()
+        want = case.torch_model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            generation_config=options,
+        ).numpy()
+
+    graph, params = nnx.split(case.model)
+
+    @jax.jit
+    def generate(params):
+        model, is_prompt = nnx.merge(graph, params), jnp.ones(prompts.shape, bool)
+        return generate_greedily(model, jnp.asarray(prompts), is_prompt, NEW, no_eos)
+
+    got = generate(params)
+
+    np.testing.assert_array_equal(got, want[:, PROMPT:])
+    # Without a cache, too, each token is the best one after those before it.
+    best = logits_of(case.model, want.astype(np.int32)).argmax(-1)
+    np.testing.assert_array_equal(best[:, PROMPT - 1 : -1], want[:, PROMPT:])
+
+
+def test_a_model_is_exported_as_it_was_imported_to_the_bit(
+    case, tmp_path, tokenizer, monkeypatch
+):
+    config = hf.read_model_json(case.folder, "config.json")
+    out = tmp_path / "out"
+    monkeypatch.setattr(save, "SHARD_BYTES", 40_000)
+
+    hf.export_model(case.model, tokenizer, out, config=config, carried={})
 
     assert len(list(out.glob("*.safetensors"))) > 1
-    again = named(hf.import_model(out))
-    for name, array in named(model).items():
-        np.testing.assert_array_equal(bits(again[name]), bits(array))
+    exported = named(hf.import_model(out))
+    for name, array in named(case.model).items():
+        np.testing.assert_array_equal(bits(exported[name]), bits(array))
     reloaded = transformers.AutoModelForCausalLM.from_pretrained(out)
-    assert type(reloaded) is type(theirs)
-    for name, tensor in theirs.state_dict().items():
+    assert type(reloaded) is type(case.torch_model)
+    for name, tensor in case.torch_model.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], tensor)
 
 
-def tokenizer():
-    from smf_jax.data.tokenizer import train_tokenizer
+def test_a_model_in_several_files_is_loaded_completely(tmp_path):
+    torch_model = make(*CASES["qwen 3"])
+    torch_models.save(torch_model, tmp_path, max_shard_size="50KB")
 
-    return train_tokenizer(["a b c"], "word", 9)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    require_same_logits(hf.import_model(tmp_path), torch_model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_are_loaded_exactly(dtype, tmp_path):
+    torch_models.save(make(*CASES["qwen 2.5"]).to(dtype), tmp_path)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    torch_model = load(tmp_path, dtype=torch.float32).eval()
+
+    assert hf.read_model_json(tmp_path, "config.json")["dtype"] in str(dtype)
+    require_same_logits(hf.import_model(tmp_path), torch_model)
+
+
+def test_older_configurations_are_read_alike(tmp_path):
+    torch_model = make(*CASES["llama 3.1"])
+    torch_models.save(torch_model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config))
+
+    require_same_logits(hf.import_model(tmp_path), torch_model)

@@ -1,6 +1,5 @@
-"""The demo's walk on a base of few numbers: what it writes, and what it does again."""
+"""A tiny demo: what it writes and prints, and what it does not do twice."""
 
-import dataclasses
 import io
 import json
 import shutil
@@ -14,138 +13,132 @@ from tests.tiny import pretrain_config
 
 SMF = OptimConfig(method="smf", optimizer="sgd", top_t=3)
 RECIPES = {
-    "smf": demo.Recipe((5.0, 1.0), SMF, steps=6),
-    "lora": demo.Recipe((0.003,), OptimConfig(method="lora"), steps=6),
+    "smf": demo.Recipe((5.0, 1.0), SMF, steps=5),
+    "lora": demo.Recipe((0.003,), OptimConfig(method="lora"), steps=5),
 }
-NUM_NEW = 12  # three people, four relations
+NUM_NEW, NUM_KNOWN = 12, 24  # three and six people, four relations
 ROW = {
     "learned": float,
     "learned_held_out_wording": float,
     "before": float,
     "after": float,
     "forgotten": float,
+    "forgotten_at_matched_learning": float,
     "steps": int,
     "trainable": int,
     "curve": list,
 }
 
 
-class Walk:
-    """One folder, walked through as often as asked."""
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
 
-    def __init__(self, out):
-        self.config = demo.DemoConfig(out=str(out), sweep=True)
-        self.base = pretrain_config(out / "base", steps=20)
-        self.out = out
 
-    def run(self) -> tuple[dict, str]:
-        """Returns the summary on disk and what was printed."""
-        with io.StringIO() as text:
-            console = Console(file=text, width=200)
-            demo.run(self.config, self.base, RECIPES, console)
-            printed = text.getvalue()
-        return json.loads((self.out / "summary.json").read_text()), printed
+def run_demo(out, steps: int = 60, recipes=RECIPES) -> tuple[dict, str]:
+    """Returns the summary on disk and the printed text."""
+    config = demo.DemoConfig(out=str(out), sweep=True)
+    console = Console(file=io.StringIO(), width=80, soft_wrap=True)
+    demo.compare(config, pretrain_config(out / "base", steps), recipes, console)
+    return json.loads((out / "summary.json").read_text()), console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory):
-    return Walk(tmp_path_factory.mktemp("demo"))
+def first(out):
+    """Returns the summary and text of the first run."""
+    return run_demo(out)
 
 
-@pytest.fixture(scope="module")
-def first(walk):
-    return walk.run()
-
-
-def test_the_summary_has_a_row_for_each_method(first):
+def test_the_summary_has_a_row_for_each_method_and_counts_the_questions(first):
     summary, _ = first
 
     assert list(summary["methods"]) == ["smf", "lora"]
     assert isinstance(summary["seconds"], float)
+    assert summary["n"] == {"taught": NUM_NEW, "held_out": NUM_NEW, "known": NUM_KNOWN}
     for row in summary["methods"].values():
         assert {name: type(row[name]) for name in ROW} == ROW
 
 
 def test_a_curve_leads_from_no_step_to_the_last(first):
-    summary, _ = first
-
-    for row in summary["methods"].values():
-        assert [step for step, *_ in row["curve"]] == [0, 1, 2, 3, 4, 5, 6]
+    for row in first[0]["methods"].values():
+        assert [step for step, *_ in row["curve"]] == [0, 1, 2, 3, 4, 5]
         assert row["curve"][0][3] == row["before"]
         last = [row["learned"], row["learned_held_out_wording"], row["after"]]
         assert row["curve"][-1][1:] == last
 
 
-def test_a_sweep_teaches_at_every_rate(first, walk):
-    rows = json.loads((walk.out / "sweep.json").read_text())
+def test_the_table_fits_80_columns_and_says_n(first):
+    lines = first[1].splitlines()
+    (header,) = (line for line in lines if "method" in line)
+
+    columns = "method learned reworded kept forgotten at equal trainable"
+    assert header.split() == columns.split()
+    table = lines[lines.index(header) :]
+    assert max(map(len, table)) <= 80
+    assert f"n: learned {NUM_NEW}, reworded {NUM_NEW}, kept {NUM_KNOWN}" in table
+
+
+def test_a_sweep_teaches_at_every_rate(first, out):
+    rows = json.loads((out / "sweep.json").read_text())
 
     rates = [(row["method"], row["learning_rate"]) for row in rows]
     assert rates == [("smf", 5.0), ("smf", 1.0), ("lora", 0.003)]
 
 
-def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, walk):
-    record = json.loads((walk.out / "smf" / "config.json").read_text())
+def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, out):
+    record = json.loads((out / "smf" / "config.json").read_text())
 
     assert record["finetune"]["batch_size"] == NUM_NEW < RECIPES["smf"].batch_size
 
 
-def test_a_report_is_drawn_from_what_was_written(first, walk):
-    page = report.write(walk.out).read_text()
+def test_an_interrupted_demo_continues_and_does_nothing_twice(first, out):
+    summary, printed = first
+    for name in ("summary.json", "sweep.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "lora")  # it was interrupted before this method
+    checkpoint = out / "smf" / "checkpoints" / "5" / "manifest.json"
+    written = checkpoint.stat().st_mtime_ns
+
+    again, printed_again = run_demo(out)
+
+    assert again["methods"] == summary["methods"]
+    assert again["n"] == summary["n"]
+    assert checkpoint.stat().st_mtime_ns == written
+    assert "already pretrained" not in printed
+    assert "already pretrained" in printed_again
+    assert "finetune lora" in printed_again
+    assert "finetune smf" not in printed_again
+
+
+def test_a_demo_of_other_settings_is_left_as_it_was(first, out):
+    want = (out / "summary.json").read_text()
+
+    with pytest.raises(ConfigError, match="other settings or files"):
+        run_demo(out, steps=61)
+
+    assert (out / "summary.json").read_text() == want
+    assert (out / "base" / "checkpoints" / "60").is_dir()
+
+
+def test_a_report_is_drawn_from_the_files(first, out):
+    page = report.write(out).read_text()
 
     assert "<svg" in page
     for name in RECIPES:
         assert f"<h3>{name}</h3>" in page
 
 
-def test_an_interrupted_demo_goes_on_and_does_nothing_twice(first, walk):
-    summary, _ = first
-    for name in ("summary.json", "sweep.json", "report.html"):
-        (walk.out / name).unlink(missing_ok=True)
-    shutil.rmtree(walk.out / "lora")  # it was stopped before this method
-    done = walk.out / "smf" / "checkpoints" / "6" / "manifest.json"
-    written = done.stat().st_mtime_ns
+def test_a_run_that_the_demo_did_not_write_is_not_removed(first, out):
+    shutil.copytree(out / "base", out / "other")
 
-    again, printed = walk.run()
+    with pytest.raises(ConfigError, match="this demo did not write"):
+        run_demo(out, recipes={"other": RECIPES["smf"]})
 
-    assert again["methods"] == summary["methods"]
-    assert done.stat().st_mtime_ns == written
-    assert "finetune lora" in printed
-    assert "finetune smf" not in printed
-
-
-def test_a_second_run_takes_the_base_from_the_first_and_ends_alike(first, walk):
-    summary, printed = first
-
-    again, printed_again = walk.run()
-
-    assert "trained before" not in printed
-    assert "trained before" in printed_again
-    assert again["methods"] == summary["methods"]
-
-
-def test_a_demo_of_other_settings_is_left_as_it_was(first, walk):
-    other = Walk(walk.out)
-    other.base = dataclasses.replace(other.base, steps=21)
-    want = (walk.out / "summary.json").read_text()
-
-    with pytest.raises(ConfigError, match="other settings or files"):
-        other.run()
-
-    assert (walk.out / "summary.json").read_text() == want
-    assert (walk.out / "base" / "checkpoints" / "20").is_dir()
-
-
-def test_a_run_that_another_made_is_not_removed(first, walk, tmp_path):
-    shutil.copytree(walk.out / "base", tmp_path / "smf")
-
-    with pytest.raises(ConfigError, match="this demo did not make"):
-        Walk(tmp_path).run()
-
-    assert (tmp_path / "smf" / "checkpoints").is_dir()
+    assert (out / "other" / "checkpoints" / "60").is_dir()
 
 
 @pytest.mark.parametrize("name", ["smf", "lora", "full"])
-def test_every_recipe_is_a_run_of_its_base(name):
+def test_every_recipe_fits_its_base(name):
     for recipes, facts in ((demo.WORLD_RECIPES, None), (demo.FILE_RECIPES, "f")):
         memory = demo.base_config(demo.DemoConfig(facts=facts)).model.memory
         config = demo.finetune_config(recipes[name], "base", "run")

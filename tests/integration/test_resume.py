@@ -248,7 +248,7 @@ def test_a_tokenizer_that_was_changed_is_refused(interrupted, go_on):
     code, said = go_on(interrupted)
 
     assert code == 2
-    assert f"{path} is not as it was written" in said
+    assert f"{path} is damaged: checksum mismatch" in said
 
 
 # --- damaged checkpoints ---
@@ -261,7 +261,7 @@ def test_a_damaged_checkpoint_is_not_passed_over_in_silence(interrupted, go_on):
     code, said = go_on(interrupted)
 
     assert code == 2
-    assert f"{damaged} is not as it was written" in said
+    assert f"{damaged} is damaged: checksum mismatch" in said
     assert "--allow-fallback goes on from step 10" in said
     assert checkpoint.steps(interrupted) == [5, 10, 15]
 
@@ -458,7 +458,7 @@ def test_every_damaged_file_is_told(verify, base, tmp_path):
 
     assert code == 1
     wrong = [line for line in lines if line.startswith("WRONG")]
-    assert wrong == [f"WRONG {path} is not as it was written" for path in damaged]
+    assert wrong == [f"WRONG {path} is damaged: checksum mismatch" for path in damaged]
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_metrics_with_a_step_missing_or_twice_are_told(verify, base, tmp_path):
         code, said = verify(run_dir)
 
         assert code == (0 if sound else 1)
-        assert (f"WRONG {path} is not as it was written" in said) != sound
+        assert (f"WRONG {path} is damaged: checksum mismatch" in said) != sound
 
 
 def test_metrics_of_which_a_digit_changed_are_told_and_stop_nothing(
@@ -505,11 +505,11 @@ def test_metrics_of_which_a_digit_changed_are_told_and_stop_nothing(
 
     code, lines = verify(interrupted)
     assert code == 1
-    assert f"WRONG {path} is not as it was written" in lines
+    assert f"WRONG {path} is damaged: checksum mismatch" in lines
 
     code, said = go_on(interrupted)
     assert code == 0
-    assert f"WARNING: {path} is not as it was written" in said
+    assert f"WARNING: {path} is damaged: checksum mismatch" in said
 
 
 def test_what_is_no_run_cannot_be_verified(commands, tmp_path, capsys):

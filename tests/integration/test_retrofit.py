@@ -278,7 +278,7 @@ def test_a_damaged_report_of_a_retrofit_is_noticed(commands, healed, tmp_path, c
     config = finetune_config(copy, tmp_path / "taught")
     assert commands.run_config("damaged report", "finetune", config) == 2
 
-    assert "retrofit.json is not as it was written" in capsys.readouterr().err
+    assert "retrofit.json is damaged: checksum mismatch" in capsys.readouterr().err
 
 
 def test_a_base_with_a_patch_is_exported_as_what_was_taught(
@@ -440,7 +440,7 @@ def test_what_is_no_model_leaves_no_run(commands, exported, tmp_path, capsys):
     assert commands.run("broken", *arguments) == 2
 
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no tokenizer" in line
+    assert "not a tokenizer" in line
     assert not (tmp_path / "run").exists()
 
 

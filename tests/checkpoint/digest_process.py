@@ -1,4 +1,4 @@
-"""Writes, as one of two processes, the digests of a table that both hold parts of."""
+"""Writes, as one of two processes, the digests of tables sharded over both."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,7 @@ from jax.sharding import PartitionSpec as P
 from smf_jax import checkpoint, multihost
 
 SPECS = [P("data", "model"), P("model", "data"), P("data"), P("model"), P()]
-
-
-def table() -> np.ndarray:
-    """Returns the whole table."""
-    return np.arange(48, dtype=np.float32).reshape(8, 6)
+TABLE = np.arange(48, dtype=np.float32).reshape(8, 6)
 
 
 if __name__ == "__main__":
@@ -23,13 +19,13 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 2)
     multihost.initialize({})
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    spread = [
+    sharded = [
         jax.make_array_from_callback(
-            (8, 6), NamedSharding(mesh, spec), lambda part: table()[part]
+            TABLE.shape, NamedSharding(mesh, spec), lambda part: TABLE[part]
         )
         for spec in SPECS
     ]
-    # The last one each process has for itself, whole.
-    found = checkpoint.digests([*spread, jax.numpy.asarray(table())])
-    # Not printed: gloo prints too, from threads, into the middle of lines.
+    # The last one is on a device of this process.
+    found = checkpoint.digests([*sharded, jax.numpy.asarray(TABLE)])
+    # Not printed: gloo prints, too, from threads, into the middle of lines.
     Path(sys.argv[1]).write_text("\n".join(found.values()))
