@@ -84,7 +84,7 @@ def retrofit(
         count = make_read_counter(graph, config.memory, layout)
         batches = training_batches(config.data, data.packed, config.seed)
         curve = run.progress.get("curve", [])
-        run.progress |= {"before": before, "curve": list(curve)}
+        run.progress.update(before=before, curve=list(curve))
         evaluations = fit(
             run, config, training, batches, records, eval_every=config.eval_every
         )
