@@ -57,7 +57,7 @@ def saver(run_dir: Path, config: SaveConfig) -> Iterator[Saver]:
                 partial.mkdir(parents=True, exist_ok=True)
                 multihost.barrier(f"save {step}")
                 writing = ocp.save_checkpointables_async(partial / "arrays", arrays)
-            log = manifest.log_digest(run_dir)  # which training goes on to append to
+            log = manifest.log_digest(run_dir)  # before training appends more
 
             def commit() -> None:
                 with _save_errors(run_dir, folder, partial):

@@ -53,7 +53,7 @@ def _first_fit(rows: Sequence[Row], width: int) -> list[list[Row]]:
 
 
 def _stack(bins: list[list[Row]], width: int, count: int) -> Batch:
-    """Returns `count` packed rows, the last of them padding."""
+    """Returns packed rows, and rows of padding up to `count`."""
     shape = (count, width)
     batch = Batch(*(np.zeros(shape, np.int32) for _ in range(6)))
     batch = batch._replace(weights=np.zeros(shape, np.float32))

@@ -19,8 +19,8 @@ class World(NamedTuple):
     new_held_out: list[Fact]  # the same, in a question frame that is never trained on
 
 
-# The held-out frame differs by relation: as a whole it is then new, though each of its
-# words is known. A known fact has two of the other frames.
+# The held-out frame differs by relation, so that each of its words is trained on in
+# other relations. A known fact has two of the other frames.
 QUESTION_FRAMES = (
     "what is the {noun} of {name} ?",
     "do you know the {noun} of {name} ?",
