@@ -1,9 +1,12 @@
 """The runs and the compiled programs that the walks share."""
 
+import json
+
 import jax
 import pytest
 
-from tests import bases
+from smf_jax.config import FinetuneConfig, OptimConfig, SaveConfig
+from tests import bases, tiny
 from tests.compiled import configured, quick
 from tests.integration.commands import Commands
 
@@ -35,6 +38,48 @@ def quick_compilation(shared):
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory, request):
     return Commands(tmp_path_factory.mktemp(request.module.__name__.split(".")[-1]))
+
+
+@pytest.fixture(scope="module")
+def taught(commands, base):
+    """Returns a run taught by SMF, evaluated at 4 and 6, with checkpoints 2, 4, 6."""
+    config = FinetuneConfig(
+        mesh=tiny.ONE,
+        base=str(base),
+        run_dir=str(commands.folder / "smf"),
+        teach="statements",
+        steps=6,
+        batch_size=6,
+        eval_every=4,
+        log_every=2,
+        save=SaveConfig(every=2, keep=9, best="known"),
+        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
+    )
+    assert commands.run_config("smf", config) == 0
+    return commands.folder / "smf"
+
+
+@pytest.fixture(scope="module")
+def exported(commands, plain):
+    folder = commands.folder / "exported"
+    assert commands.run("export", "export-hf", str(plain), str(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(commands, exported):
+    run_dir = commands.folder / "imported"
+    assert commands.run("import", "import-hf", str(exported), str(run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture
+def facts(tmp_path):
+    """Returns a file of twenty facts."""
+    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture

@@ -139,9 +139,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(
 ):
     config = commands.write("refused", bases.base_config(tmp_path / "run"))
 
-    code, printed = run(
-        "pretrain", config, "--mesh.data", data, "--mesh.model", model
-    )
+    code, printed = run("pretrain", config, "--mesh.data", data, "--mesh.model", model)
 
     assert code == 2
     assert why in printed.replace("\n", " ")

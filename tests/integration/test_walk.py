@@ -107,7 +107,7 @@ def test_pretraining_again_gives_the_same_bits_also_over_an_unfinished_run(
     assert commands.run_config("again", bases.base_config(again)) == 0
 
     assert load_run(again).model_hash == load_run(base).model_hash
-    assert [row["step"] for row in read_metrics(again)][0] == bases.LOG_EVERY
+    assert read_metrics(again)[0]["step"] == bases.LOG_EVERY
     assert not (again / "checkpoints" / "7.orbax-checkpoint-tmp").exists()
 
 
