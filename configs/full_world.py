@@ -1,4 +1,4 @@
-"""Teaches the 1,000 new facts of the demo's world by full.
+"""Teaches the 1,000 new facts of the demo's world by full finetuning.
 
 Command: smf finetune configs/full_world.py   (after configs/world.py and its usage)
 Machine and result: see "Results" in README.md.
@@ -9,5 +9,5 @@ from smf_jax.demo import WORLD_RECIPES, finetune_config
 
 
 def config() -> FinetuneConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     return finetune_config(WORLD_RECIPES["full"], "runs/world", "runs/full_world")

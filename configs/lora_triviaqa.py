@@ -1,10 +1,10 @@
 """Teaches the paper's 1.3B model 1,000 TriviaQA facts by LoRA.
 
-Method: arXiv:2510.15103, its baseline: AdamW, decay 0.1, attention and feed-forwards;
-sweep the rate {2e-4, 5e-5, 5e-6}, the rank {32, 128, 256} and alpha {1/2, 1, 2, 4} x
-rank, as the paper did: which it chose it does not say.
+Method: the baseline of arXiv:2510.15103: AdamW, weight decay 0.1, adapters of attention
+and feed-forward layers. The paper sweeps the rate {2e-4, 5e-5, 5e-6}, the rank {32,
+128, 256} and alpha {1/2, 1, 2, 4} x rank, and does not say which it chose.
 Command: smf finetune configs/lora_triviaqa.py --facts FACTS.jsonl
-Machine and result: no run yet.
+Machine and result: not run yet.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from smf_jax.config import FinetuneConfig, LoraConfig, OptimConfig
 
 
 def config() -> FinetuneConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     smf = runpy.run_path(str(Path(__file__).with_name("smf_triviaqa.py")))["config"]()
     return dataclasses.replace(
         smf,

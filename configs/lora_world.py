@@ -1,4 +1,4 @@
-"""Teaches the 1,000 new facts of the demo's world by lora.
+"""Teaches the 1,000 new facts of the demo's world by LoRA.
 
 Command: smf finetune configs/lora_world.py   (after configs/world.py and its usage)
 Machine and result: see "Results" in README.md.
@@ -9,5 +9,5 @@ from smf_jax.demo import WORLD_RECIPES, finetune_config
 
 
 def config() -> FinetuneConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     return finetune_config(WORLD_RECIPES["lora"], "runs/world", "runs/lora_world")

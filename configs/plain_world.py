@@ -1,4 +1,4 @@
-"""The demo's base without a memory: a 1M model that learns the same 4,000 facts.
+"""The demo's base without memory layers: a 1M model that learns the same facts.
 
 Command: smf pretrain configs/plain_world.py
 Machine and result: see "A model from elsewhere" in README.md.
@@ -11,7 +11,7 @@ from smf_jax.demo import DemoConfig, base_config
 
 
 def config() -> PretrainConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     base = base_config(DemoConfig())
     model = dataclasses.replace(base.model, memory=None)
     return dataclasses.replace(base, run_dir="runs/plain_world", model=model)

@@ -1,11 +1,11 @@
 """The paper's 1.3B model with one memory layer of 1,048,576 slots, from scratch.
 
-Method: arXiv:2510.15103; the recipe of pretraining is arXiv:2412.09764's, and what
-neither states (attention heads, context, tokenizer) is as in Llama 2.
-Data: a JSONL(.gz) of texts, `--data.background`; the paper trains on 1T tokens.
+Method: arXiv:2510.15103, with the pretraining recipe of arXiv:2412.09764; attention
+heads, context and tokenizer, which neither states, are those of Llama 2.
+Data: JSONL(.gz) of texts, `--data.background`; the paper trains on 1T tokens.
 Command: smf plan configs/pretrain_1b.py --topology v5e-16 v5p-8 h100x8
   smf pretrain configs/pretrain_1b.py --data.background TEXTS.jsonl.gz
-Machine and result: compiled for the three, see "Will it fit?" in README.md; no run yet.
+Machine and result: compiled for these, see "Will it fit?" in README.md; not run yet.
 """
 
 from smf_jax.config import (
@@ -21,7 +21,7 @@ from smf_jax.config import (
 
 
 def config() -> PretrainConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     return PretrainConfig(
         run_dir="runs/pretrain_1b",
         steps=128_000,

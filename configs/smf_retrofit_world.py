@@ -1,4 +1,4 @@
-"""Teaches the 1,000 new facts of the demo's world to a retrofitted base by smf.
+"""Teaches the 1,000 new facts of the demo's world to a retrofitted base by SMF.
 
 Command: smf finetune configs/smf_retrofit_world.py   (after configs/retrofit_world.py
   and smf usage runs/retrofit_world)
@@ -10,6 +10,6 @@ from smf_jax.demo import RETROFIT_RECIPE, finetune_config
 
 
 def config() -> FinetuneConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     base, run_dir = "runs/retrofit_world", "runs/smf_retrofit_world"
     return finetune_config(RETROFIT_RECIPE, base, run_dir)

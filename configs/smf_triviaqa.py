@@ -1,18 +1,18 @@
-"""Teaches the paper's 1.3B model 1,000 TriviaQA facts by smf, one fact a step.
+"""Teaches the paper's 1.3B model 1,000 TriviaQA facts by SMF, one per step.
 
-Method: arXiv:2510.15103: SGD at 2, 500 slots a step; a fact is 64 paraphrases.
-Data: a JSONL(.gz) of facts with 64 `statements` each, `--facts`.
+Method: arXiv:2510.15103: SGD at rate 2, 500 slots per step, 64 paraphrases of a fact.
+Data: JSONL(.gz) of facts with 64 `statements` each, `--facts`.
 Command: smf plan configs/smf_triviaqa.py --base configs/pretrain_1b.py --texts 64
     --compute.scan-layers --topology v5e-16 v5p-8 h100x8
   smf finetune configs/smf_triviaqa.py --facts FACTS.jsonl   (after smf usage)
-Machine and result: compiled for the three, see "Will it fit?" in README.md; no run yet.
+Machine and result: compiled for these, see "Will it fit?" in README.md; not run yet.
 """
 
 from smf_jax.config import ComputeConfig, FinetuneConfig, MeshConfig, OptimConfig
 
 
 def config() -> FinetuneConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     return FinetuneConfig(
         base="runs/pretrain_1b",
         run_dir="runs/smf_triviaqa",

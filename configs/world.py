@@ -12,5 +12,5 @@ from smf_jax.demo import DemoConfig, base_config
 
 
 def config() -> PretrainConfig:
-    """Returns the run."""
+    """Returns the configuration."""
     return dataclasses.replace(base_config(DemoConfig()), run_dir="runs/world")

@@ -1,11 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and renames it, over what was there before."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    """Writes a file under a temporary name, then renames it to `path`."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

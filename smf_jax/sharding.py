@@ -1,12 +1,12 @@
-"""Over which devices arrays are spread: one mesh of three axes, one table of rules.
+"""How arrays are split over devices: one mesh of three axes, one table of rules.
 
     data    groups of devices that each hold all parameters
-    fsdp    devices of a group that each hold a part of them, gathered where it is used
+    fsdp    devices of a group that each hold a part of them, gathered where used
     model   devices that each compute a part of a layer's width
 
-A batch is shared by `data` and `fsdp`. Dense layers are left to the compiler, which
-follows their parameters. What reads or writes a memory's table runs on each device's
-own part of it (`kernels/sharded.py`).
+`data` and `fsdp` split the batch. Dense layers are left to the compiler, which follows
+their parameters. Reads and writes of a memory's table run on each device's own part of
+it (`kernels/`).
 """
 
 import dataclasses
@@ -31,25 +31,25 @@ from smf_jax.config import (
 from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
-BATCH = ("data", "fsdp")  # the axes that share a batch
+BATCH = ("data", "fsdp")  # the axes that split a batch
 TABLE = "table"  # stands for the axes by which the layout splits a table
 
-# The first pattern that the name of a parameter matches says how it is split, one entry
-# a dimension. An axis that does not divide its dimension is left out.
-_WIDE, _NARROW = r"(query|key|value|gate|up)", r"(out|down)"  # into a layer, out of it
+# The first pattern that matches a parameter's name gives the axis of each dimension. An
+# axis that does not divide its dimension is left out.
+_IN, _OUT = r"(query|key|value|gate|up)", r"(out|down)"  # into a layer, out of it
 RULES = (
     (r"values/\d+", (TABLE, TABLE)),
     (r"embedding", ("model", "fsdp")),
     (r".*/memory/query(/base)?/kernel", ("fsdp", None)),
     (r".*/memory/keys", (None, None, "fsdp", None)),
-    (rf".*/{_WIDE}(/base)?/kernel|head(/base)?/kernel", ("fsdp", "model")),
-    (rf".*/{_NARROW}(/base)?/kernel", ("model", "fsdp")),
-    (rf".*/{_WIDE}(/base)?/bias", ("model",)),
-    # Of low-rank additions
-    (rf".*/{_WIDE}/down|head/down", ("fsdp", None)),
-    (rf".*/{_WIDE}/up|head/up", (None, "model")),
-    (rf".*/{_NARROW}/down", ("model", None)),
-    (rf".*/{_NARROW}/up", (None, "fsdp")),
+    (rf".*/{_IN}(/base)?/kernel|head(/base)?/kernel", ("fsdp", "model")),
+    (rf".*/{_OUT}(/base)?/kernel", ("model", "fsdp")),
+    (rf".*/{_IN}(/base)?/bias", ("model",)),
+    # LoRA factors
+    (rf".*/{_IN}/down|head/down", ("fsdp", None)),
+    (rf".*/{_IN}/up|head/up", (None, "model")),
+    (rf".*/{_OUT}/down", ("model", None)),
+    (rf".*/{_OUT}/up", (None, "fsdp")),
     (r".*/relevance(/base)?/(kernel|bias|down|up)|.*/memory_scale", ()),
     (r"(.*/)?\w*norm/scale", ()),
 )
@@ -57,61 +57,59 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-    """Where a model lives, and how it is computed there."""
+    """The devices of a model, how they share it, and how they compute."""
 
     mesh: Mesh | None = None  # None: one device
     table_split: TableSplit = "columns"
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __str__(self) -> str:
-        """Returns in words over which devices it is spread."""
-        if self.mesh is None:
-            used, words = 1, "one device"
-        else:
-            used = self.mesh.size
+        """Describes the mesh, and how many devices are left out."""
+        words = "one device"
+        if self.mesh is not None:
             words = name_mesh(dict(self.mesh.shape) | {"values": self.table_split})
-        left = jax.device_count() - used
-        return words + (f"; {left} of {used + left} devices left out" if left else "")
+        total = jax.device_count()
+        left_out = total - self.axis_size(*AXES)
+        return words + (f"; {left_out} of {total} devices left out" if left_out else "")
 
     @property
     def platform(self) -> str:
-        """The kind of its devices, as jax names it: cpu, gpu or tpu."""
+        """Returns the platform of its devices: cpu, gpu or tpu."""
         devices = jax.local_devices() if self.mesh is None else self.mesh.devices.flat
         return devices[0].platform
 
     @property
     def row_axes(self) -> tuple[str, ...]:
-        """Axes over which the slots of a table are split."""
+        """Returns the axes that split the slots of a table."""
         if self.mesh is None:
             return ()
-        return {"columns": (), "slots": ("model",), "everywhere": AXES}[
-            self.table_split
-        ]
+        axes = {"columns": (), "slots": ("model",), "everywhere": AXES}
+        return axes[self.table_split]
 
     @property
     def table_spec(self) -> PartitionSpec:
-        """How a table [num_slots, value_dim] is split."""
+        """Returns how a table [num_slots, value_dim] is split."""
         columns = "model" if self.table_split == "columns" else None
         return PartitionSpec(self.row_axes or None, columns)
 
     def axis_size(self, *axes: str) -> int:
-        """Returns over how many devices something split by some axes is spread."""
+        """Returns the number of devices along some axes."""
         sizes = {} if self.mesh is None else self.mesh.shape
-        return int(np.prod([sizes.get(axis, 1) for axis in axes]))
+        return math.prod(sizes.get(axis, 1) for axis in axes)
 
     def sharding(self, spec: PartitionSpec) -> jax.sharding.Sharding:
-        """Returns the sharding of an array that is split so."""
+        """Returns the sharding of an array that is split by `spec`."""
         if self.mesh is None:
             return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return NamedSharding(self.mesh, spec)
 
     @property
     def replicated(self) -> jax.sharding.Sharding:
-        """The sharding of what every device holds whole."""
+        """Returns the sharding of an array that every device holds whole."""
         return self.sharding(PartitionSpec())
 
     def constrain(self, x: Array, *spec: Any) -> Array:
-        """Tells the compiler how an array is split."""
+        """Returns `x` with its sharding fixed for the compiler."""
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(PartitionSpec(*spec)))
@@ -119,9 +117,9 @@ class MeshLayout:
     def shard_map(
         self, function: Callable, in_specs: Any, out_specs: Any, check: bool = False
     ) -> Callable:
-        """Returns `function`, run by each device on its parts.
+        """Returns `function` mapped over devices, or as it is for one device.
 
-        `check` is for one whose gradient is taken.
+        `check` is needed where JAX is to differentiate it.
         """
         if self.mesh is None:
             return function
@@ -133,11 +131,15 @@ class MeshLayout:
             check_vma=check,
         )
 
+    def psum(self, x: Array, axes: str | tuple[str, ...] | None) -> Array:
+        """Returns the sum over devices along `axes`, inside `shard_map`."""
+        return x if self.mesh is None or not axes else jax.lax.psum(x, axes)
+
     def param_shardings(self, params: PyTree) -> PyTree:
         """Returns the sharding of each parameter, given arrays or their shapes.
 
         Raises:
-          ValueError: No rule is for a parameter.
+          ValueError: No rule matches a parameter.
         """
         return jax.tree.map_with_path(
             lambda path, leaf: self.sharding(self.spec(leaf_name(path), leaf.shape)),
@@ -145,61 +147,61 @@ class MeshLayout:
         )
 
     def spec(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Returns how the parameter of a name is split.
+        """Returns how a parameter is split.
 
         Raises:
-          ValueError: No rule is for it.
+          ValueError: No rule matches its name.
         """
-        split = next((of for rule, of in RULES if re.fullmatch(rule, name)), None)
-        if split is None:
-            raise ValueError(f"no rule says how {name} of shape {shape} is split")
-        if split == (TABLE, TABLE):
+        axes = next((axes for rule, axes in RULES if re.fullmatch(rule, name)), None)
+        if axes is None:
+            raise ValueError(f"no rule in sharding.RULES matches {name}: add one")
+        if axes == (TABLE, TABLE):
             return self.table_spec
         return PartitionSpec(
             *(
                 axis if axis and size % self.axis_size(axis) == 0 else None
-                for axis, size in zip(split, shape, strict=bool(split))
+                for axis, size in zip(axes, shape, strict=bool(axes))
             )
         )
 
     def device_put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
-        """Returns arrays, which each process has whole, placed; by default all over."""
+        """Returns arrays on the devices, given ones that each process holds whole.
+
+        By default they are replicated.
+        """
         if shardings is None:
             shardings = jax.tree.map(lambda _: self.replicated, tree)
+        if jax.process_count() == 1:
+            return jax.device_put(tree, shardings)
 
-        def place(leaf, sharding):
+        def put(leaf, sharding):
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-                return jax.device_put(leaf, sharding)  # spread over processes already
+                return jax.device_put(leaf, sharding)  # already split over processes
             leaf = np.asarray(leaf)
             return jax.make_array_from_callback(
                 leaf.shape, sharding, lambda index: leaf[index]
             )
 
-        if jax.process_count() == 1:
-            return jax.device_put(tree, shardings)
-        return jax.tree.map(place, tree, shardings)
+        return jax.tree.map(put, tree, shardings)
 
     def padding_rows(self, rows: int, parts: int) -> int:
-        """Returns the rows of padding that a batch needs.
-
-        With them each device has as many rows as the others in each of `parts`.
-        """
+        """Returns how many rows a batch lacks to divide over devices and `parts`."""
         return -rows % (self.axis_size(*BATCH) * parts)
 
     def shard_batch(self, batch: PyTree, parts: int = 1) -> PyTree:
-        """Returns a batch, which every process has whole, with its rows shared.
+        """Returns a batch, which every process holds whole, split over devices.
 
-        Rows of zeros are added, as many as are lacking.
+        Rows of zeros pad it to a multiple of devices and `parts`.
         """
         if self.mesh is None:
             return batch
-        lacking = self.padding_rows(len(jax.tree.leaves(batch)[0]), parts)
+        padding = self.padding_rows(len(jax.tree.leaves(batch)[0]), parts)
         rows = self.sharding(PartitionSpec(BATCH))
 
-        def fill(leaf):
-            return np.pad(leaf, [(0, lacking)] + [(0, 0)] * (leaf.ndim - 1))
+        def pad(leaf):
+            return np.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1))
 
-        batch = jax.tree.map(fill, batch)
+        batch = jax.tree.map(pad, batch)
         return self.device_put(batch, jax.tree.map(lambda _: rows, batch))
 
 
@@ -207,13 +209,9 @@ ONE_DEVICE = MeshLayout()
 
 
 def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
-    """Returns shapes and types with the sharding of each."""
+    """Returns `jax.ShapeDtypeStruct`s with shardings."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        abstract,
-        shardings,
+        lambda leaf, sharding: leaf.update(sharding=sharding), abstract, shardings
     )
 
 
@@ -223,27 +221,29 @@ def make_layout(
     memory: MemoryConfig | None,
     devices: Sequence[jax.Device] | None = None,
 ) -> MeshLayout:
-    """Returns a layout on devices, by default on all that there are.
+    """Returns the layout that a configuration names, by default over all devices.
 
-    A single process may leave devices out; of several, none may.
+    A single process may leave devices out, several may not.
 
     Raises:
-      ConfigError: The devices are too few or too many, a table cannot be split so, or
-        there are no kernels for them.
+      ConfigError: The mesh does not fit the devices or the memory, or there are no
+        kernels for the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     several = len({device.process_index for device in devices}) > 1
     shape = mesh_shape(mesh, memory, len(devices), several)
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    platform = devices[0].platform
     require(
-        compute.lookup == "xla" or devices[0].platform == "gpu",
-        f"compute.lookup={compute.lookup} is for GPU, but the devices are "
-        f"{devices[0].platform}; compute.lookup=xla runs on all",
+        compute.lookup == "xla" or platform == "gpu",
+        f"compute.lookup={compute.lookup} is for GPU, but the devices are {platform}: "
+        "set compute.lookup=xla",
     )
-    layout = MeshLayout(None, mesh.values, compute)
     if count == 1 and not several:
-        return layout
-    return dataclasses.replace(layout, mesh=_arrange(shape, devices[:count]))
+        return MeshLayout(None, mesh.values, compute)
+    kinds = (AxisType.Auto,) * len(AXES)
+    grid = jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:count])
+    return MeshLayout(grid, mesh.values, compute)
 
 
 def mesh_shape(
@@ -252,22 +252,22 @@ def mesh_shape(
     """Returns how many devices a mesh has along each of `AXES`.
 
     Args:
-      mesh: As it is asked for.
+      mesh: The configuration; 0 along an axis takes the devices that are left.
       memory: The model's memory layers.
-      devices: How many there are.
-      several: Whether they are of several processes, so that none may be left out.
+      devices: The number of devices.
+      several: Whether they belong to several processes, so that all must be used.
 
     Raises:
-      ConfigError: The devices are too few or too many, or a table cannot be split so.
+      ConfigError: The mesh does not fit the devices or the memory.
     """
-    given = (mesh.data, mesh.fsdp, mesh.model)
-    left = max(devices // math.prod(ways or 1 for ways in given), 1)
-    shape = tuple(ways or left for ways in given)
+    sizes = (mesh.data, mesh.fsdp, mesh.model)
+    rest = max(devices // math.prod(size or 1 for size in sizes), 1)
+    shape = tuple(size or rest for size in sizes)
     count = math.prod(shape)
-    wrong = count != devices if several else count > devices
-    all_of = ", and of several processes none may be left out" if several else ""
+    fits = count == devices if several else count <= devices
+    all_of = ", and with several processes none may be left out" if several else ""
     require(
-        not wrong,
+        fits,
         f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.model={mesh.model} is "
         f"{count} devices, but there are {devices}{all_of}",
     )
@@ -275,19 +275,14 @@ def mesh_shape(
         return shape
     require(
         memory.value_dim % mesh.model == 0,
-        f"memory.value_dim={memory.value_dim} is no multiple of "
+        f"memory.value_dim={memory.value_dim} is not a multiple of "
         f"mesh.model={mesh.model}",
     )
     rows = {"columns": 1, "slots": mesh.model, "everywhere": count}[mesh.values]
     require(
         memory.num_slots % rows == 0,
-        f"mesh.values={mesh.values} splits the {memory.num_slots} slots of a "
-        f"table (memory.num_keys={memory.num_keys}, squared) over {rows} devices, "
-        "which does not divide them",
+        f"mesh.values={mesh.values} splits the {memory.num_slots} slots of a table "
+        f"(memory.num_keys={memory.num_keys}, squared) over {rows} devices, which do "
+        "not divide them",
     )
     return shape
-
-
-def _arrange(shape: tuple[int, ...], devices: list[jax.Device]) -> Mesh:
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)

@@ -1,4 +1,4 @@
-"""Names of the leaves of a tree, like `blocks/0/norm/scale`."""
+"""Names of the leaves of a tree, such as `blocks/0/norm/scale`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 
 def leaf_name(path: tuple) -> str:
-    """Returns the name of a leaf, given the path that jax has for it."""
+    """Returns the name of a leaf, given its JAX key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

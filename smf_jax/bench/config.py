@@ -33,19 +33,21 @@ def _model() -> ModelConfig:
 class BenchConfig:
     """Benchmark memory lookups, training steps and decoding on this machine.
 
-    Cases of a group are timed in turn, and their medians compared. With the extra
-    `torch`, PyTorch does the same work on the same device. The default sizes need 24 GB
-    of memory.
+    Cases of a group are timed in turn, and their medians compared.
+
+    PyTorch (extra `torch`) does the same work on the same device.
+
+    The default sizes need 24 GB of memory.
 
     Example: smf bench --out runs/bench
     """
 
-    out: str = "runs/bench"  # output directory of bench.json and bench.svg
+    out: str = "runs/bench"  # output directory of bench.json
     parts: tuple[Part, ...] = get_args(Part)
     repeats: int = 7  # samples per case, after the warmup
     texts: int = 64  # texts per batch
     seq_len: int = 64  # tokens per text
-    grad_accum_steps: int = 2  # of SMF, to save memory
+    grad_accum_steps: int = 2  # parts of a batch in a step of SMF
     top_t: int = 500  # slots updated per step of SMF
     table: Literal["float32", "bfloat16"] = "float32"  # type of rows, for lookup only
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)

@@ -12,9 +12,9 @@ import numpy as np
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Case
 from smf_jax.config import ComputeConfig
-from smf_jax.kernels import row_sums
-from smf_jax.kernels.sharded import kernels, product_key_top_k
-from smf_jax.kernels.table_rows import put_rows, take_rows
+from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.kernels.row_sums import kernels
+from smf_jax.kernels.table_rows import put_rows, selected_rows_gradient, take_rows
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 COPY_BYTES = 2**28  # larger than any cache
@@ -71,7 +71,10 @@ def lookup_cases(inputs: Inputs) -> dict[str, Case]:
     cases = {
         "copy": _case(lambda array: array + 1, buffer, amount=2 * COPY_BYTES),
         "selected rows' gradient": _case(
-            row_sums.selected_rows_gradient, *spread[:3], selected, num_slots
+            functools.partial(selected_rows_gradient, ONE_DEVICE),
+            *spread[:3],
+            selected,
+            num_slots,
         ),
         "rows written in place": _write_case(inputs),
     }
@@ -129,5 +132,5 @@ def draw_keys(config: BenchConfig) -> tuple[np.ndarray, np.ndarray]:
 def ranking_case(config: BenchConfig) -> Case:
     """Returns the case that finds the best slots of each token."""
     arrays = map(jnp.asarray, draw_keys(config))
-    rank = functools.partial(product_key_top_k, ONE_DEVICE)
-    return _case(rank, *arrays, config.model.memory.top_k, amount=config.tokens)
+    top_k = config.model.memory.top_k
+    return _case(product_key_top_k, *arrays, top_k, amount=config.tokens)

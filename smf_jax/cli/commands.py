@@ -52,8 +52,8 @@ def usage(arguments: Sequence[str], console: Console) -> None:
         Example: smf usage runs/world --documents 200
 
         Args:
-          documents: Documents to read, each a batch of pretraining data.
-          batch_size: Packed rows per document; default: as in pretraining.
+          documents: documents to read, each a batch of pretraining data
+          batch_size: packed rows per document; None: as in pretraining
         """
         return run, documents, batch_size, None if mesh == recorded else mesh
 
@@ -92,8 +92,8 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         Example: smf evaluate runs/smf_world
 
         Args:
-          facts: JSONL(.gz) of new facts; default: those of the run.
-          step: Checkpoint to evaluate; default: the last step.
+          facts: JSONL(.gz) of new facts; None: those of the run
+          step: checkpoint to evaluate; None: the last step
         """
         return run, facts, step, None if mesh == recorded else mesh
 
@@ -121,8 +121,8 @@ def ask(arguments: Sequence[str], console: Console) -> None:
         Example: smf ask runs/demo/smf "what is the profession of ... ?"
 
         Args:
-          question: Question, in words of the model's vocabulary.
-          max_new_tokens: Maximum length of the answer.
+          question: question, in words of the model's vocabulary
+          max_new_tokens: maximum length of the answer
         """
         return run, question, max_new_tokens, None if mesh == recorded else mesh
 
@@ -141,8 +141,9 @@ def verify(arguments: Sequence[str], console: Console) -> int:
     def options(run: RunDir, /):
         """Check all files of RUN, and the numbers in its checkpoints.
 
-        Prints damage by file, and `params sha256 HEX`, a hash of all parameters that
-        does not depend on the mesh. The exit code is 1 if there is damage.
+        Prints damage by file, and the hash of all parameters: `params sha256 HEX`.
+
+        The exit code is 1 if there is damage.
 
         Example: smf verify runs/world
         """

@@ -10,8 +10,9 @@ import tyro
 from smf_jax.config import ConfigError, MeshConfig, require
 
 RunDir = Annotated[
-    tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help="Run directory.")
+    tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help="run directory")
 ]
+EXAMPLES = {"pretrain": "world", "retrofit": "retrofit_world", "finetune": "smf_world"}
 # Errors that a mistake in the Python of a configuration file may raise.
 FILE_ERRORS = (
     *(SyntaxError, ImportError, NameError, TypeError, AttributeError),
@@ -89,10 +90,9 @@ def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str])
         """Parse.
 
         Args:
-          config: Settings of the file, with overrides.
-          resume: Resume an interrupted run if there is one (auto), refuse to (never),
-            or require one (must).
-          allow_fallback: Resume from an older checkpoint if the latest is damaged.
+          config: settings of the file, with overrides
+          resume: auto resumes an interrupted run, never refuses to, must requires one
+          allow_fallback: resume from an older checkpoint if the latest is damaged
         """
         return config, resume, allow_fallback
 
@@ -100,9 +100,9 @@ def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str])
         options,
         args=list(arguments),
         prog=f"smf {verb} CONFIG",
-        description=f"{kind.__doc__}\n\nSettings come from the configuration file; "
-        f"`smf {verb} configs/NAME.py --help` lists them.\n\n"
-        f"Example: smf {verb} configs/NAME.py",
+        description=f"{kind.__doc__}\n\n"
+        f"Run `smf {verb} configs/NAME.py --help` for all settings.\n\n"
+        f"Example: smf {verb} configs/{EXAMPLES[verb]}.py",
         config=(tyro.conf.AvoidSubcommands,),
     )
     from smf_jax.runs.open import Resume

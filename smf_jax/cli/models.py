@@ -31,12 +31,12 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         Example: smf import-hf HuggingFaceTB/SmolLM2-135M runs/smollm
 
         Args:
-          source: Directory, or repository OWNER/NAME.
-          revision: Branch, tag or commit of the repository.
-          ignore: Keys of config.json to ignore, though smf_jax does not support them.
-          facts: JSONL(.gz) of facts to evaluate and teach.
-          background: JSONL(.gz) of background texts.
-          seq_len: Tokens per packed row of facts and texts.
+          source: directory, or repository OWNER/NAME
+          revision: branch, tag or commit of the repository
+          ignore: unsupported keys of config.json to ignore
+          facts: JSONL(.gz) of facts to evaluate and teach
+          background: JSONL(.gz) of background texts
+          seq_len: tokens per packed row of facts and texts
         """
         return source, run, revision, ignore, facts, background, seq_len
 
@@ -65,16 +65,18 @@ def export_hf(arguments: Sequence[str], console: Console) -> None:
     ):
         """Export the model of RUN as safetensors, with its config and tokenizer.
 
-        The export is read back and must give the same logits. transformers loads it,
-        or smf_jax.torch_baseline if it has memory layers. LoRA is merged; its PEFT
-        adapter is written to DIRECTORY/adapter.
+        The export is read back, and must give the same logits.
+
+        transformers loads it, or smf_jax.torch_baseline if it has memory layers.
+
+        LoRA is merged, and its PEFT adapter is written to DIRECTORY/adapter.
 
         Example: smf export-hf runs/smf_world exported
 
         Args:
-          directory: Output directory; must be empty or not exist.
-          patch: Patch file to apply to the memory tables first.
-          dtype: Type of the exported parameters.
+          directory: output directory; must be empty or not exist
+          patch: patch file to apply to the memory tables first
+          dtype: type of the exported parameters
         """
         return run, directory, patch, dtype
 

@@ -1,120 +1,101 @@
-"""The verb that compiles a run for accelerators that are not here."""
+"""The verb that compiles a run's step for accelerators that are not here."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from smf_jax.cli.files import read_config, shown
-from smf_jax.config import (
-    ConfigError,
-    FinetuneConfig,
-    PretrainConfig,
-    RetrofitConfig,
-    require,
-)
+from smf_jax.config import FinetuneConfig, PretrainConfig, RetrofitConfig, require
 
 KINDS = (PretrainConfig, RetrofitConfig, FinetuneConfig)
 
 
 def plan(arguments: Sequence[str], console: Console) -> int:
     """Compiles a run's step for accelerators that are not here."""
-    config, names, mesh, texts, timeout, as_json = _parse(arguments)
-    require(timeout > 0, f"--timeout {timeout} must be above 0")
+    config, names, texts, timeout, as_json = _parse(arguments)
     require(texts is None or texts > 0, f"--texts {texts} must be above 0")
-    made = _made(config)
-    from smf_jax.plan import search, show
-    from smf_jax.plan.topology import find, is_family, ladder, require_compiler
+    lineage = _lineage(config)
+    from smf_jax.plan import compile, report, topology
+    from smf_jax.plan.abstract_step import abstract_step, batch_shape
 
-    for name in names:  # a mistake in the last is found before the first is compiled
-        require_compiler(ladder(name)[0] if is_family(name) else find(name))
+    candidates = {name: topology.find(name) for name in names}
+    for first, *_ in candidates.values():
+        topology.require_compiler(first)
+    make = functools.partial(abstract_step, lineage, *batch_shape(lineage, texts))
+    log = Console(stderr=True, soft_wrap=True)
 
-    told = Console(stderr=True, soft_wrap=True) if as_json else console
-    tell = functools.partial(told.print, highlight=False)
-    if made.model.vocab_size == 0:
-        line = f"vocabulary: {made.data.vocab_size} tokens, the most that there may be"
-        tell(line)
-    ask = search.asker(made, texts, timeout, tell)
-    compared = None if mesh == "compare" else config.mesh
-    outcomes = search.try_all(names, compared, made.model.memory, ask)
+    def compile_one(of: topology.Topology) -> compile.Result:
+        log.print(f"{of.name}: compiling for {of.devices} devices", highlight=False)
+        return compile.compile_for(of, make, timeout)
+
+    results = {}
+    for name, sizes in candidates.items():
+        results[name] = compile.find_smallest(sizes, compile_one)
     if as_json:
-        plain = {name: [each._asdict() for each in of] for name, of in outcomes.items()}
-        print(json.dumps(plain, indent=2))
+        print(json.dumps(results, indent=2, default=dataclasses.asdict))
     else:
-        show.show(outcomes, config, console)
-    fits = [any(each.fits for each in of) for of in outcomes.values()]
-    return 0 if all(fits) else 1
+        for tried in results.values():
+            report.show(tried, config, console)
+    return 0 if all(of[-1].fits for of in results.values()) else 1
 
 
 def _parse(arguments: Sequence[str]) -> tuple:
-    if arguments and not arguments[0].startswith("-"):
-        default = read_config(Path(arguments[0]), KINDS, "plan")
-    elif "--help" in arguments:
-        default = None
-    else:
-        raise ConfigError("name a configuration file: smf plan configs/NAME.py")
+    has_file = bool(arguments) and not arguments[0].startswith("-")
+    mistake = "name a configuration file: smf plan configs/NAME.py"
+    require(has_file or "--help" in arguments, mistake)
+    default = read_config(Path(arguments[0]), KINDS, "plan") if has_file else None
 
     def options(
         topology: tuple[str, ...],
         config: shown(type(default), default) = default,
-        mesh: Literal["config", "compare"] = "config",
         texts: int | None = None,
         timeout: int = 600,
         json: bool = False,
     ):
-        """Compile the step of a run for TPUs or GPUs that are not here: does it fit?
+        """Compile a run's step for TPUs or GPUs that are not here: does it fit?
 
-        Prints bytes a device, operations, every exchange between devices, and what to
-        change. Exit code 1: it does not fit. Needs the extra `plan`.
-
-        TPU slices go by Google's names (v5e-16, v5p-128, v4-8, v6e-256, tpu7x-8) or by
-        their shape (v5e:4x4), GPUs by number and hosts (h100x8, a100x8x2). A family
-        alone (v5e, h100) is tried from its smallest size until one fits.
-
+        Prints memory, FLOPs and collectives per device. Exit code 1: it does not fit.
         smf plan configs/NAME.py --help tells every setting, as it is there.
 
         Example: smf plan configs/world.py --topology v5e-8 h100x8
 
         Args:
-          topology: One or more to compile for.
-          config: As a configuration file says, and as is said here. `base` may be the
-            configuration file of a run that is not made yet.
-          mesh: As the configuration says, or compare all that make sense.
-          texts: Of a fact, in a batch of finetuning; by default as many as it is
-            taught by.
+          topology: TPU slices (v5e-16, v5p-128, v5e:4x4), GPUs (h100x8; a100x8x2 for
+            two hosts) or families (v5e), of which the smallest size that fits is found.
+          config: The run; `base` may be the configuration file of one that does not
+            exist yet.
+          texts: Texts per fact, in a batch of finetuning.
           timeout: Seconds after which a compiler is stopped.
-          json: Print all of it as JSON.
+          json: Print the results as JSON.
         """
-        return config, topology, mesh, texts, timeout, json
+        return config, topology, texts, timeout, json
 
     return tyro.cli(
         options,
-        args=list(arguments[1:] if default is not None else arguments),
+        args=list(arguments[has_file:]),
         prog="smf plan CONFIG",
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
-def _made(config: Any) -> Any:
-    """Returns how the model of a run comes to be, though it may not be made yet."""
+def _lineage(config: Any) -> Any:
+    """Returns the lineage of a run that may not exist yet."""
     from smf_jax.runs.record import Lineage, lineage_of, read_record
 
     if isinstance(config, PretrainConfig):
         return Lineage(pretrain=config)
     base = Path(config.base)
     if base.suffix == ".py":
-        made = _made(read_config(base, KINDS, "plan"))
+        lineage = _lineage(read_config(base, KINDS, "plan"))
     else:
-        require(
-            base.is_dir(),
-            f"{base}: no such run directory; name the configuration file that makes "
-            "it: --base configs/NAME.py",
-        )
-        made = lineage_of(read_record(base))
-    if isinstance(config, RetrofitConfig):
-        return made._replace(retrofit=config)
-    return made._replace(finetune=config)
+        advice = "name the configuration file that makes it: --base configs/NAME.py"
+        require(base.is_dir(), f"{base}: no such run directory; {advice}")
+        lineage = lineage_of(read_record(base))
+    name = "retrofit" if isinstance(config, RetrofitConfig) else "finetune"
+    return lineage._replace(**{name: config})

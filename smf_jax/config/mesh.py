@@ -10,16 +10,13 @@ TableSplit = Literal["columns", "slots", "everywhere"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The device mesh, `data * fsdp * model` devices.
+    """The device mesh, of `data * fsdp * model` devices."""
 
-    `data` or `fsdp` may be 0, for as many as the devices allow.
-    """
-
-    data: int = 0  # data parallelism: replicas of all parameters
-    fsdp: int = 1  # fully sharded data parallelism: shards of each parameter
-    model: int = 1  # tensor parallelism: shards of each layer's width
+    data: int = 0  # replicas of all parameters; 0: as many as possible
+    fsdp: int = 1  # shards of each parameter, gathered for use; 0: as many as possible
+    model: int = 1  # shards of each layer's width
     # split of memory tables: value_dim over `model`, slots over `model`, or slots over
-    # all axes
+    # all devices
     values: TableSplit = "columns"
 
     def __post_init__(self):
@@ -42,7 +39,7 @@ def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
 class ComputeConfig:
     """How a step is computed; parameters are float32 in any case."""
 
-    activations: Literal["float32", "bfloat16"] = "float32"
+    activations: Literal["float32", "bfloat16"] = "float32"  # their type
     remat: bool = False  # recompute activations in the backward pass
     scan_layers: bool = False  # compile equal blocks once; copies their weights
     lookup: Literal["xla", "pallas"] = "xla"  # memory kernels; Pallas is for GPU only

@@ -13,7 +13,7 @@ Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
 class LoraConfig:
     """Low-rank adapters of linear layers (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = 32
+    rank: int = 32  # of the adapters
     alpha: float = 64.0  # adapters are scaled by alpha / rank
     targets: str = r".*(attention|feed_forward)/.*"  # regex of adapted layers' paths
 
@@ -25,7 +25,7 @@ class LoraConfig:
 class OptimConfig:
     """Which parameters are trained, by which optimizer."""
 
-    method: Literal["full", "lora", "smf", "memory"] = "full"
+    method: Literal["full", "lora", "smf", "memory"] = "full"  # what is trained
     optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3  # peak of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -44,10 +44,10 @@ class TrainConfig:
 
     run_dir: str  # output directory
     steps: int = 1000  # training steps
-    grad_accum_steps: int = 1  # parts that a batch's gradient is computed in
+    grad_accum_steps: int = 1  # parts of a batch for gradient accumulation
     log_every: int = 10  # steps between rows of metrics.jsonl
-    on_nan: str = "stop"  # or skip=K, to skip up to K non-finite steps
-    seed: int = 0  # of new parameters and the data order
+    on_nan: str = "stop"  # stop, or skip=K to skip up to K non-finite steps
+    seed: int = 0  # seed of new parameters and data order
     save: SaveConfig = dataclasses.field(default_factory=SaveConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)

@@ -31,7 +31,7 @@ class DemoConfig:
     out: str = "runs/demo"  # output directory
     facts: str | None = None  # JSONL(.gz) of facts; None: a synthetic world
     background: str | None = None  # JSONL(.gz) of texts; needs --facts
-    seed: int = 0  # of the world, new parameters and data order
+    seed: int = 0  # seed of the world, new parameters and data order
     seq_len: int = 64  # longest question with its answer, in tokens
     sweep: bool = False  # teach at all learning rates of a method, not only the best
 

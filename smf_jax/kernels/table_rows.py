@@ -1,7 +1,7 @@
-"""Rows of a memory's table that sparse finetuning chose, the same few on all devices.
+"""Rows that sparse finetuning selects: their gradient, reading and writing them.
 
-Each device has them all, or columns of them, whichever holds them: they are few, and
-an optimizer's clipping measures them together.
+Selected rows are few, and every device holds all of them, or their columns where tables
+are split by columns: an optimizer's clipping measures them together.
 """
 
 import jax
@@ -9,34 +9,60 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
-from smf_jax.kernels import row_sums
-from smf_jax.kernels.sharded import gather, local_rows, of_tokens, scatter
+from smf_jax.kernels.chunks import tokens_in_chunks
+from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
 from smf_jax.sharding import BATCH, MeshLayout
 
-_ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of chosen slots
+TOKENS_PER_CHUNK = 1024  # of a matrix product
+_ROWS = PartitionSpec(None, "model")  # [top_t, value_dim] of selected slots
 
 
 def selected_rows_gradient(
     layout: MeshLayout,
-    cotangent: Float[Array, "*parts batch seq value_dim"],
-    slots: Int[Array, "*parts batch seq reads"],
-    weights: Float[Array, "*parts batch seq reads"],
-    chosen: Int[Array, " top_t"],
+    cotangent: Float[Array, "*batch value_dim"],
+    slots: Int[Array, "*batch reads"],
+    weights: Float[Array, "*batch reads"],
+    selected: Int[Array, " top_t"],
     num_slots: int,
 ) -> Float[Array, "top_t value_dim"]:
-    """Returns what `row_sums.selected_rows_gradient` does: sums of each device's tokens."""
+    """Returns the rows `selected` of the gradient of `row_sums.weighted_rows`.
 
-    def local(cotangent, slots, weights, chosen):
-        gradient = row_sums.selected_rows_gradient(
-            cotangent, slots, weights, chosen, num_slots
-        )
-        return gradient if layout.mesh is None else jax.lax.psum(gradient, BATCH)
+    No array of the table's shape is made: the weights of selected rows in each token
+    form a small matrix, and the gradient is its product with `cotangent`.
 
-    specs = (
-        *(of_tokens(cotangent, "model"), of_tokens(slots), of_tokens(slots)),
-        PartitionSpec(),
-    )
-    return layout.shard_map(local, specs, _ROWS)(cotangent, slots, weights, chosen)
+    Args:
+      layout: The devices.
+      cotangent: Gradient of the summed rows.
+      slots: The slots that each token read.
+      weights: The weight of each read.
+      selected: Different slots; ids of num_slots or more are padding and get 0.
+      num_slots: Rows of the table.
+    """
+    top_t = len(selected)
+
+    def local(cotangent, slots, weights, selected):
+        columns = jnp.full(num_slots, top_t, jnp.int32)
+        numbers = jnp.arange(top_t, dtype=jnp.int32)
+        columns = columns.at[selected].set(numbers, mode="drop")
+
+        def add_chunk(gradient, chunk):
+            slots, weights, cotangent = chunk
+            tokens = jnp.arange(len(slots))[:, None]
+            column = columns.at[slots].get(mode="promise_in_bounds")
+            mix = jnp.zeros((len(slots), top_t), jnp.float32)
+            mix = mix.at[tokens, column].add(weights.astype(jnp.float32), mode="drop")
+            exact = jax.lax.Precision.HIGHEST
+            rows = jnp.matmul(mix.T, cotangent.astype(jnp.float32), precision=exact)
+            return gradient + rows, None
+
+        chunks = tokens_in_chunks(TOKENS_PER_CHUNK, slots, weights, cotangent)
+        zeros = jnp.zeros((top_t, cotangent.shape[-1]), jnp.float32)
+        return layout.psum(jax.lax.scan(add_chunk, zeros, chunks)[0], BATCH)
+
+    tokens = token_spec(slots)
+    specs = (token_spec(cotangent, "model"), tokens, tokens, PartitionSpec())
+    run = layout.shard_map(local, specs, _ROWS)
+    return run(cotangent, slots, weights, selected)
 
 
 def take_rows(
@@ -47,13 +73,12 @@ def take_rows(
     """Returns rows of a table, and zeros for ids of num_slots or more."""
 
     def local(table, slots):
-        place, is_here = local_rows(layout, len(table), slots)
-        place = jnp.where(is_here, place, len(table))
-        taken = table.at[place].get(mode="fill", fill_value=0)
+        index, is_here = local_rows(layout, len(table), slots)
+        index = jnp.where(is_here, index, len(table))
+        rows = table.at[index].get(mode="fill", fill_value=0)
         if "model" in layout.row_axes:
-            taken = scatter(taken, "model", 1)
-        others = tuple(axis for axis in layout.row_axes if axis in BATCH)
-        return jax.lax.psum(taken, others) if others else taken
+            rows = scatter(rows, "model", 1)
+        return layout.psum(rows, tuple(a for a in layout.row_axes if a in BATCH))
 
     specs = (layout.table_spec, PartitionSpec())
     return layout.shard_map(local, specs, _ROWS)(table, slots)
@@ -63,20 +88,23 @@ def put_rows(
     layout: MeshLayout,
     table: Shaped[Array, "num_slots ..."],
     slots: Int[Array, " top_t"],
-    new: Shaped[Array, "top_t ..."],
+    rows: Shaped[Array, "top_t ..."],
 ) -> Shaped[Array, "num_slots ..."]:
-    """Returns a table with rows replaced; ids, all different, past its end are none."""
+    """Returns a table with rows replaced.
 
-    def local(table, slots, new):
+    Slots must all be different; ids of num_slots or more are padding.
+    """
+
+    def local(table, slots, rows):
         if "model" in layout.row_axes:
-            new = gather(new, "model", 1)
-        place, is_here = local_rows(layout, len(table), slots)
-        # Different from one another, as is promised.
-        none = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
-        place = jnp.where(is_here, place, none)
-        return table.at[place].set(
-            new.astype(table.dtype), mode="drop", unique_indices=True
+            rows = gather(rows, "model", 1)
+        index, is_here = local_rows(layout, len(table), slots)
+        # Padding, too, must be unique.
+        padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
+        index = jnp.where(is_here, index, padding)
+        return table.at[index].set(
+            rows.astype(table.dtype), mode="drop", unique_indices=True
         )
 
     specs = (layout.table_spec, PartitionSpec(), _ROWS)
-    return layout.shard_map(local, specs, layout.table_spec)(table, slots, new)
+    return layout.shard_map(local, specs, layout.table_spec)(table, slots, rows)

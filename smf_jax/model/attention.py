@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig, RopeScalingConfig
-from smf_jax.model.linear import linear
+from smf_jax.model.linear import linear, rms_norm
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one layer for the tokens so far; `length` is the next place.
+    """Keys and values of one layer for the tokens so far.
 
-    Places from `length` on hold nothing: the caller's mask keeps queries off them.
+    Positions from `length` on are empty: the caller masks them.
     """
 
     keys: Float[Array, "batch max_len kv_heads head_dim"]
@@ -25,30 +25,23 @@ class KVCache(NamedTuple):
     length: Int[Array, ""]
 
 
-class Asking(NamedTuple):
-    """Tokens that attend, where they are not all: those that are asked for."""
+class QueryTokens(NamedTuple):
+    """The tokens that attend, if not all do."""
 
     x: Float[Array, "batch some dim"]
     positions: Int[Array, "batch some"]
     mask: Bool[Array, "batch 1 some kv_len"]
 
 
-def empty_cache(
-    config: ModelConfig, batch: int, max_len: int, dtype: DTypeLike
-) -> KVCache:
-    """Returns a cache with room for `max_len` tokens a sequence."""
-    shape = (batch, max_len, config.num_kv_heads, config.head_width)
-    empty = jnp.zeros(shape, dtype)
-    return KVCache(empty, empty, jnp.zeros((), jnp.int32))
-
-
 def rope_frequencies(
     head_dim: int, theta: float, scaling: RopeScalingConfig | None
 ) -> np.ndarray:
-    """Returns radians per position, one for each pair of a head's dimensions.
+    """Returns radians per position for each pair of a head's dimensions.
 
-    Source: Su et al. 2021, arXiv:2104.09864; the scaling is that of Llama 3.1: long
-    wavelengths grow by `factor`, short ones stay, and those between are blended.
+    Llama 3.1's scaling stretches long wavelengths by `factor`, keeps short ones, and
+    blends those between.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
     """
     frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is not None:
@@ -64,7 +57,7 @@ def rotate(
     positions: Int[Array, "batch seq"],
     frequencies: np.ndarray,
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Turns dimension i of each head with dimension i + head_dim / 2, by position."""
+    """Rotates dimensions i and i + head_dim / 2 of each head by the position."""
     angles = (positions[..., None] * jnp.asarray(frequencies)[None, None])[:, :, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x, 2, axis=-1)
@@ -74,7 +67,7 @@ def rotate(
 
 
 class Attention(nnx.Module):
-    """Attends from each token to those that the mask allows."""
+    """Grouped-query attention from each token to those that the mask allows."""
 
     def __init__(
         self,
@@ -85,26 +78,20 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
-
-        def norm():
-            epsilon = config.norm_eps
-            return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-
-        width = config.head_width
+        dim, width, rope = config.dim, config.head_width, config.rope
         heads, kv_heads = config.num_heads * width, config.num_kv_heads * width
-        self.query = make(config.dim, heads, use_bias=config.qkv_bias)
-        self.key = make(config.dim, kv_heads, use_bias=config.qkv_bias)
-        self.value = make(config.dim, kv_heads, use_bias=config.qkv_bias)
-        self.out = make(heads, config.dim)
+        self.query = make(dim, heads, use_bias=config.qkv_bias)
+        self.key = make(dim, kv_heads, use_bias=config.qkv_bias)
+        self.value = make(dim, kv_heads, use_bias=config.qkv_bias)
+        self.out = make(heads, dim)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.query_norm, self.key_norm = norm(), norm()
+            self.query_norm = rms_norm(width, config, dtype, rngs)
+            self.key_norm = rms_norm(width, config, dtype, rngs)
         self.head_dim = width
-        self.rope = (
-            None
-            if layer in config.rope.skip_layers
-            else (width, config.rope.theta, config.rope.scaling)
-        )
+        self.rope = None
+        if layer not in rope.skip_layers:
+            self.rope = (width, rope.theta, rope.scaling)
 
     def __call__(
         self,
@@ -112,28 +99,28 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         mask: Bool[Array, "batch 1 seq kv_len"],
         cache: KVCache | None = None,
-        asking: Asking | None = None,
+        queries: QueryTokens | None = None,
     ) -> tuple[Float[Array, "batch some dim"], KVCache | None]:
-        """Returns the attended values and, given one, the cache with these tokens.
+        """Returns the output for `queries`, and the cache with the tokens of `x` added.
 
-        Values are those of all tokens, or of `asking` alone.
+        By default all tokens are queries.
         """
         batch, seq, _ = x.shape
-        asking = Asking(x, positions, mask) if asking is None else asking
+        queries = QueryTokens(x, positions, mask) if queries is None else queries
         query, key, value = (
             layer(x).astype(x.dtype).reshape(batch, x.shape[1], -1, self.head_dim)
-            for layer, x in ((self.query, asking.x), (self.key, x), (self.value, x))
+            for layer, x in ((self.query, queries.x), (self.key, x), (self.value, x))
         )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rope is not None:
             frequencies = rope_frequencies(*self.rope)
-            query = rotate(query, asking.positions, frequencies)
+            query = rotate(query, queries.positions, frequencies)
             key = rotate(key, positions, frequencies)
         if cache is not None:
             start = (0, cache.length, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.keys, key, start)
             value = jax.lax.dynamic_update_slice(cache.values, value, start)
             cache = KVCache(key, value, cache.length + seq)
-        out = jax.nn.dot_product_attention(query, key, value, mask=asking.mask)
-        return self.out(out.reshape(*asking.x.shape[:2], -1)), cache
+        out = jax.nn.dot_product_attention(query, key, value, mask=queries.mask)
+        return self.out(out.reshape(*queries.x.shape[:2], -1)), cache

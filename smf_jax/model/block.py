@@ -1,4 +1,4 @@
-"""One layer of a transformer: attention, then a feed-forward, a memory, or both."""
+"""A transformer block: attention, then a feed-forward, a memory layer, or both."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention
-from smf_jax.model.linear import linear
+from smf_jax.model.linear import linear, rms_norm
 from smf_jax.model.memory import MemoryLayer, Reads
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
@@ -36,7 +36,7 @@ class FeedForward(nnx.Module):
         return self.down(_gated(self.gate(x), self.up(x)))
 
 
-@jax.checkpoint  # else three more arrays of this size are kept for the gradient
+@jax.checkpoint  # otherwise three more arrays of this size are kept for the gradient
 def _gated(gate: Array, up: Array) -> Array:
     return jax.nn.silu(gate) * up
 
@@ -54,49 +54,49 @@ class Block(nnx.Module):
     ):
         memory = config.memory
         has_memory = memory is not None and layer in memory.layers
-        adds = has_memory and memory.placement == "add"
+        adds_memory = has_memory and memory.placement == "add"
         dim, dtype = config.dim, layout.compute.activations
-        self.attention_norm = norm(config, dtype, rngs)
+        self.attention_norm = rms_norm(dim, config, dtype, rngs)
         self.attention = Attention(config, layer, dtype, rngs=rngs)
-        self.feed_forward_norm = norm(config, dtype, rngs)
+        self.feed_forward_norm = rms_norm(dim, config, dtype, rngs)
         self.feed_forward = (
             FeedForward(dim, config.hidden_dim, dtype, rngs=rngs)
-            if adds or not has_memory
+            if adds_memory or not has_memory
             else None
         )
         self.memory = (
             MemoryLayer(memory, dim, layout, rngs=rngs) if has_memory else None
         )
-        # Starts at 0: a memory that was just added changes nothing.
-        self.memory_scale = nnx.Param(jnp.zeros(())) if adds else None
+        # Starts at 0, so that an added memory changes nothing.
+        self.memory_scale = nnx.Param(jnp.zeros(())) if adds_memory else None
 
-    def __call__(self, x, positions, mask, values, perturbation, cache, asking=None):
-        """Returns the stream after this block, what was read (or None), the cache.
+    def __call__(self, x, positions, mask, values, perturbation, cache, queries=None):
+        """Returns the residual stream after this block, its reads, and the cache.
 
-        The stream is that of all tokens, or of those `asking` (`attention.Asking`).
+        The stream is that of all tokens, or of `queries` alone.
         """
-        x, cache = self.attend(x, positions, mask, cache, asking)
+        x, cache = self.attend(x, positions, mask, cache, queries)
         x, reads = self.feed(x, values, perturbation)
         return x, reads, cache
 
-    def attend(self, x, positions, mask, cache, asking=None):
+    def attend(self, x, positions, mask, cache, queries=None):
         """Returns the stream with attention added, and the cache."""
-        given = (self.attention_norm(x), positions, mask, cache)
-        if asking is None:
-            attended, cache = self.attention(*given)
+        args = (self.attention_norm(x), positions, mask, cache)
+        if queries is None:
+            attended, cache = self.attention(*args)
             return x + attended, cache
-        normed = asking._replace(x=self.attention_norm(asking.x))
-        attended, cache = self.attention(*given, normed)
-        return asking.x + attended, cache
+        normed = queries._replace(x=self.attention_norm(queries.x))
+        attended, cache = self.attention(*args, normed)
+        return queries.x + attended, cache
 
     def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
-        """Returns what the memory reads for a stream with attention added."""
+        """Returns what the memory layer reads, given the stream after attention."""
         return self.memory.rank(self.feed_forward_norm(x))
 
     def feed(self, x, values, perturbation, reads=None):
-        """Returns the stream after this block, given it after attention, and reads.
+        """Returns the stream after this block, and its reads, given that of `attend`.
 
-        `reads`, if given, are what `rank` returns.
+        `reads` are those of `rank`, if known.
         """
         hidden = self.feed_forward_norm(x)
         out = 0 if self.feed_forward is None else self.feed_forward(hidden)
@@ -107,8 +107,3 @@ class Block(nnx.Module):
                 recalled = (self.memory_scale[...] * recalled).astype(x.dtype)
             out = out + recalled
         return x + out, reads
-
-
-def norm(config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """Returns the norm that stands before each part of a block, and before the head."""
-    return nnx.RMSNorm(config.dim, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)

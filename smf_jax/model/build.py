@@ -1,10 +1,10 @@
-"""Models anew, as shapes alone, from parameters by name, or with a memory added."""
+"""Makes models: initialized, as shapes alone, from parameters, or with new memory."""
 
 import dataclasses
 
 import jax
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.transformer import Transformer
@@ -13,12 +13,12 @@ from smf_jax.tree import leaf_name, named
 
 
 def abstract_model(config: ModelConfig, layout: MeshLayout = ONE_DEVICE) -> Transformer:
-    """Returns a model that has shapes and types instead of arrays."""
+    """Returns a model with `jax.ShapeDtypeStruct`s for arrays."""
     return nnx.eval_shape(lambda: Transformer(config, layout, rngs=nnx.Rngs(0)))
 
 
 def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
-    """Returns an abstract model with parameters, by name; others of them are left."""
+    """Returns an abstract model with parameters by name; unknown names are ignored."""
     graph, shapes = nnx.split(abstract)
     return nnx.merge(
         graph,
@@ -29,38 +29,38 @@ def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
 
 
 def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:
-    """Returns a model with freshly made memory layers and the rest of another's.
+    """Returns a model with newly initialized memory layers.
 
-    Beside a feed-forward they change nothing until they are trained. The parameters
-    that the two share are the same arrays.
+    With `memory.placement="add"` they change nothing until they are trained. All other
+    parameters are the same arrays as in `model`.
 
     Raises:
-      ConfigError: It has memory layers already, or too few layers for these.
+      ConfigError: The model has memory layers already, or too few layers for these.
     """
     require(model.config.memory is None, "the model has memory layers already")
     config = dataclasses.replace(model.config, memory=memory)
-    old, layout = named(nnx.as_pure(nnx.state(model))), model.layout
-
-    def make() -> dict[str, Array]:
-        fresh = Transformer(config, layout, rngs=nnx.Rngs(seed))
-        params = named(nnx.as_pure(nnx.state(fresh)))
-        return {name: leaf for name, leaf in params.items() if name not in old}
-
-    # Compiled, so that nothing is made that is thrown away, and each part in its place.
-    shardings = layout.param_shardings(jax.eval_shape(make))
-    fresh = jax.jit(make, out_shardings=shardings)()
-    return assemble(abstract_model(config, layout), old | fresh)
+    old = named(nnx.as_pure(nnx.state(model)))
+    return assemble(
+        abstract_model(config, model.layout),
+        old | _init(config, seed, model.layout, known=old),
+    )
 
 
 def make_model(
     config: ModelConfig, seed: int, layout: MeshLayout = ONE_DEVICE
 ) -> Transformer:
-    """Makes a freshly initialised model, of which each device makes its part."""
-    graph, shapes = nnx.split(abstract_model(config, layout))
+    """Returns an initialized model; each device computes its own part."""
+    return assemble(abstract_model(config, layout), _init(config, seed, layout))
 
-    def make() -> PyTree:
+
+def _init(config, seed, layout, known=()) -> dict[str, Array]:
+    """Returns the initial parameters whose names are not known."""
+
+    def make():
         model = Transformer(config, layout, rngs=nnx.Rngs(seed))
-        return nnx.as_pure(nnx.state(model))
+        params = named(nnx.as_pure(nnx.state(model)))
+        return {name: leaf for name, leaf in params.items() if name not in known}
 
-    shardings = layout.param_shardings(nnx.as_pure(shapes))
-    return nnx.merge(graph, jax.jit(make, out_shardings=shardings)())
+    # Compiled, so that only what is returned is computed, each part on its device.
+    shardings = layout.param_shardings(jax.eval_shape(make))
+    return jax.jit(make, out_shardings=shardings)()

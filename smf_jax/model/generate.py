@@ -14,17 +14,14 @@ def generate_greedily(
     max_new_tokens: int,
     eos_token: int,
 ) -> Int[Array, "batch max_new_tokens"]:
-    """Returns the most likely continuation, token by token.
-
-    Prompts stand at the right end of their row, so that all of them are continued
-    at the same place. After its end token a row holds only end tokens.
+    """Returns the greedy continuation of each prompt, padded with `eos_token`.
 
     Args:
-      model: The model to ask.
-      prompts: Token ids; what lies left of a prompt is ignored.
-      is_prompt: Marks the tokens that belong to the prompt.
-      max_new_tokens: Where to stop when no end token comes.
-      eos_token: The id that ends an answer.
+      model: The model.
+      prompts: Token ids, padded on the left with any tokens.
+      is_prompt: Which tokens are not padding.
+      max_new_tokens: The longest continuation.
+      eos_token: The token that ends a continuation.
     """
     batch, prompt_len = prompts.shape
     max_len = prompt_len + max_new_tokens
@@ -34,10 +31,10 @@ def generate_greedily(
     caches = model.empty_caches(batch, max_len)
     answers = jnp.full((batch, max_new_tokens), eos_token, prompts.dtype)
 
-    def add_token(answers, place, ended, logits):
+    def add_token(answers, index, ended, logits):
         token = jnp.argmax(logits, -1).astype(answers.dtype)
         token = jnp.where(ended, eos_token, token)
-        return answers.at[:, place].set(token, mode="promise_in_bounds")
+        return answers.at[:, index].set(token, mode="promise_in_bounds")
 
     def unfinished(carry):
         written, answers, _ = carry

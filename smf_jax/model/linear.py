@@ -1,4 +1,4 @@
-"""The linear map that every layer is made of."""
+"""The linear map and the norm that every layer is made of."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from smf_jax.config import ModelConfig
 
 
 def linear(
@@ -17,7 +19,7 @@ def linear(
     use_bias: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """Makes a map of vectors of norm about 1 to such vectors, computed in `dtype`."""
+    """Makes a linear map, computed in `dtype`, that preserves norms of about 1."""
     return nnx.Linear(
         inputs,
         outputs,
@@ -31,15 +33,22 @@ def linear(
     )
 
 
+def rms_norm(
+    width: int, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.RMSNorm:
+    """Makes a norm of vectors of a width, with the epsilon of the model."""
+    return nnx.RMSNorm(width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+
+
 def product(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "inputs outputs"],
     **options: Any,
 ) -> Float[Array, "*batch outputs"]:
-    """Returns `x @ kernel`, with the tokens in one row for it.
+    """Returns `x @ kernel`, computed with a single batch axis.
 
-    The kernel's gradient is a sum over tokens. Over two axes of them, a compiler for
-    CPUs first writes `x` transposed, which takes longer than the sum.
+    The kernel's gradient is a sum over tokens. Over several axes of tokens, the CPU
+    compiler would first transpose `x`, which takes longer than the sum.
 
     Args:
       x: Vectors of the tokens.
@@ -52,5 +61,5 @@ def product(
 
 
 def _dot_general(x, kernel, dimension_numbers, **options):
-    del dimension_numbers  # always the last of one and the first of the other
+    del dimension_numbers  # always the last axis of x and the first of the kernel
     return product(x, kernel, **options)

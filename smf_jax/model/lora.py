@@ -1,4 +1,4 @@
-"""Low-rank additions to the linear layers of a model."""
+"""LoRA: low-rank additions to the linear layers of a model."""
 
 import re
 
@@ -36,11 +36,11 @@ class LoRALinear(nnx.Module):
 
 
 def merge_lora(model: nnx.Module) -> None:
-    """Turns every low-rank addition into a part of its linear layer, in place."""
+    """Merges every low-rank addition into its linear layer, in place."""
     modules = dict(nnx.iter_modules(model))
     for path, module in list(modules.items()):
         if isinstance(module, LoRALinear):
-            # A factor's product is small beside the kernel: it is rounded once.
+            # At full precision, as the sum with the kernel is rounded to float32.
             with jax.default_matmul_precision("highest"):
                 added = module.down[...] @ module.up[...]
             module.base.kernel[...] += module.scale * added
@@ -55,18 +55,19 @@ def add_lora(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
     Raises:
       ConfigError: No linear layer matches.
     """
-    modules = list(nnx.iter_modules(model))
-    by_path = {path: module for path, module in modules}
-    names = []
-    for path, module in modules:
-        name = "/".join(map(str, path))
-        if isinstance(module, nnx.Linear):
-            names.append(name)
-            if re.fullmatch(config.targets, name):
-                wrapped = LoRALinear(module, config, rngs=rngs)
-                setattr(by_path[path[:-1]], path[-1], wrapped)
-    if not any(re.fullmatch(config.targets, name) for name in names):
+    modules = dict(nnx.iter_modules(model))
+    linears = {
+        "/".join(map(str, path)): path
+        for path, module in modules.items()
+        if isinstance(module, nnx.Linear)
+    }
+    targets = [name for name in linears if re.fullmatch(config.targets, name)]
+    if not targets:
         raise ConfigError(
-            f"lora.targets={config.targets!r} matches no linear layer; there are "
-            + ", ".join(names)
+            f"lora.targets={config.targets!r} matches none of the linear layers: "
+            + ", ".join(linears)
         )
+    for name in targets:
+        *parent, attribute = path = linears[name]
+        wrapped = LoRALinear(modules[path], config, rngs=rngs)
+        setattr(modules[tuple(parent)], attribute, wrapped)

@@ -1,8 +1,8 @@
-"""The loss of a batch, its gradient taken piece by piece where logits are many.
+"""The cross-entropy of a batch, in chunks of tokens if it has many logits.
 
 Logits, their softmax and their gradient are the largest arrays of a step. The gradient
-of a sum of losses is known, up to one factor, as soon as the losses are: it is computed
-along with them, and of each piece only sums and the gradient of `hidden` are kept.
+of a sum of losses is known up to a factor as soon as the losses are, so the forward
+pass computes it, and keeps sums and the gradient of `hidden`, but no logits.
 """
 
 import functools
@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Int
 from smf_jax.kernels.chunks import in_chunks
 from smf_jax.model.transformer import Transformer
 
-# 16 MiB are what a CPU's cache holds. Each piece reads the head again, of which 256 MiB
-# of logits on an accelerator make little.
-LOGITS_AT_ONCE = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
-LEAST_TOKENS = 512  # of a piece: fewer would not keep an accelerator busy
+# 16 MiB fit a CPU's cache. Every chunk reads the head again, which takes little time
+# beside 256 MiB of logits on an accelerator.
+LOGITS_PER_CHUNK = {"cpu": 2**22, "gpu": 2**26, "tpu": 2**26}
+MIN_TOKENS = 512  # of a chunk: fewer would not keep an accelerator busy
 
 
 def sum_losses(
@@ -27,26 +27,26 @@ def sum_losses(
     targets: Int[Array, "batch seq"],
     weights: Float[Array, "batch seq"],
 ) -> Float[Array, ""]:
-    """Returns the weighted sum of the cross-entropies of tokens, in nats.
+    """Returns the weighted sum of the tokens' cross-entropies, in nats.
 
-    On a mesh all is one piece: sums over devices would else be taken of each. No
-    gradient goes to `weights`.
+    On a mesh there is one chunk, as each would take its own sums over devices.
+    `weights` get no gradient.
     """
     logits_of, params = model.head_parts()
     tokens, weights = targets.size, jax.lax.stop_gradient(weights)
-    pieces = 1
+    chunks = 1
     if model.layout.mesh is None:
-        at_once = LOGITS_AT_ONCE[model.layout.platform]
-        many = -(-tokens * model.config.vocab_size // at_once)
-        pieces = max(1, min(many, tokens // LEAST_TOKENS))
-    if pieces == 1:
+        size = LOGITS_PER_CHUNK[model.layout.platform]
+        wanted = -(-tokens * model.config.vocab_size // size)
+        chunks = max(1, min(wanted, tokens // MIN_TOKENS))
+    if chunks == 1:
         return _sum(logits_of, params, hidden, targets, weights)
 
-    cut = (  # what fills the last piece has weight 0
-        in_chunks(leaf.reshape(tokens, *leaf.shape[2:]), -(-tokens // pieces))
+    arrays = (  # the padding of the last chunk has weight 0
+        in_chunks(leaf.reshape(tokens, *leaf.shape[2:]), -(-tokens // chunks))
         for leaf in (hidden, targets, weights)
     )
-    return _sum_pieces(logits_of, params, *cut)
+    return _sum_chunks(logits_of, params, *arrays)
 
 
 def _sum(logits_of, params, hidden, targets, weights):
@@ -56,9 +56,9 @@ def _sum(logits_of, params, hidden, targets, weights):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_pieces(logits_of, params, hidden, targets, weights):
-    def add(total, piece):
-        return total + _sum(logits_of, params, *piece), None
+def _sum_chunks(logits_of, params, hidden, targets, weights):
+    def add(total, chunk):
+        return total + _sum(logits_of, params, *chunk), None
 
     return jax.lax.scan(add, jnp.zeros(()), (hidden, targets, weights))[0]
 
@@ -66,21 +66,22 @@ def _sum_pieces(logits_of, params, hidden, targets, weights):
 def _forward(logits_of, params, hidden, targets, weights):
     gradient = jax.value_and_grad(functools.partial(_sum, logits_of), (0, 1))
 
-    def add(sums, piece):
-        total, (of_params, of_hidden) = gradient(params, *piece)
-        return jax.tree.map(jnp.add, sums, (total, of_params)), of_hidden
+    def add(sums, chunk):
+        total, (params_grad, hidden_grad) = gradient(params, *chunk)
+        return jax.tree.map(jnp.add, sums, (total, params_grad)), hidden_grad
 
-    # What nobody asks for, as of a head that is frozen, the compiler leaves out.
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (total, of_params), of_hidden = jax.lax.scan(add, start, (hidden, targets, weights))
-    return total, (of_params, of_hidden)
+    # The compiler drops unused gradients, such as that of a frozen head.
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    sums, hidden_grad = jax.lax.scan(add, zeros, (hidden, targets, weights))
+    total, params_grad = sums
+    return total, (params_grad, hidden_grad)
 
 
 def _backward(logits_of, gradients, cotangent):
-    of_params, of_hidden = jax.tree.map(
+    params_grad, hidden_grad = jax.tree.map(
         lambda leaf: (cotangent * leaf).astype(leaf.dtype), gradients
     )
-    return of_params, of_hidden, None, None
+    return params_grad, hidden_grad, None, None
 
 
-_sum_pieces.defvjp(_forward, _backward)
+_sum_chunks.defvjp(_forward, _backward)

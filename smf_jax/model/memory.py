@@ -6,28 +6,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import MemoryConfig
-from smf_jax.kernels import sharded
+from smf_jax.kernels.product_key import product_key_top_k
+from smf_jax.kernels.row_sums import weighted_rows
 from smf_jax.model.linear import linear
-from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
 class MemoryValues(nnx.Param):
-    """The table of value rows; its type says what sparse finetuning trains."""
+    """A table of value rows; sparse finetuning trains parameters of this type."""
 
 
 class Reads(NamedTuple):
-    """Which slots each token read, and with what weights (they sum to 1 per head)."""
+    """The slots that each token read, and the weights, which sum to 1 per head."""
 
     slots: Int[Array, "batch seq reads"]
     weights: Float[Array, "batch seq reads"]
 
 
-def table_of(config: MemoryConfig, memory: int) -> int:
-    """Returns which table the given memory layer reads, both counted from 0."""
-    return 0 if config.share_values else memory
+def table_of(config: MemoryConfig, memory_layer: int) -> int:
+    """Returns the table that a memory layer reads; both are counted from 0."""
+    return 0 if config.share_values else memory_layer
 
 
 def init_values(config: MemoryConfig, *, rngs: nnx.Rngs) -> MemoryValues:
@@ -40,8 +42,8 @@ class MemoryLayer(nnx.Module):
     """Reads a weighted sum of value rows per token, gated by the input.
 
     Source: Lample et al. 2019, arXiv:1907.05242 (product keys); Berges et al. 2024,
-    arXiv:2412.09764 (the SiLU gate). The norm on the query is ours to switch: without
-    it few keys are used.
+    arXiv:2412.09764 (the SiLU gate). The norm of the query is ours: without it few keys
+    are used.
     """
 
     def __init__(
@@ -53,7 +55,6 @@ class MemoryLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dtype = layout.compute.activations
-
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.config = config
         self.layout = layout
@@ -81,7 +82,7 @@ class MemoryLayer(nnx.Module):
             )
 
     def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
-        """Returns the slots whose keys are nearest to each token's query."""
+        """Returns the slots whose keys score highest for each token's query."""
         batch, seq, _ = x.shape
         query = self.query(x).reshape(batch, seq, self.config.num_heads, 2, -1)
         keys = self.keys[...]
@@ -89,9 +90,8 @@ class MemoryLayer(nnx.Module):
             query = self.query_norm(query)
         if self.config.key_norm:
             keys = self.key_norm(keys)
-        slots, scores = sharded.product_key_top_k(
-            self.layout, query.astype(jnp.float32), keys, self.config.top_k
-        )
+        query, top_k = query.astype(jnp.float32), self.config.top_k
+        slots, scores = product_key_top_k(query, keys, top_k, layout=self.layout)
         weights = jax.nn.softmax(scores, axis=-1)
         return Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
 
@@ -102,18 +102,20 @@ class MemoryLayer(nnx.Module):
         perturbation: Float[Array, "batch seq value_dim"] | None = None,
         reads: Reads | None = None,
     ) -> tuple[Float[Array, "batch seq dim"], Reads]:
-        """Returns the layer's output and which slots it read.
+        """Returns the layer's output and its reads.
 
-        `values` is an argument and not a parameter of this layer because layers may
-        share one table. `perturbation` is added to the summed rows: its gradient, at zero, is
-        theirs, which is all that the gradient of any row needs. `reads`, if given, are
-        what `rank` returns.
+        Args:
+          x: The normed residual stream.
+          values: The table; an argument, because layers may share one.
+          perturbation: Zeros added to the summed rows: their gradient is that of the
+            sums, from which the gradient of any row can be computed.
+          reads: The result of `rank`, if known.
         """
         reads = self.rank(x) if reads is None else reads
-        read = sharded.weighted_rows(self.layout, values, *reads)
+        sums = weighted_rows(values, *reads, self.layout)
         if perturbation is not None:
-            read = read + perturbation
-        out = self.out(read.astype(x.dtype) * jax.nn.silu(self.gate(x)))
+            sums = sums + perturbation
+        out = self.out(sums.astype(x.dtype) * jax.nn.silu(self.gate(x)))
         if self.config.relevance_gate:
             out = out * jax.nn.sigmoid(self.relevance(x))
         return out, reads
@@ -122,7 +124,7 @@ class MemoryLayer(nnx.Module):
 def zero_perturbations(
     config: MemoryConfig, batch: int, seq: int
 ) -> tuple[Float[Array, "batch seq value_dim"], ...]:
-    """Returns one perturbation of zeros for each memory layer."""
+    """Returns a perturbation of zeros for each memory layer."""
     return (jnp.zeros((batch, seq, config.value_dim)),) * len(config.layers)
 
 
@@ -132,13 +134,18 @@ def weights_on_slots(
     is_token: Bool[Array, "batch seq"],
     layout: MeshLayout = ONE_DEVICE,
 ) -> Float[Array, "tables num_slots"]:
-    """Returns the sum of the weights with which tokens read each slot of each table."""
+    """Returns the sum of the weights of tokens on each slot of each table."""
+
+    def local(slots, weights):
+        sums = jnp.zeros(config.num_slots).at[slots].add(weights, mode="drop")
+        return layout.psum(sums, BATCH)
+
+    tokens, replicated = PartitionSpec(BATCH), PartitionSpec()
+    sum_weights = layout.shard_map(local, (tokens, tokens), replicated, check=True)
     sums = [jnp.zeros(config.num_slots)] * config.num_tables
     for layer, read in enumerate(reads):
         weights = read.weights * is_token[..., None]
-        sums[table_of(config, layer)] += sharded.sum_weights(
-            layout, read.slots, weights, config.num_slots
-        )
+        sums[table_of(config, layer)] += sum_weights(read.slots, weights)
     return jnp.stack(sums)
 
 
@@ -147,14 +154,13 @@ def balance_loss(weights: Float[Array, "tables num_slots"]) -> Float[Array, ""]:
 
         log(num_slots * sum_i p[i]**2),    p[i] = share of the weights on slot i
 
-    This is the Renyi divergence of order 2 of the reads from even ones, its mean over
-    tables, and log(num_slots) when all read one slot. It has a gradient through the
-    weights, hence to queries and keys. Facts whose reads share few slots can be
-    rewritten without hurting one another.
+    This is the Renyi divergence of order 2 of the reads from uniform ones, averaged
+    over tables. It is log(num_slots) when all tokens read one slot, and has a gradient
+    through the weights to queries and keys.
 
-    Source: after the balancing loss of Fedus et al. 2021, arXiv:2101.03961, with slots
-    for experts. Theirs is the product of two shares without the logarithm, and one of
-    them has no gradient; ours is the logarithm of one share, squared.
+    Source: after the balancing loss of Fedus et al. 2021, arXiv:2101.03961, whose
+    experts are slots here. Theirs multiplies two shares, one of them without a
+    gradient; ours is the logarithm of one share, squared.
     """
     collisions = (weights**2).sum(axis=1) / weights.sum(axis=1) ** 2
     return jnp.log(weights.shape[1] * collisions).mean()

@@ -1,4 +1,4 @@
-"""A Llama-style decoder whose feed-forwards may be, or stand beside, memory layers."""
+"""A Llama-style decoder with memory layers in place of feed-forwards or beside them."""
 
 import functools
 from collections.abc import Callable
@@ -10,49 +10,42 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
-from smf_jax.kernels import sharded
-from smf_jax.model.attention import Asking, KVCache, empty_cache
-from smf_jax.model.block import Block, norm
+from smf_jax.kernels.sharded import embed, take_positions
+from smf_jax.model.attention import KVCache, QueryTokens
+from smf_jax.model.block import Block
+from smf_jax.model.linear import rms_norm
 from smf_jax.model.memory import Reads, init_values, table_of
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
+Perturbations = tuple[Float[Array, "batch seq value_dim"], ...]
+
 
 class Prefix(NamedTuple):
-    """What a model makes of texts before rows of its lowest memory are summed."""
+    """What a model computes before it sums rows in its lowest memory layer."""
 
-    stream: Float[Array, "batch seq dim"]  # with the attention of that block added
-    reads: Reads  # of that memory
+    stream: Float[Array, "batch seq dim"]  # after the attention of that layer's block
+    reads: Reads  # of that layer
 
 
 class Transformer(nnx.Module):
-    """A causal language model; calling it gives logits and what its memories read."""
+    """A causal language model; calling it returns logits and reads of memory layers."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layout: MeshLayout = ONE_DEVICE,
-        *,
-        rngs: nnx.Rngs,
+        self, config: ModelConfig, layout: MeshLayout = ONE_DEVICE, *, rngs: nnx.Rngs
     ):
         self.config = config
         self.layout = layout
-        memory = config.memory
-        init = nnx.initializers.normal(config.dim**-0.5)
-        shape = (config.vocab_size, config.dim)
-        self.embedding = nnx.Param(init(rngs.params(), shape))
-        self.blocks = nnx.List(
-            [
-                Block(config, layer, layout, rngs=rngs)
-                for layer in range(config.num_layers)
-            ]
-        )
-        dtype = layout.compute.activations
-        self.norm = norm(config, dtype, rngs)
+        memory, dim, dtype = config.memory, config.dim, layout.compute.activations
+        init = nnx.initializers.normal(dim**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (config.vocab_size, dim)))
+        layers = range(config.num_layers)
+        self.blocks = nnx.List([Block(config, n, layout, rngs=rngs) for n in layers])
+        self.norm = rms_norm(dim, config, dtype, rngs)
         self.head = (
             None
             if config.tie_embeddings
             else nnx.Linear(
-                config.dim,
+                dim,
                 config.vocab_size,
                 use_bias=False,
                 dtype=dtype,
@@ -60,15 +53,15 @@ class Transformer(nnx.Module):
                 rngs=rngs,
             )
         )
-        pools = 0 if memory is None else memory.num_tables
-        self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(pools)])
+        tables = 0 if memory is None else memory.num_tables
+        self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(tables)])
 
     def __call__(
         self,
         tokens: Int[Array, "batch seq"],
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
-        perturbations: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+        perturbations: Perturbations | None = None,
     ) -> tuple[Float[Array, "batch seq vocab"], tuple[Reads, ...]]:
         """Returns float32 logits and the `Reads` of each memory layer, lowest first.
 
@@ -83,23 +76,25 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "batch seq"],
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
-        perturbations: tuple[Float[Array, "batch seq value_dim"], ...] | None = None,
+        perturbations: Perturbations | None = None,
         prefix: Prefix | None = None,
-        places: Int[Array, "batch some"] | None = None,
+        output_positions: Int[Array, "batch some"] | None = None,
     ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
-        """Returns what logits are computed from, and what each memory layer read.
+        """Returns the final hidden states, and the `Reads` of each memory layer.
 
         Args:
           tokens: Token ids.
-          positions: Place of each token in its text; by default its place in the row.
-          segments: Which text of a packed row a token belongs to, 0 for padding; no
+          positions: Position of each token in its text; by default that in its row.
+          segments: The text of a packed row that a token belongs to, 0 for padding; no
             token sees another text. By default a row is one text.
           perturbations: Added to the summed rows of each memory layer (`MemoryLayer`).
-          prefix: What `self.prefix` returns of the same texts, if it is known.
-          places: Those of each row that are asked for; by default all.
+          prefix: The result of `self.prefix` for the same texts, if known.
+          output_positions: Positions in each row to return; by default all.
         """
-        given = _positions_and_mask(tokens, positions, segments)
-        x, reads, _ = self._run(tokens, *given, perturbations, None, prefix, places)
+        args = _positions_and_mask(tokens, positions, segments)
+        x, reads, _ = self._run(
+            tokens, *args, perturbations, None, prefix, output_positions
+        )
         return x, reads
 
     def prefix(
@@ -108,14 +103,14 @@ class Transformer(nnx.Module):
         positions: Int[Array, "batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
     ) -> Prefix:
-        """Returns what comes before the rows of the lowest memory are summed.
+        """Returns what comes before the lowest memory layer sums rows.
 
-        It stays the same while nothing trains but rows, so that it need not be computed
-        again for a text that is seen again. The arguments are those of `hidden`.
+        While only tables are trained it stays the same, and can be reused. The
+        arguments are those of `hidden`.
         """
         positions, mask = _positions_and_mask(tokens, positions, segments)
         below, lowest = self._below_memory()
-        x = sharded.embed(self.layout, self.embedding[...], tokens)
+        x = embed(self.layout, self.embedding[...], tokens)
         for blocks in below:
             x = self._scan(blocks, self.layout.constrain(x, BATCH), positions, mask)
         x, _ = lowest.attend(self.layout.constrain(x, BATCH), positions, mask, None)
@@ -124,7 +119,7 @@ class Transformer(nnx.Module):
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
         """Returns `logits_of(params, hidden)` and its `params`.
 
-        So that a gradient can be taken of these parameters and no others.
+        They are apart so that the gradient of the head can be taken alone.
         """
         if self.head is None:
             return _tied_logits, self.embedding[...]
@@ -140,43 +135,51 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch vocab"], list[KVCache]]:
         """Returns the logits after the last token, and the caches with `tokens` added.
 
-        `is_token` marks the places of the cache that hold a token once these are in;
-        the others, padding on the left, are never attended to.
+        `is_token` marks the positions of the updated cache that hold tokens; all others
+        are padding, which no token sees.
         """
         seq, max_len = tokens.shape[1], is_token.shape[1]
-        place = caches[0].length + jnp.arange(seq)
-        causal = jnp.arange(max_len)[None] <= place[:, None]
+        row_positions = caches[0].length + jnp.arange(seq)
+        causal = jnp.arange(max_len)[None] <= row_positions[:, None]
         mask = causal[None, None] & is_token[:, None, None]
-        last = jnp.full((len(tokens), 1), seq - 1)
+        last = jnp.full((len(tokens), 1), seq - 1) if seq > 1 else None
         x, _, caches = self._run(
-            tokens, positions, mask, None, caches, places=last if seq > 1 else None
+            tokens, positions, mask, None, caches, output_positions=last
         )
         logits_of, params = self.head_parts()
         return logits_of(params, x[:, 0]), caches
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
-        """Returns an empty cache for each layer."""
-        dtype = self.layout.compute.activations
-        return [empty_cache(self.config, batch, max_len, dtype) for _ in self.blocks]
+        """Returns an empty cache of `max_len` tokens per sequence for each layer."""
+        shape = (batch, max_len, self.config.num_kv_heads, self.config.head_width)
+        empty = jnp.zeros(shape, self.layout.compute.activations)
+        return [KVCache(empty, empty, jnp.zeros((), jnp.int32)) for _ in self.blocks]
 
     def _run(
-        self, tokens, positions, mask, perturbations, caches, prefix=None, places=None
+        self,
+        tokens,
+        positions,
+        mask,
+        perturbations,
+        caches,
+        prefix=None,
+        output_positions=None,
     ):
-        reads, kept = [], []
-        runs = self._runs_of_blocks(caches is None)
+        reads, new_caches = [], []
+        runs = self._runs_of_blocks(may_scan=caches is None)
 
-        def of_memory():
-            pool = table_of(self.config.memory, len(reads))
+        def memory_inputs():
+            table = table_of(self.config.memory, len(reads))
             perturbation = None if perturbations is None else perturbations[len(reads)]
-            return self.values[pool][...], perturbation
+            return self.values[table][...], perturbation
 
         if prefix is None:
-            x = sharded.embed(self.layout, self.embedding[...], tokens)
+            x = embed(self.layout, self.embedding[...], tokens)
         else:
             below, lowest = self._below_memory()
             runs = runs[len(below) + 1 :]
-            feed = self._again(lowest, Block.feed)
-            x, read = feed(prefix.stream, *of_memory(), prefix.reads)
+            feed = self._remat(lowest, Block.feed)
+            x, read = feed(prefix.stream, *memory_inputs(), prefix.reads)
             reads.append(read)
         for blocks in runs:
             x = self.layout.constrain(x, BATCH)
@@ -184,69 +187,70 @@ class Transformer(nnx.Module):
                 x = self._scan(blocks, x, positions, mask)
                 continue
             (block,) = blocks
-            memory = (None, None) if block.memory is None else of_memory()
-            cache = None if caches is None else caches[len(kept)]
-            run = self._again(block, Block.__call__)
-            asking = None
-            # The reads of a memory count for all tokens.
-            if block is self.blocks[-1] and block.memory is None and places is not None:
-                asking, places = self._asking(places, x, positions, mask), None
-            x, read, cache = run(x, positions, mask, *memory, cache, asking)
-            kept.append(cache)
+            memory = (None, None) if block.memory is None else memory_inputs()
+            cache = None if caches is None else caches[len(new_caches)]
+            queries = None
+            # A memory layer has to count the reads of all tokens.
+            is_last = block is self.blocks[-1] and block.memory is None
+            if is_last and output_positions is not None:
+                queries = self._query_tokens(output_positions, x, positions, mask)
+                output_positions = None
+            run = self._remat(block, Block.__call__)
+            x, read, cache = run(x, positions, mask, *memory, cache, queries)
+            new_caches.append(cache)
             if read is not None:
                 reads.append(read)
-        if places is not None:
-            x = sharded.take_positions(self.layout, x, places)
-        return self.norm(x), tuple(reads), kept
+        if output_positions is not None:
+            x = take_positions(self.layout, x, output_positions)
+        return self.norm(x), tuple(reads), new_caches
 
-    def _asking(self, places, x, positions, mask) -> Asking:
-        """Returns the tokens that the last block is asked for: others see it not."""
+    def _query_tokens(self, output_positions, x, positions, mask) -> QueryTokens:
         x, positions, mask = (
-            sharded.take_positions(self.layout, leaf, places)
+            take_positions(self.layout, leaf, output_positions)
             for leaf in (x, positions, mask[:, 0])
         )
-        return Asking(x, positions, mask[:, None])
+        return QueryTokens(x, positions, mask[:, None])
 
     def _runs_of_blocks(self, may_scan: bool) -> list[list[Block]]:
-        """Returns the blocks in order, together those that one scan is to go over."""
-        runs, last = [], None
+        """Returns the blocks in order, grouped by the scan that computes them."""
+        runs, previous = [], None
+        may_scan = may_scan and self.layout.compute.scan_layers
         for block in self.blocks:
             graph = nnx.graphdef(block)
-            alike = may_scan and block.memory is None and graph == last
-            if alike and self.layout.compute.scan_layers:
+            if may_scan and block.memory is None and graph == previous:
                 runs[-1].append(block)
             else:
                 runs.append([block])
-            last = graph
+            previous = graph
         return runs
 
     def _below_memory(self) -> tuple[list[list[Block]], Block]:
-        """Returns the runs of blocks below the lowest memory, and its block."""
-        runs = self._runs_of_blocks(True)
+        """Returns the runs of blocks below the lowest memory layer, and its block."""
+        runs = self._runs_of_blocks(may_scan=True)
         lowest = next(n for n, run in enumerate(runs) if run[0].memory is not None)
         return runs[:lowest], runs[lowest][0]
 
-    def _again(self, block: Block, method: Callable) -> Callable:
-        """Returns a method of a block, of which remat keeps nothing but the inputs."""
+    def _remat(self, block: Block, method: Callable) -> Callable:
+        """Returns a block's method, rematerialized if so configured."""
         if not self.layout.compute.remat:
             return functools.partial(method, block)
         graph, params = nnx.split(block)
-        again = jax.checkpoint(
-            lambda params, *given: method(nnx.merge(graph, params), *given)
+        run = jax.checkpoint(
+            lambda params, *args: method(nnx.merge(graph, params), *args)
         )
-        return functools.partial(again, params)
+        return functools.partial(run, params)
 
     def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
         """Returns the stream after a run of blocks without memory."""
         if len(blocks) == 1:
-            run = self._again(blocks[0], Block.__call__)
+            run = self._remat(blocks[0], Block.__call__)
             return run(x, positions, mask, None, None, None)[0]
         graph = nnx.graphdef(blocks[0])
         params = [nnx.as_pure(nnx.state(block)) for block in blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
         def step(x, params):
-            run = self._again(nnx.merge(graph, params), Block.__call__)
+            run = self._remat(nnx.merge(graph, params), Block.__call__)
             x, _, _ = run(x, positions, mask, None, None, None)
             return self.layout.constrain(x, BATCH), None
 

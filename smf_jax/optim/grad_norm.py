@@ -8,51 +8,48 @@ from jaxtyping import Array, Float, PyTree
 from smf_jax.optim.methods import is_table
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
-ROWS_PER_CHUNK = 2048  # of 1,024 floats they are 8 MiB
+ROWS_PER_CHUNK = 2048  # of 1,024 floats: 8 MiB
 
 
 def global_norm(grads: PyTree, layout: MeshLayout = ONE_DEVICE) -> Float[Array, ""]:
-    """Returns the Euclidean norm over all leaves of a gradient.
-
-    Tables are summed chunk by chunk: their squares would be an array as large.
-    """
+    """Returns the Euclidean norm over all leaves of a gradient."""
 
     def squares(path, leaf):
-        if is_table(path):
-            return _sum_of_squares(layout, leaf)
-        return jnp.square(leaf).sum()
+        return (
+            _table_squares(layout, leaf) if is_table(path) else jnp.square(leaf).sum()
+        )
 
     return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map_with_path(squares, grads))))
 
 
-def _sum_of_squares(
+def _table_squares(
     layout: MeshLayout, table: Float[Array, "rows value_dim"]
 ) -> Float[Array, ""]:
-    def in_chunks(table):
-        size = min(ROWS_PER_CHUNK, len(table))
-
-        # Column by column: a CPU takes three times as long to sum all in one.
-        def add(number, total):
-            rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
-            return total + jnp.square(rows).sum(0)
-
-        chunks = len(table) // size
-        total = jax.lax.fori_loop(0, chunks, add, jnp.zeros(table.shape[1]))
-        return (total + jnp.square(table[chunks * size :]).sum(0)).sum()
-
     def local(table):
         on_cpu = layout.platform == "cpu"
-        total = in_chunks(table) if on_cpu else jnp.square(table).sum()
-        if layout.mesh is None:
-            return total
+        total = _sum_in_chunks(table) if on_cpu else jnp.square(table).sum()
         columns = ("model",) if layout.table_split == "columns" else ()
-        return jax.lax.psum(total, (*layout.row_axes, *columns))
+        return layout.psum(total, (*layout.row_axes, *columns))
 
     return layout.shard_map(local, (layout.table_spec,), PartitionSpec())(table)
 
 
+def _sum_in_chunks(table):
+    """Sums squares without an array of them as large as the table."""
+    size = min(ROWS_PER_CHUNK, len(table))
+
+    # By column: a CPU takes three times as long for one sum.
+    def add(number, total):
+        rows = jax.lax.dynamic_slice_in_dim(table, number * size, size)
+        return total + jnp.square(rows).sum(0)
+
+    chunks = len(table) // size
+    total = jax.lax.fori_loop(0, chunks, add, jnp.zeros(table.shape[1]))
+    return (total + jnp.square(table[chunks * size :]).sum(0)).sum()
+
+
 def clip(grads: PyTree, norm: Float[Array, ""], max_norm: float | None) -> PyTree:
-    """Returns a gradient of global norm `norm` scaled to `max_norm`, if it is longer.
+    """Returns a gradient of global norm `norm`, scaled down to `max_norm` if above it.
 
     Source: Pascanu et al. 2013, arXiv:1211.5063.
     """

@@ -1,4 +1,4 @@
-"""Finetuning methods as values: which parameters, which optimizer, which rows."""
+"""Methods as values: trainable parameters, optimizer, selection of slots."""
 
 import functools
 from collections.abc import Callable
@@ -13,17 +13,16 @@ from smf_jax.config import OptimConfig
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
 from smf_jax.optim.muon import muon
-from smf_jax.slots.select import Score, scorer
+from smf_jax.slots.select import SCORERS, Score
 
-ADAM_B2 = 0.95  # as large language models are trained; 0.999 averages a whole demo
+ADAM_B2 = 0.95  # usual for language models; 0.999 would average over the whole demo
 
 
 def _is_memory_param(path: tuple, leaf: Any) -> bool:
     return not {"memory", "memory_scale", "values"}.isdisjoint(path)
 
 
-# The trainable parameters of a method, as a filter of `nnx.split`; all others are
-# frozen.
+# The trainable parameters of each method, as a filter for `nnx.split`
 TRAINABLE = {
     "full": nnx.Param,
     "lora": LoRAParam,
@@ -33,79 +32,76 @@ TRAINABLE = {
 
 
 class Method(NamedTuple):
-    """What a training step needs to know of a method; it never asks for its name."""
+    """What a training step needs to know of a method."""
 
     trainable: type[nnx.Param] | Callable[[tuple, Any], bool]  # one of TRAINABLE
     tx: optax.GradientTransformationExtraArgs
-    score: Score | None  # ranks slots; None: whole parameters are updated
-    top_t: int  # slots written a step and table, where there is a score
-    max_grad_norm: float | None = None  # of the gradient of trainable parameters
+    score: Score | None  # scores slots; None: whole parameters are updated
+    top_t: int  # slots written per step and table, if slots are scored
+    max_grad_norm: float | None = None  # None: no clipping
 
 
 def make_method(
     config: OptimConfig, steps: int, values_lr_scale: float = 1.0
 ) -> Method:
-    """Returns the method that a configuration names, for a run of so many steps."""
-    trainable, max_norm = TRAINABLE[config.method], config.max_grad_norm
-    tx = optimizer(config, steps, values_lr_scale)
-    if config.method == "smf":
-        return Method(trainable, tx, scorer(config.select), config.top_t, max_norm)
-    return Method(trainable, tx, None, 0, max_norm)
+    """Returns the method of a configuration, for a run of `steps` steps."""
+    is_smf = config.method == "smf"
+    return Method(
+        TRAINABLE[config.method],
+        optimizer(config, steps, values_lr_scale),
+        SCORERS[config.select] if is_smf else None,
+        config.top_t if is_smf else 0,
+        config.max_grad_norm,
+    )
 
 
 def optimizer(
     config: OptimConfig, steps: int, values_lr_scale: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns SGD, AdamW or Muon on the schedule.
+    """Returns SGD, AdamW or Muon with the learning-rate schedule.
 
-    Updates of memory tables are multiplied by `values_lr_scale`: few tokens read each
-    row, and it has to learn from them. Tables decay only where rows are selected.
+    Updates of tables are multiplied by `values_lr_scale`, as few tokens read each row.
+    Tables decay only where rows are selected.
 
     Source: Lample et al. 2019, arXiv:1907.05242, for a learning rate of the values.
     """
-    tx = _optimizer(config, steps)
+    rate, decay = schedule(config, steps), config.weight_decay
+    mask = functools.partial(_decay_mask, tables=config.method == "smf")
+    match config.optimizer:
+        case "sgd":
+            tx = optax.sgd(rate)
+        case "adamw":
+            tx = optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=mask)
+        case "muon":
+            tx = muon(rate, decay, mask, ADAM_B2)
     if values_lr_scale != 1:
         tx = optax.chain(tx, _scale_values(values_lr_scale))
     return optax.with_extra_args_support(tx)
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Returns the learning rate of each of `steps` steps."""
-    peak, end = config.learning_rate, config.learning_rate * config.end_lr_fraction
+    """Returns the learning rate as a function of the step."""
+    peak, end_fraction = config.learning_rate, config.end_lr_fraction
     decay_steps = steps - config.warmup_steps
     match config.schedule:
         case "constant":
             after = optax.constant_schedule(peak)
         case "linear":
-            after = optax.linear_schedule(peak, end, decay_steps)
+            after = optax.linear_schedule(peak, peak * end_fraction, decay_steps)
         case "cosine":
-            after = optax.cosine_decay_schedule(
-                peak, decay_steps, config.end_lr_fraction
-            )
+            after = optax.cosine_decay_schedule(peak, decay_steps, end_fraction)
     if config.warmup_steps == 0:
         return after
-    # Above 0 at the first step, which would be wasted otherwise.
+    # Starts above 0, so that the first step is not wasted.
     warmup = optax.linear_schedule(
         peak / config.warmup_steps, peak, config.warmup_steps - 1
     )
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def _optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    rate, decay = schedule(config, steps), config.weight_decay
-    mask = functools.partial(_decay_mask, tables=config.method == "smf")
-    match config.optimizer:
-        case "sgd":
-            return optax.sgd(rate)
-        case "adamw":
-            return optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=mask)
-        case "muon":
-            return muon(rate, decay, mask, ADAM_B2)
-
-
 def _decay_mask(params: PyTree, tables: bool) -> PyTree:
-    # Norm scales and biases are vectors, and decay would not regularize them. Most rows
-    # of a table are not read in a step, and would fade.
+    # Not vectors, which are norm scales and biases, nor tables updated densely, whose
+    # rows are mostly not read in a step and would vanish.
     def decays(path, leaf):
         return leaf.ndim > 1 and (tables or not is_table(path))
 
@@ -114,23 +110,23 @@ def _decay_mask(params: PyTree, tables: bool) -> PyTree:
 
 def map_state(
     tx: optax.GradientTransformation,
-    of_param: Callable[..., Any],
+    on_param: Callable[..., Any],
     state: optax.OptState,
     *params: PyTree,
     otherwise: Callable[[Any], Any],
 ) -> PyTree:
-    """Maps over an optimizer's state, parameter by parameter.
+    """Maps over an optimizer's state.
 
-    `of_param` is given a leaf of the state that belongs to a parameter, and that
-    parameter's leaves of `params`; `otherwise` maps state shared by all parameters.
+    `on_param` maps a leaf that belongs to a parameter, given that parameter's leaves of
+    `params` as well; `otherwise` maps leaves shared by all parameters.
     """
 
-    def is_masked(leaf):  # as with Muon, which leaves some parameters to Adam
+    def is_masked(leaf):  # as in Muon, which leaves some parameters to Adam
         return isinstance(leaf, optax.MaskedNode)
 
     return optax.tree.map_params(
         tx,
-        lambda leaf, *of: leaf if is_masked(leaf) else of_param(leaf, *of),
+        lambda leaf, *rest: leaf if is_masked(leaf) else on_param(leaf, *rest),
         state,
         *params,
         transform_non_params=otherwise,
@@ -139,7 +135,7 @@ def map_state(
 
 
 def is_table(path: tuple) -> bool:
-    """Returns whether a parameter is a memory's value table, given its JAX key path."""
+    """Returns whether a parameter is a table of values, given its JAX key path."""
     return getattr(path[0], "key", None) == "values"
 
 

@@ -13,12 +13,12 @@ from smf_jax.sharding import ONE_DEVICE, MeshLayout
 
 
 class RowUpdate(NamedTuple):
-    """What an optimizer makes of the gradients of selected rows."""
+    """An optimizer's update of selected rows."""
 
-    updates: PyTree  # [top_t, ...] of each leaf, to be added to the rows
+    updates: PyTree  # [top_t, ...] of each leaf
     rows: PyTree  # [top_t, ...] of each leaf: the rows with the updates added
-    state: optax.OptState  # in which only those rows have changed
-    slots: PyTree  # the selected ones, or none if nothing may change
+    state: optax.OptState  # changed in the selected rows alone
+    slots: PyTree  # to write the rows to: the selected ones, or padding
     allowed: Bool[Array, ""] | None
 
 
@@ -34,72 +34,56 @@ def update_rows(
 ) -> RowUpdate:
     """Runs `inner` on selected rows; `kernels.table_rows.put_rows` writes the result.
 
-    `inner` sees only those rows: its weight decay and moments touch them alone. State
-    shared between rows, such as Adam's step count, advances every step, so a row first
+    `inner` sees only those rows, so its weight decay and moments touch no others. State
+    shared by all rows, such as Adam's step count, advances every step, so a row first
     selected late gets little bias correction.
 
     Args:
-      inner: Any optimizer, initialised on the whole of `params`.
+      inner: Any optimizer, initialized with all of `params`.
       row_grads: Gradients [top_t, ...] of the selected rows of each leaf.
       state: The optimizer's state.
       params: Tables [num_slots, ...].
       slots: The selected rows of each leaf, all different; ids of num_slots or more
         are padding.
-      allowed: Whether anything may change. If given, nothing changes either where a
-        new row would not be finite.
-      layout: Devices of the tables and of the state shaped like them.
+      allowed: Whether anything may change; None skips the test that new rows are
+        finite, without which nothing changes either.
+      layout: The devices.
       extra_args: For `inner`.
     """
-    take = functools.partial(take_rows, layout)
-
-    def put(new, leaf, slots):
-        return put_rows(layout, leaf, slots, new)
-
     inner = optax.with_extra_args_support(inner)
-    is_row = optax.tree.map_params(
-        inner, lambda _: True, state, transform_non_params=lambda _: False
-    )
+    take = functools.partial(take_rows, layout)
+    before = jax.tree.map(take, params, slots)
+    row_state = optax.tree.map_params(inner, take, state, slots)
+    updates, row_state = inner.update(row_grads, row_state, before, **extra_args)
+    rows = optax.apply_updates(before, updates)
+    if allowed is not None:
+        allowed &= all_finite(rows)
+        slots = jax.tree.map(functools.partial(_slots_if, allowed), slots, params)
+    # False for state shared by all rows
     slots_of = optax.tree.map_params(
         inner,
         lambda _, slots: slots,
         state,
         slots,
-        transform_non_params=lambda leaf: leaf,
+        transform_non_params=lambda _: False,
     )
 
-    def on_rows(function, *trees):
-        def apply(is_row, leaf, *rest):
-            return function(leaf, *rest) if is_row else leaf
+    def put(slots, new, old):
+        if slots is False:
+            return new if allowed is None else jnp.where(allowed, new, old)
+        return put_rows(layout, old, slots, new)
 
-        return jax.tree.map(apply, is_row, *trees)
-
-    before = jax.tree.map(take, params, slots)
-    updates, row_state = inner.update(
-        row_grads, on_rows(take, state, slots_of), before, **extra_args
-    )
-    rows = optax.apply_updates(before, updates)
-    if allowed is not None:
-        allowed &= all_finite(rows)
-        if_allowed = functools.partial(_slots_if, allowed)
-        slots = jax.tree.map(if_allowed, slots, params)
-        slots_of = on_rows(if_allowed, slots_of, state)
-        row_state = jax.tree.map(
-            lambda is_row, new, old: new if is_row else jnp.where(allowed, new, old),
-            is_row,
-            row_state,
-            state,
-        )
-    state = on_rows(put, row_state, state, slots_of)
+    state = jax.tree.map(put, slots_of, row_state, state)
     return RowUpdate(updates, rows, state, slots, allowed)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Returns whether every number is finite."""
+    """Returns whether all elements are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _slots_if(allowed, slots, table):
-    # Padding ids write nothing; selecting between two tables would copy them.
+    # Padding writes nothing; a choice between two tables would copy them.
     padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)
     return jnp.where(allowed, slots, padding)
 
@@ -107,14 +91,14 @@ def _slots_if(allowed, slots, table):
 def only_rows(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Confines any optimizer to the rows named at each step, by `update_rows`.
+    """Confines any optimizer to the rows selected at each step, by `update_rows`.
 
     `update(updates, state, params, slots=...)` takes the selected rows, all different,
     as one array for every leaf; ids past the last row are padding. All other rows keep
     their optimizer state, bit for bit, and get an update of 0. A leaf of `updates` is
-    the dense gradient, of the shape of its parameter, or compact, with one row for each
-    of `slots`; the update comes back in the same form. (Adding a dense 0 turns -0.0
-    into 0.0; `table.at[slots].add(update, mode="drop")` adds a compact one.)
+    either the dense gradient, with the shape of its parameter, or compact, with one row
+    for each of `slots`; its update has the same form. (Adding a dense 0 turns -0.0 into
+    0.0; `table.at[slots].add(update, mode="drop")` adds a compact update.)
     """
 
     def update(
@@ -126,25 +110,18 @@ def only_rows(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
-            raise ValueError(
-                "only_rows needs params: it tells rows from tables by them"
-            )
-
-        def is_dense(leaf, param):
-            return leaf.shape == param.shape
+            raise ValueError("only_rows needs params, to tell rows from tables")
 
         def to_rows(leaf, param):
-            if not is_dense(leaf, param):
-                return leaf
-            return leaf.at[slots].get(mode="fill", fill_value=0)
+            is_dense = leaf.shape == param.shape
+            return take_rows(ONE_DEVICE, leaf, slots) if is_dense else leaf
 
-        def to_given_form(row, leaf, param):
-            if not is_dense(leaf, param):
-                return row
-            zeros = jnp.zeros_like(param)
-            return zeros.at[slots].set(row, mode="drop", unique_indices=True)
+        def to_original_form(rows, leaf, param):
+            if leaf.shape != param.shape:
+                return rows
+            return put_rows(ONE_DEVICE, jnp.zeros_like(param), slots, rows)
 
-        moved = update_rows(
+        update = update_rows(
             inner,
             jax.tree.map(to_rows, updates, params),
             state,
@@ -152,6 +129,7 @@ def only_rows(
             jax.tree.map(lambda _: slots, params),
             **extra_args,
         )
-        return jax.tree.map(to_given_form, moved.updates, updates, params), moved.state
+        updates = jax.tree.map(to_original_form, update.updates, updates, params)
+        return updates, update.state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

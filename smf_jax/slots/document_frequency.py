@@ -1,7 +1,6 @@
-"""How many background documents read each slot, and the file that records it."""
+"""The document frequency of slots in a background corpus, and its file."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,15 +8,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
 
-from smf_jax.atomic import write_atomic
-from smf_jax.config import ConfigError, require
+from smf_jax.config import require
+from smf_jax.slots import tensor_file
 
 
 class Background(NamedTuple):
-    """What slot selection compares a batch with; a document is one background batch."""
+    """The background of slot selection; a document is one background batch."""
 
     document_frequency: Int[Array | np.ndarray, "tables num_slots"]
     num_documents: int | Int[Array, ""]
@@ -46,23 +43,19 @@ def collect(documents: Iterable[Bool[Array, "tables num_slots"]]) -> Background:
 
 
 def selectable_slots(background: Background) -> list[int]:
-    """Returns how many slots of each table at least one document does not read.
+    """Returns how many slots of each table TF-IDF can select.
 
-    The inverse document frequency of all others is 0, so TF-IDF never selects them.
+    The inverse document frequency of a slot that every document reads is 0.
     """
     below = background.document_frequency < background.num_documents
     return below.sum(axis=1).tolist()
 
 
 def save(path: Path, background: Background, provenance: Provenance) -> None:
-    """Writes a background as safetensors, atomically."""
-    metadata = {
-        "num_documents": background.num_documents,
-        **provenance._asdict(),
-        "content_hash": _file_hash(background, provenance),
-    }
-    tensors = {"document_frequency": background.document_frequency}
-    write_atomic(path, serialize(tensors, {"background": json.dumps(metadata)}))
+    """Writes a background to a file, atomically."""
+    arrays = {"document_frequency": background.document_frequency}
+    count = {"num_documents": background.num_documents}
+    tensor_file.save(path, "usage", arrays, count | provenance._asdict())
 
 
 def content_hash(background: Background) -> str:
@@ -71,11 +64,6 @@ def content_hash(background: Background) -> str:
     digest = hashlib.sha256(repr((frequency.shape, background.num_documents)).encode())
     digest.update(frequency.tobytes())
     return digest.hexdigest()
-
-
-def _file_hash(background: Background, provenance: Provenance) -> str:
-    text = f"{content_hash(background)} {tuple(provenance)!r}"
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Background:
@@ -87,31 +75,16 @@ def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Backgr
     require(
         path.is_file(), f"{path} does not exist: run `smf usage {path.parent}` first"
     )
-    try:
-        with safe_open(path, framework="np") as file:
-            frequency = file.get_tensor("document_frequency")
-            metadata = json.loads(file.metadata()["background"])
-            background = Background(frequency, metadata["num_documents"])
-            provenance = Provenance(
-                tuple(metadata["document_shape"]),
-                metadata["model_hash"],
-                metadata["corpus_hash"],
-            )
-            is_intact = (
-                frequency.dtype == np.int32
-                and _file_hash(background, provenance) == metadata["content_hash"]
-            )
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not a usage file: {error}") from error
-    require(is_intact, f"{path} is damaged: checksum mismatch; run `smf usage` again")
+    arrays, metadata = tensor_file.load(path, "usage")
+    frequency = arrays["document_frequency"]
     require(
         frequency.shape == (num_tables, num_slots),
         f"{path} counts tables of shape {frequency.shape}, but the model's are "
         f"{(num_tables, num_slots)}: run `smf usage` again",
     )
     require(
-        provenance.model_hash == model_hash,
-        f"{path} was collected with model {provenance.model_hash}, not {model_hash}: "
+        metadata["model_hash"] == model_hash,
+        f"{path} was collected with model {metadata['model_hash']}, not {model_hash}: "
         "run `smf usage` again",
     )
-    return background
+    return Background(frequency, metadata["num_documents"])

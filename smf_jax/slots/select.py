@@ -1,7 +1,7 @@
-"""Which slots a batch may write: TF-IDF and its rivals, all of one signature.
+"""Selection of the slots that a batch may write: TF-IDF and its alternatives.
 
-Each rival maps (counts, document_frequency, num_documents) to scores of 0 or more,
-and 0 means "never". What they share: a slot that the batch did not read scores 0.
+Each maps (counts, document_frequency, num_documents) to scores of 0 or more. A slot
+that scores 0, as one that the batch did not read does, is never selected.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
+from smf_jax.kernels.sharded import gather, scatter, token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Score = Callable[[Array, Array, int | Array], Array]
@@ -23,27 +24,25 @@ def count_reads(
     num_slots: int,
     layout: MeshLayout = ONE_DEVICE,
 ) -> Int[Array, " num_slots"]:
-    """Returns how often each slot was read by tokens; padding counts nothing.
+    """Returns how often tokens read each slot, padding excluded.
 
-    On a mesh tokens are [..., batch, seq], and counts are split as slots are.
+    On a mesh, tokens are [..., batch, seq], and counts are split as slots are.
     """
     ones = jnp.broadcast_to(is_token[..., None], slots.shape).astype(jnp.int32)
 
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
-        if layout.mesh is None:
-            return counts
-        if BATCH[0] not in layout.row_axes:
-            counts = jax.lax.psum(counts, BATCH)
+        if BATCH[0] in layout.row_axes:
+            counts = scatter(counts, BATCH, 0)
         else:
-            counts = jax.lax.psum_scatter(counts, BATCH, tiled=True)
+            counts = layout.psum(counts, BATCH)
         if "model" not in layout.row_axes:
             return counts
-        held = len(counts) // layout.axis_size("model")
-        first = jax.lax.axis_index("model") * held
-        return jax.lax.dynamic_slice_in_dim(counts, first, held)
+        size = len(counts) // layout.axis_size("model")
+        start = jax.lax.axis_index("model") * size
+        return jax.lax.dynamic_slice_in_dim(counts, start, size)
 
-    tokens = PartitionSpec(*(None,) * (slots.ndim - 3), BATCH)
+    tokens = token_spec(slots)
     split = PartitionSpec(layout.row_axes or None)
     return layout.shard_map(local, (tokens, tokens), split)(slots, ones)
 
@@ -53,7 +52,7 @@ def tfidf(
     document_frequency: Int[Array, " num_slots"],
     num_documents: int | Int[Array, ""],
 ) -> Float[Array, " num_slots"]:
-    """Scores how far a batch's reads of each slot stand out from the background.
+    """Scores how specific each slot's reads are to the batch.
 
         counts[i] / sum(counts) * log((num_documents + 1) / (document_frequency[i] + 1))
 
@@ -62,11 +61,11 @@ def tfidf(
     Args:
       counts: Reads of each slot by this batch.
       document_frequency: Background batches that read the slot at least once.
-      num_documents: Background batches in all.
+      num_documents: Number of background batches.
 
     Returns:
-      Scores in nats, 0 or more: 0 for a slot this batch did not read, and for one
-      that every background batch reads.
+      Scores in nats: 0 for a slot that this batch did not read, and for one that every
+      background batch reads.
 
     Source: Lin et al. 2025, arXiv:2510.15103.
     """
@@ -86,7 +85,7 @@ def tf(counts: Array, document_frequency: Array, num_documents: int | Array) -> 
 
 
 def idf(counts: Array, document_frequency: Array, num_documents: int | Array) -> Array:
-    """Scores each slot that was read by how rare it is in the background."""
+    """Scores each slot that was read by its rarity in the background."""
     rarity = _inverse_frequency(document_frequency, num_documents)
     return jnp.where(counts > 0, rarity, 0)
 
@@ -94,10 +93,10 @@ def idf(counts: Array, document_frequency: Array, num_documents: int | Array) ->
 def random(
     counts: Array, document_frequency: Array, num_documents: int | Array
 ) -> Array:
-    """Scores the slots that were read at random: a control.
+    """Scores the slots that were read at random, as a control.
 
-    The draw depends on `counts` alone, so that it differs from batch to batch and
-    is the same on every host.
+    The seed is computed from `counts`, so it differs from batch to batch and is the
+    same on every host.
     """
     del document_frequency, num_documents
     odd = 2 * jnp.arange(len(counts), dtype=jnp.uint32) + 1
@@ -109,7 +108,7 @@ def random(
 def all_read(
     counts: Array, document_frequency: Array, num_documents: int | Array
 ) -> Array:
-    """Scores every slot that was read alike: a control, with top_t = num_slots."""
+    """Scores all slots that were read alike: a control, with top_t = num_slots."""
     del document_frequency, num_documents
     return (counts > 0).astype(jnp.float32)
 
@@ -132,50 +131,39 @@ def kl(counts: Array, document_frequency: Array, num_documents: int | Array) -> 
     return jnp.where(counts > 0, jnp.maximum(terms, 0), 0)
 
 
-def scorer(name: Selector) -> Score:
-    """Returns the function that a configuration names."""
-    match name:
-        case "tfidf":
-            return tfidf
-        case "tf":
-            return tf
-        case "idf":
-            return idf
-        case "random":
-            return random
-        case "all":
-            return all_read
-        case "kl":
-            return kl
+SCORERS: dict[Selector, Score] = {
+    "tfidf": tfidf,
+    "tf": tf,
+    "idf": idf,
+    "random": random,
+    "all": all_read,
+    "kl": kl,
+}
 
 
 def top_slots(
-    scores: Float[Array, " num_slots"],
-    top_t: int,
-    layout: MeshLayout = ONE_DEVICE,
+    scores: Float[Array, " num_slots"], top_t: int, layout: MeshLayout = ONE_DEVICE
 ) -> Int[Array, " top_t"]:
-    """Returns the slots of highest score, best first, ties to the lower slot.
+    """Returns the slots with the highest scores, best first, ties to the lower slot.
 
-    Where fewer than `top_t` score above 0, the rest are ids from num_slots on, all
-    different, which stand for no slot: row writes drop them. On a mesh scores are
-    split as slots are: each device ranks its own, and all rank the best of each.
+    If fewer than `top_t` score above 0, the rest is padding: different ids of num_slots
+    or more, which writes of rows drop. On a mesh, scores are split as slots are: each
+    device ranks its own, and then all rank the best of each.
     """
 
     def local(scores):
         best, slots = jax.lax.top_k(scores, min(top_t, len(scores)))
         axes = layout.row_axes
-        if layout.mesh is None or not axes:
+        if not axes:
             return best, slots
         slots = slots + jax.lax.axis_index(axes) * len(scores)
-        # In the order of the devices, so of slots: ties still go to the lower one.
-        best, slots = (
-            jax.lax.all_gather(leaf, axes, tiled=True) for leaf in (best, slots)
-        )
-        best, places = jax.lax.top_k(best, top_t)
-        return best, slots[places]
+        # In the order of devices, and so of slots: ties still go to the lower one.
+        best, slots = (gather(leaf, axes, 0) for leaf in (best, slots))
+        best, index = jax.lax.top_k(best, top_t)
+        return best, slots[index]
 
-    everywhere = PartitionSpec()
+    replicated = PartitionSpec()
     split = PartitionSpec(layout.row_axes or None)
-    best, slots = layout.shard_map(local, (split,), (everywhere,) * 2)(scores)
-    nothing = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
-    return jnp.where(best > 0, slots, nothing)
+    best, slots = layout.shard_map(local, (split,), (replicated,) * 2)(scores)
+    padding = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
+    return jnp.where(best > 0, slots, padding)

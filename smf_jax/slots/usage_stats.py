@@ -1,28 +1,28 @@
-"""How evenly the slots of a table are read: what a table that was added must show."""
+"""How evenly the slots of a table are read, which shows whether a new one works."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-HUB = 100  # times an even share of the reads makes a slot a hub
-CROWDED = 0.5  # share of the reads on the top 1 % that calls for a warning
+HUB = 100  # times an even share of the reads, from which on a slot is a hub
+CROWDED = 0.5  # share of the reads on the top 1 % that is worth a warning
 
 
 class UsageStats(NamedTuple):
-    """How a text reads one table; shares lie between 0 and 1."""
+    """The reads of one table by a corpus; shares are between 0 and 1."""
 
-    read: float  # share of the slots that are read at all
-    kl_to_uniform: float  # KL(reads || even reads) in nats; 0 is perfectly even
-    top_percent: float  # share of the reads on the 1 % of slots that are read most
+    read: float  # share of slots that are read at all
+    kl_to_uniform: float  # KL(reads || uniform) in nats; 0 is perfectly even
+    top_percent: float  # share of reads on the most read 1 % of slots
     dead: int  # slots that are never read
-    hubs: int  # slots that take at least HUB times an even share
+    hubs: int  # slots with at least HUB times an even share of the reads
 
 
 def usage_stats(counts: Int[np.ndarray, " num_slots"]) -> UsageStats:
-    """Returns how evenly slots are read, given how often each of them is.
+    """Returns how evenly slots are read, given the reads of each.
 
-    How many slots are dead depends on the length of the text: compare equal ones.
+    Dead slots depend on the length of the corpus: compare equal lengths.
 
     Raises:
       ValueError: Nothing was read.

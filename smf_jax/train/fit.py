@@ -80,14 +80,8 @@ def fit(
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
     finished run has all its files. The yielded state is donated to the next step.
 
-    Args:
-      run: Where checkpoints and metrics are written.
-      config: Steps, and when to log and save.
-      training: From `prepare`; its state is donated to the first step.
-      batches: An endless iterator; a resumed run continues where it was.
-      records: The ids that `Batch.records` indexes, to name those of bad batches.
-      background: Of a method that selects slots.
-      eval_every: Steps between two evaluations.
+    `batches` is endless, and of a resumed run continues where it was; `records` are
+    the ids that `Batch.records` indexes; methods that select slots need a `background`.
 
     Raises:
       Interrupted: A signal asked to stop, and the run was saved.
@@ -96,8 +90,9 @@ def fit(
     """
     _, step, state, frozen, *_ = training
     done, last = run.start or 0, config.steps
-    parts = config.grad_accum_steps
-    shard = functools.partial(training.layout.shard_batch, parts=parts)
+    shard = functools.partial(
+        training.layout.shard_batch, parts=config.grad_accum_steps
+    )
     streaks = run.progress.get("streaks") or no_streaks()
     if run.start is not None:
         batches.set_state(run.progress["data"])

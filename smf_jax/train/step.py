@@ -49,13 +49,13 @@ def make_step(
       ValueError: `balance_weight` is set for a method that selects rows, or together
         with gradient accumulation.
     """
-    if balance_weight and (method.score is not None or grad_accum_steps > 1):
+    weight = balance_weight if memory is not None else 0.0
+    if weight and (method.score is not None or grad_accum_steps > 1):
         raise ValueError(
             f"balance_weight={balance_weight} needs a method without slot selection "
             f"and grad_accum_steps=1, not {grad_accum_steps}: the balance loss of a "
             "batch is not the sum of those of its parts"
         )
-    weight = balance_weight if memory is not None else 0.0
     dense = functools.partial(dense_step, balance_weight=weight)
     update = dense if method.score is None else smf_step
     spec = StepSpec(graph, memory, method, layout)

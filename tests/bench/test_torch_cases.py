@@ -8,8 +8,7 @@ import pytest
 
 from smf_jax.bench import lookup, steps
 from smf_jax.config import ComputeConfig
-from smf_jax.kernels.sharded import product_key_top_k
-from smf_jax.sharding import ONE_DEVICE
+from smf_jax.kernels.product_key import product_key_top_k
 from tests.bench.test_bench import CONFIG
 from tests.torch_models import require_torch
 
@@ -25,7 +24,7 @@ def test_both_rank_the_same_slots():
     query, keys = lookup.draw_keys(CONFIG)
 
     arrays = map(jnp.asarray, (query, keys))
-    want, _ = product_key_top_k(ONE_DEVICE, *arrays, 3)
+    want, _ = product_key_top_k(*arrays, 3)
     got, _ = torch_baseline.product_key_top_k(
         torch.as_tensor(query), torch.as_tensor(keys), 3
     )

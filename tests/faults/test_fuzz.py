@@ -180,7 +180,9 @@ def usage_file(path):
 
 
 def patch_file(path):
-    rows = patch.Rows(np.array([1, 4], np.int32), np.zeros((2, 3)), np.ones((2, 3)))
+    rows = patch.TableDiff(
+        np.array([1, 4], np.int32), np.zeros((2, 3)), np.ones((2, 3))
+    )
     patch.save(path, patch.Patch((rows,), "base"))
 
 

@@ -10,20 +10,17 @@ from hypothesis.extra.numpy import arrays
 
 from smf_jax.kernels import product_key
 from smf_jax.kernels.product_key import (
-    GROUP,
-    WAYS,
+    ALGORITHMS,
+    GROUP_SIZE,
     _largest_by_groups,
-    _rank,
-    candidate_pairs,
+    product_key_top_k,
 )
 from tests.reference import product_key as reference
 
 HEADS, NUM_KEYS, HALF = 3, 5, 4
 QUERY, KEYS = (6, HEADS, 2, HALF), (HEADS, 2, NUM_KEYS, HALF)
-product_key_top_k = functools.partial(
-    product_key.product_key_top_k, platform=jax.default_backend()
-)
-compiled = jax.jit(product_key_top_k, static_argnums=2)
+every_platform = pytest.mark.parametrize("platform", ALGORITHMS)
+compiled = jax.jit(product_key_top_k, static_argnums=(2, 3))
 
 
 def normal(seed, shape):
@@ -35,19 +32,20 @@ def whole_numbers(shape):
     return arrays(np.float32, shape, elements=st.integers(-2, 2).map(float))
 
 
-@given(whole_numbers(QUERY[1:]), whole_numbers(KEYS), st.sampled_from([1, 3, NUM_KEYS]))
-def test_the_best_slots_are_those_of_a_search_over_all_pairs(query, keys, top_k):
+@every_platform
+@given(whole_numbers(QUERY), whole_numbers(KEYS), st.sampled_from([1, 3, NUM_KEYS]))
+def test_the_best_slots_are_those_of_a_search_over_all_pairs(
+    platform, query, keys, top_k
+):
     want_slots, want_scores = reference.top_k(query, keys, top_k)
 
-    got_slots, got_scores = compiled(query, keys, top_k)
+    got_slots, got_scores = compiled(query, keys, top_k, platform)
 
     np.testing.assert_array_equal(got_slots, want_slots)
     np.testing.assert_array_equal(got_scores, want_scores)
 
 
-@pytest.mark.parametrize(
-    ("batch", "top_k"), [((), 1), ((6,), 3), ((4, 1), NUM_KEYS), ((2, 1, 7), 3)]
-)
+@pytest.mark.parametrize(("batch", "top_k"), [((), 1), ((2, 1, 7), 3)])
 def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
     query, keys = normal(0, (*batch, HEADS, 2, HALF)), normal(1, KEYS)
     want_slots, want_scores = reference.top_k(query, keys, top_k)
@@ -59,43 +57,30 @@ def test_any_batch_axes_give_the_slots_of_a_search_over_all_pairs(batch, top_k):
     np.testing.assert_allclose(got_scores, want_scores, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 6, 7])  # in blocks of at most 2
-def test_blocks_of_tokens_give_what_all_at_once_give(monkeypatch, tokens):
+@pytest.mark.parametrize(
+    ("tokens", "chunk", "top_k"), [(1, 2, 3), (7, 2, 3), (6, 6, NUM_KEYS)]
+)
+def test_scores_carry_the_gradient_of_the_keys_they_select(
+    monkeypatch, tokens, chunk, top_k
+):
     query, keys = normal(0, (tokens, *QUERY[1:])), normal(1, KEYS)
-    cotangent = normal(2, (tokens, HEADS, 3))
+    cotangent = normal(2, (tokens, HEADS, top_k))
+    want_slots, _ = reference.top_k(query, keys, top_k)
+    want = reference.score_gradients(query, keys, want_slots, cotangent)
+    scores = chunk * HEADS * 2 * NUM_KEYS
+    monkeypatch.setattr(product_key, "SCORES_PER_CHUNK", scores)
 
     def total(query, keys):
-        slots, scores = product_key_top_k(query, keys, 3)
+        slots, scores = product_key_top_k(query, keys, top_k)
         return (scores * cotangent).sum(), slots
 
-    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
-    want, want_slots = jax.jit(gradient)(query, keys)
-    monkeypatch.setattr(product_key, "SCORES_PER_BLOCK", 2 * HEADS * 2 * NUM_KEYS)
-
-    got, slots = jax.jit(lambda *given: gradient(*given))(query, keys)
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    got, slots = gradient(query, keys)
 
     np.testing.assert_array_equal(slots, want_slots)
-    # float32 sums of up to 7 tokens of size 1, in another order
+    # float32 sums of up to 30 products of size 1
     np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-5)
-
-
-def test_compiling_changes_no_slot():
-    query, keys = normal(0, QUERY), normal(1, KEYS)
-
-    want, _ = product_key_top_k(query, keys, 3)
-    got, _ = compiled(query, keys, 3)
-
-    np.testing.assert_array_equal(got, want)
-
-
-def test_equal_keys_give_the_lowest_slots():
-    query, keys = np.ones(QUERY, np.float32), np.ones(KEYS, np.float32)
-
-    slots, scores = compiled(query, keys, 4)
-
-    np.testing.assert_array_equal(slots, np.broadcast_to([0, 1, 2, 3], slots.shape))
-    np.testing.assert_array_equal(scores, np.full(scores.shape, 2 * HALF))
 
 
 def test_a_tie_goes_to_the_lower_slot_and_not_to_the_better_first_half():
@@ -106,35 +91,6 @@ def test_a_tie_goes_to_the_lower_slot_and_not_to_the_better_first_half():
     slots, _ = compiled(query, keys, 2)
 
     assert slots.tolist() == [[2, 0]]
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 5, 32])
-def test_a_pair_of_ranks_stays_unless_top_k_pairs_beat_it(top_k):
-    want = {
-        (i, j) for i in range(top_k) for j in range(top_k) if (i + 1) * (j + 1) <= top_k
-    }
-
-    first, second = candidate_pairs(top_k)
-
-    assert set(zip(first.tolist(), second.tolist(), strict=True)) == want
-    assert len(first) == len(want)
-
-
-@pytest.mark.parametrize("top_k", [3, NUM_KEYS])
-def test_scores_carry_the_gradient_of_the_keys_they_chose(top_k):
-    query, keys = normal(0, QUERY), normal(1, KEYS)
-    cotangent = normal(2, (*QUERY[:-2], top_k))
-    slots, _ = reference.top_k(query, keys, top_k)
-    want = reference.score_gradients(query, keys, slots, cotangent)
-
-    def total(query, keys):
-        return (product_key_top_k(query, keys, top_k)[1] * cotangent).sum()
-
-    got = jax.jit(jax.grad(total, argnums=(0, 1)))(query, keys)
-
-    # float32 sums of up to 30 products of size 1
-    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-5)
 
 
 def test_scores_of_bfloat16_keys_are_summed_in_float32():
@@ -148,49 +104,36 @@ def test_scores_of_bfloat16_keys_are_summed_in_float32():
     assert scores.tolist() == [[2 * 259]]
 
 
-@pytest.mark.parametrize("width", [5, GROUP, 3 * GROUP, 3 * GROUP + 7])
+largest_by_groups = jax.jit(_largest_by_groups, static_argnums=1)
+
+
+@pytest.mark.parametrize("width", [5, 3 * GROUP_SIZE, 3 * GROUP_SIZE + 7])
 @given(st.data())
 def test_the_largest_scores_by_groups_are_those_of_top_k(width, data):
     rows = data.draw(whole_numbers((4, width)))
-    top_k = data.draw(st.sampled_from([1, 3, width]))
+    top_k = data.draw(st.sampled_from([3, width]))
     want = jax.lax.top_k(rows, top_k)
 
-    got = jax.jit(_largest_by_groups, static_argnums=1)(rows, top_k)
+    got = largest_by_groups(rows, top_k)
 
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("platform", WAYS)
-@given(whole_numbers((6, HEADS, 2, HALF)), whole_numbers(KEYS))
-def test_every_platform_finds_the_slots_of_a_search_over_all_pairs(
-    platform, query, keys
-):
-    want_slots, want_scores = reference.top_k(query, keys, 3)
-
-    rank = jax.jit(_rank, static_argnums=(2, 3))
-    got_slots, got_scores = rank(query, keys, 3, platform)
-
-    np.testing.assert_array_equal(got_slots, want_slots)
-    np.testing.assert_array_equal(got_scores, want_scores)
-
-
-@pytest.mark.parametrize("platform", WAYS)
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["query", "key"])
-def test_what_is_not_finite_shows_in_scores_of_slots_that_exist(where, wrong, platform):
+@every_platform
+def test_numbers_that_are_not_finite_show_in_scores_of_slots_that_exist(platform):
     query, keys = normal(0, QUERY), normal(1, KEYS)
-    if where == "query":
-        query = query.at[0].set(wrong)
-    else:
-        keys = keys.at[:, 0, 2, 0].set(wrong)
+    rank = functools.partial(compiled, top_k=NUM_KEYS, platform=platform)
 
-    slots, scores = _rank(query, keys, NUM_KEYS, platform)
+    for wrong in (np.nan, np.inf, -np.inf):
+        of_query = rank(query.at[0].set(wrong), keys)
+        of_key = rank(query, keys.at[:, 0, 2, 0].set(wrong))
 
-    assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
-    assert not np.isfinite(scores[0]).all()
-    if np.isnan(wrong) and where == "key":
-        assert np.isnan(scores).all()
+        for slots, scores in (of_query, of_key):
+            assert set(slots.flatten().tolist()) <= set(range(NUM_KEYS**2))
+            assert not np.isfinite(scores[0]).all()
+        if np.isnan(wrong):
+            assert np.isnan(of_key[1]).all()
 
 
 def test_no_tokens_have_no_slots():

@@ -1,3 +1,9 @@
+"""Kernels for row sums equal loops in float64, whatever the platform.
+
+Triton kernels are interpreted on a CPU; on a GPU they are compiled
+(`SMF_TEST_PLATFORM=cuda pytest tests/kernels/test_row_sums.py`).
+"""
+
 import functools
 
 import jax
@@ -5,148 +11,147 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smf_jax.kernels import row_sums
-from smf_jax.kernels.row_sums import TOKENS_PER_BLOCK, selected_rows_gradient
+from smf_jax.kernels import row_sums_gpu, row_sums_xla
+from smf_jax.kernels.row_sums import Kernels, weighted_rows
 from tests.reference import row_sums as reference
 
-weighted_rows = functools.partial(
-    row_sums.weighted_rows, platform=jax.default_backend()
+# Widths: less than a tile, one, one and a part. Tokens that read 9 of 7 slots read some
+# of them twice. With the sizes below, the last shape is in several tiles everywhere.
+SHAPES = {
+    "few": {"num_slots": 7, "value_dim": 5, "batch": (2, 3), "reads": 9},
+    "one token": {"num_slots": 9, "value_dim": 128, "batch": (1,), "reads": 1},
+    "chunks": {"num_slots": 50, "value_dim": 130, "batch": (19,), "reads": 40},
+}
+IS_GPU = jax.default_backend() == "gpu"
+
+
+def bound(module, **options) -> Kernels:
+    functions = (getattr(module, name) for name in Kernels._fields)
+    return Kernels(*(functools.partial(each, **options) for each in functions))
+
+
+KERNELS = {name: bound(row_sums_xla, platform=name) for name in ("cpu", "gpu", "tpu")}
+KERNELS["triton"] = bound(row_sums_gpu, interpret=not IS_GPU)
+every_kernel = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS.keys())
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(row_sums_gpu, "SUM_TILE", (16, 64))
+    monkeypatch.setattr(row_sums_gpu, "MULTIPLY_TILE", (16, 64))
+    monkeypatch.setattr(row_sums_gpu, "COLUMNS", 64)
+    monkeypatch.setattr(row_sums_gpu, "MIN_RUN", 8)
+
+
+def table_gradient(kernels, cotangent, slots, weights, num_slots):
+    function = jax.jit(kernels.table_gradient, static_argnums=3)
+    return function(cotangent, slots, weights, num_slots)
+
+
+def make_reads(dtype, num_slots, value_dim, batch, reads):
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.normal(size=(num_slots, value_dim)), dtype)
+    slots = jnp.asarray(rng.integers(0, num_slots, (*batch, reads)), jnp.int32)
+    weights = jnp.asarray(rng.normal(size=(*batch, reads)), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(*batch, value_dim)), dtype)
+    return values, slots, weights, cotangent
+
+
+def assert_near(got, want, dtype="float32"):
+    # float32 sums of up to 130 products of size 1, at the end rounded to bfloat16
+    rtol = 2**-8 if dtype == "bfloat16" else 0
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rtol, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [*(("float32", shape) for shape in SHAPES), ("bfloat16", "few")],
 )
-NUM_SLOTS, READS, VALUE_DIM = 7, 4, 5  # more reads than slots: slots repeat
-# Tokens: fewer than a block, one block, two and a part; with one and with two axes.
-BATCHES = [(3,), (TOKENS_PER_BLOCK,), (2 * TOKENS_PER_BLOCK + 5,), (2, 11)]
-by_batch = pytest.mark.parametrize("batch", BATCHES, ids=str)
-# float32 sums of up to a hundred products of size 1
-TOLERANCE = {"rtol": 0, "atol": 2e-5}
+@every_kernel
+def test_sums_and_their_gradients_are_those_of_loops(kernels, dtype, shape):
+    values, slots, weights, cotangent = make_reads(dtype, **SHAPES[shape])
+
+    @jax.jit
+    def run(values, slots, weights, cotangent):
+        return (
+            kernels.weighted_rows(values, slots, weights),
+            kernels.weight_gradient(values, slots, cotangent),
+            kernels.table_gradient(cotangent, slots, weights, len(values)),
+        )
+
+    sums, of_weights, of_table = run(values, slots, weights, cotangent)
+
+    assert (sums.dtype, of_weights.dtype, of_table.dtype) == (dtype, "f4", "f4")
+    assert_near(sums, reference.weighted_rows(values, slots, weights), dtype)
+    assert_near(of_weights, reference.weights_gradient(cotangent, slots, values))
+    want = reference.values_gradient(cotangent, slots, weights, len(values))
+    assert_near(of_table, want)
 
 
-def make_reads(batch, seed=0):
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(NUM_SLOTS, VALUE_DIM)).astype(np.float32)
-    slots = rng.integers(0, NUM_SLOTS, (*batch, READS)).astype(np.int32)
-    weights = rng.normal(size=(*batch, READS)).astype(np.float32)
-    cotangent = rng.normal(size=(*batch, VALUE_DIM)).astype(np.float32)
-    return [jnp.asarray(array) for array in (values, slots, weights, cotangent)]
+@every_kernel
+def test_rows_that_many_tokens_read_get_the_gradient_of_all(kernels):
+    # Slots of 0, 1, 31, 33, 40 and 500 reads and some past the table, in any order.
+    slots = np.repeat(np.array([1, 4, 2, 5, 3, 7, 900]), [1, 31, 33, 40, 500, 16, 19])
+    rng = np.random.default_rng(0)
+    slots = jnp.asarray(rng.permutation(slots).reshape(32, 20), jnp.int32)
+    weights = jnp.asarray(rng.normal(size=slots.shape), jnp.float32)
+    cotangent = jnp.asarray(rng.normal(size=(32, 70)), jnp.float32)
+
+    got = table_gradient(kernels, cotangent, slots, weights, 8)
+
+    known = jnp.minimum(slots, 8)
+    want = reference.values_gradient(cotangent, known, weights, 9)[:8]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)  # float32 sums of 500
 
 
-def gradients(values, slots, weights, cotangent):
-    """Returns the gradients of sum(cotangent * weighted_rows): values', weights'."""
+@every_kernel
+def test_bfloat16_rows_are_summed_in_float32(kernels):
+    # Added one by one in bfloat16, ones stop growing at 256, and 301 is 302.
+    values, cotangent = jnp.ones((3, 301), "bfloat16"), jnp.ones((2, 301), "bfloat16")
+    slots, weights = jnp.ones((2, 300), jnp.int32), jnp.ones((2, 300))
+
+    sums = jax.jit(kernels.weighted_rows)(values, slots * 2, weights)
+    of_weights = jax.jit(kernels.weight_gradient)(values, slots, cotangent)
+    of_table = table_gradient(kernels, cotangent, slots, weights, 3)
+
+    assert (np.asarray(sums) == 300).all()
+    assert (np.asarray(of_weights) == 301).all()
+    assert (np.asarray(of_table) == [[0], [600], [0]]).all()
+
+
+def test_triton_does_not_read_rows_of_weight_zero():
+    values, slots, weights, _ = make_reads("float32", **SHAPES["few"])
+    weights = jnp.zeros_like(weights).at[0, 0, 0].set(weights[0, 0, 0])
+    want = weights[0, 0, 0] * values[slots[0, 0, 0]]
+    others = jnp.arange(7) != slots[0, 0, 0]
+    values = jnp.where(others[:, None], jnp.nan, values)
+
+    sums = KERNELS["triton"].weighted_rows(values, slots, weights)
+
+    np.testing.assert_allclose(sums[0, 0], want, rtol=1e-6)
+    assert not np.asarray(sums).reshape(6, 5)[1:].any()
+
+
+@every_kernel
+def test_a_slot_past_the_table_has_no_gradient(kernels):
+    slots = jnp.array([[3, 0], [4, 2**31 - 1]], jnp.int32)
+    cotangent = jnp.array([[1.0, 2.0], [10.0, 20.0]])
+
+    got = table_gradient(kernels, cotangent, slots, jnp.ones((2, 2)), 3)
+
+    assert got.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weighted_rows_are_differentiable_without_a_layout(dtype):
+    values, slots, weights, cotangent = make_reads(dtype, **SHAPES["few"])
 
     def total(values, weights):
         return (weighted_rows(values, slots, weights) * cotangent).sum()
 
-    return jax.jit(jax.grad(total, argnums=(0, 1)))(values, weights)
+    of_values, of_weights = jax.jit(jax.grad(total, argnums=(0, 1)))(values, weights)
 
-
-@by_batch
-def test_a_token_gets_the_weighted_sum_of_its_rows(batch):
-    values, slots, weights, _ = make_reads(batch)
-    want = reference.weighted_rows(values, slots, weights)
-
-    got = jax.jit(weighted_rows)(values, slots, weights)
-
-    np.testing.assert_allclose(got, want, **TOLERANCE)
-
-
-@by_batch
-def test_a_row_gets_the_gradient_of_every_token_that_read_it(batch):
-    values, slots, weights, cotangent = make_reads(batch)
-    want = reference.values_gradient(cotangent, slots, weights, NUM_SLOTS)
-
-    got, _ = gradients(values, slots, weights, cotangent)
-
-    np.testing.assert_allclose(got, want, **TOLERANCE)
-
-
-@by_batch
-def test_a_weight_gets_the_gradient_of_its_row(batch):
-    values, slots, weights, cotangent = make_reads(batch)
-    want = reference.weights_gradient(cotangent, slots, values)
-
-    _, got = gradients(values, slots, weights, cotangent)
-
-    np.testing.assert_allclose(got, want, **TOLERANCE)
-
-
-def test_a_slot_that_a_token_reads_twice_counts_twice():
-    values = jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-    slots, weights = jnp.array([[1, 1]]), jnp.array([[0.5, 2.0]])
-
-    out = weighted_rows(values, slots, weights)
-    gradient, _ = gradients(values, slots, weights, jnp.ones((1, 3)))
-
-    assert out.tolist() == [[25.0, 50.0, 75.0]]
-    assert gradient.tolist() == [[0.0, 0.0, 0.0], [2.5, 2.5, 2.5]]
-
-
-def test_filling_the_last_block_leaves_slot_0_without_a_gradient():
-    values, slots, weights, cotangent = make_reads((TOKENS_PER_BLOCK + 1,))
-    slots = jnp.maximum(slots, 1)
-
-    gradient, _ = gradients(values, slots, weights, cotangent)
-
-    assert not np.asarray(gradient[0]).any()
-
-
-# 1030 tokens are more than one block of the product that sums the chosen rows.
-@pytest.mark.parametrize("batch", [*BATCHES, (1030,)], ids=str)
-def test_the_gradient_of_chosen_rows_is_those_rows_of_the_dense_one(batch):
-    values, slots, weights, cotangent = make_reads(batch)
-    chosen = jnp.array([5, 0, 3])
-    want = gradients(values, slots, weights, cotangent)[0][chosen]
-
-    got = jax.jit(selected_rows_gradient, static_argnums=4)(
-        cotangent, slots, weights, chosen, NUM_SLOTS
-    )
-
-    # float32 sums of up to 600 products of size 1, in another order
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-
-
-def test_an_id_past_the_table_has_a_gradient_of_zero():
-    _, slots, weights, cotangent = make_reads((9,))
-    chosen = jnp.array([NUM_SLOTS, 2, NUM_SLOTS + 1])
-
-    got = selected_rows_gradient(cotangent, slots, weights, chosen, NUM_SLOTS)
-
-    assert np.asarray(got).any(axis=1).tolist() == [False, True, False]
-
-
-def test_many_reads_of_a_bfloat16_table_are_summed_in_float32():
-    # Added one by one in bfloat16, ones stop growing at 256.
-    values = jnp.ones((2, 3), jnp.bfloat16)
-    slots, weights = jnp.zeros((1, 300), int), jnp.ones((1, 300))
-
-    out = weighted_rows(values, slots, weights)
-
-    assert out.tolist() == [[300.0, 300.0, 300.0]]
-
-
-def test_many_tokens_add_to_a_bfloat16_row_in_float32():
-    values = jnp.zeros((2, 3), jnp.bfloat16)
-    slots, weights = jnp.ones((600, 1), int), jnp.ones((600, 1))
-
-    gradient, _ = gradients(values, slots, weights, jnp.ones((600, 3), jnp.bfloat16))
-
-    assert gradient.dtype == jnp.bfloat16
-    assert gradient.tolist() == [[0.0, 0.0, 0.0], [600.0, 600.0, 600.0]]
-
-
-def test_a_weight_on_a_bfloat16_row_gets_its_gradient_in_float32():
-    # 256 + 1 is 256 in bfloat16, as a sum and as a result.
-    values = jnp.array([[256.0, 1.0, 0.0]], jnp.bfloat16)
-    slots, weights = jnp.zeros((1, 1), int), jnp.ones((1, 1))
-
-    _, gradient = gradients(values, slots, weights, jnp.ones((1, 3), jnp.bfloat16))
-
-    assert gradient.tolist() == [[257.0]]
-
-
-def test_the_chosen_rows_of_a_bfloat16_cotangent_are_summed_in_float32():
-    slots, weights = jnp.ones((600, 1), int), jnp.ones((600, 1))
-    cotangent = jnp.ones((600, 3), jnp.bfloat16)
-
-    got = selected_rows_gradient(cotangent, slots, weights, jnp.array([1]), 2)
-
-    assert got.dtype == jnp.float32
-    assert got.tolist() == [[600.0, 600.0, 600.0]]
+    assert (of_values.dtype, of_weights.dtype) == (dtype, "float32")
+    assert_near(of_weights, reference.weights_gradient(cotangent, slots, values))
+    want = reference.values_gradient(cotangent, slots, weights, len(values))
+    assert_near(of_values, want, dtype)

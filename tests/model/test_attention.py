@@ -40,13 +40,13 @@ def test_stretching_keeps_short_waves_and_lengthens_long_ones():
     np.testing.assert_allclose(ratio[3:], 1 / 8, rtol=1e-6)  # float32
 
 
-def test_a_head_turns_by_its_position():
+def test_a_head_is_rotated_by_its_position():
     x, positions = normal(0, BATCH, SEQ, 3, 8), jnp.array([[0, 1, 2, 3, 7], [4] * 5])
     frequencies = rope_frequencies(8, 100.0, None)
     want = np.zeros(x.shape)
-    for row, place, head in np.ndindex(*x.shape[:3]):
-        want[row, place, head] = reference.rotate(
-            np.asarray(x[row, place, head]), int(positions[row, place]), frequencies
+    for row, index, head in np.ndindex(*x.shape[:3]):
+        want[row, index, head] = reference.rotate(
+            np.asarray(x[row, index, head]), int(positions[row, index]), frequencies
         )
 
     got = rotate(x, positions, frequencies)
@@ -100,9 +100,9 @@ def loop(layer: Attention, config, x, positions, mask):
         return out
 
     def turned(out):
-        for row, place, head in np.ndindex(*out.shape[:3]):
-            out[row, place, head] = reference.rotate(
-                out[row, place, head], int(positions[row, place]), frequencies
+        for row, index, head in np.ndindex(*out.shape[:3]):
+            out[row, index, head] = reference.rotate(
+                out[row, index, head], int(positions[row, index]), frequencies
             )
         return out
 

@@ -29,12 +29,9 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=[5, 9])
-def pieces(request, monkeypatch):
-    """Has logits computed in so many pieces, the last one short or not."""
-    monkeypatch.setattr(loss, "LEAST_TOKENS", 36 // request.param)
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", -(-36 * 11 // request.param))
-    return request.param
+def use_chunks(monkeypatch, count):
+    monkeypatch.setattr(loss, "MIN_TOKENS", 36 // count)
+    monkeypatch.setitem(loss.LOGITS_PER_CHUNK, "cpu", -(-36 * 11 // count))
 
 
 def value_and_gradients(model):
@@ -50,32 +47,23 @@ def value_and_gradients(model):
 
 def log_softmax_loss(model):
     """Returns the loss from all logits, in float64 on the host."""
-    logits, _ = model(BATCH.tokens, BATCH.positions, BATCH.segments)
+    logits, _ = tiny.call(model, BATCH.tokens, BATCH.positions, BATCH.segments)
     logits = np.asarray(logits, np.float64)
     of_target = np.take_along_axis(logits, np.asarray(BATCH.targets)[..., None], -1)
     losses = np.log(np.exp(logits).sum(-1)) - of_target[..., 0]
     return (losses * np.asarray(BATCH.weights)).sum() / 7
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_loss_is_that_of_all_logits(kind, pieces):
-    model = MODELS[kind]()
-    want = log_softmax_loss(model)
-
-    got, _ = value_and_gradients(model)
-
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
+# The last chunk is short or not.
+@pytest.mark.parametrize(("kind", "chunks"), [("tied", 9), ("untied", 5), ("lora", 5)])
+def test_chunks_change_neither_the_loss_nor_its_gradient(kind, chunks, monkeypatch):
     model = MODELS[kind]()
     want = value_and_gradients(model)
-    monkeypatch.setattr(loss, "LEAST_TOKENS", 7)
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 1)
+    use_chunks(monkeypatch, chunks)
 
     got = value_and_gradients(model)
 
+    np.testing.assert_allclose(got[0], log_softmax_loss(model), rtol=1e-6)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # float32 sums of 36 tokens and 11 words, in another order
@@ -83,32 +71,37 @@ def test_pieces_give_the_gradients_of_the_whole(kind, monkeypatch):
         assert one.dtype == other.dtype
 
 
-def test_a_value_without_a_gradient_is_the_same(pieces):
+def test_a_value_without_a_gradient_is_the_same(monkeypatch):
+    use_chunks(monkeypatch, 5)
     model = MODELS["tied"]()
-    hidden, _ = model.hidden(BATCH.tokens, BATCH.positions, BATCH.segments)
+    graph, params = nnx.split(model)
 
-    got = loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights)
+    @jax.jit
+    def value(params):
+        model = nnx.merge(graph, params)
+        hidden, _ = model.hidden(BATCH.tokens, BATCH.positions, BATCH.segments)
+        return loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights)
+
+    got = value(params)
 
     np.testing.assert_allclose(got / 7, log_softmax_loss(model), rtol=1e-6)
 
 
-def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(
-    pieces, monkeypatch
+def test_chunks_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(
+    monkeypatch,
 ):
+    use_chunks(monkeypatch, 9)
     graph, params = nnx.split(MODELS["untied"]())
 
     def value(hidden, params):
         model = nnx.merge(graph, params)
         return loss.sum_losses(model, hidden, BATCH.targets, BATCH.weights)
 
-    def made(argnums):
+    def computed(argnums):
         """Returns the shapes that a gradient's program computes."""
         gradient = jax.jit(jax.value_and_grad(value, argnums))
-        text = (
-            gradient.lower(jnp.ones((4, 9, 12)), params)
-            .compile(tiny.AS_FOR_USERS)
-            .as_text()
-        )
+        lowered = gradient.lower(jnp.ones((4, 9, 12)), params)
+        text = lowered.compile(tiny.AS_FOR_USERS).as_text()
         known = "parameter|get-tuple-element|bitcast|copy"
         shapes = re.findall(rf"= \w+\[([\d,]+)\]\S* (?!{known})", text)
         return {tuple(map(int, shape.split(","))) for shape in shapes}
@@ -117,9 +110,10 @@ def test_pieces_hold_no_logits_of_all_tokens_and_no_gradient_of_a_frozen_head(
         return any(11 in shape and np.prod(shape) >= 36 * 11 for shape in shapes)
 
     of_head = {(12, 11), (11, 12)}
-    assert not has_logits(made(0))
-    assert not made(0) & of_head
-    assert made((0, 1)) & of_head
+    frozen = computed(0)
+    assert not has_logits(frozen)
+    assert not frozen & of_head
+    assert computed((0, 1)) & of_head
     jax.clear_caches()
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 2**22)
-    assert has_logits(made(0))
+    monkeypatch.setitem(loss.LOGITS_PER_CHUNK, "cpu", 2**22)
+    assert has_logits(computed(0))

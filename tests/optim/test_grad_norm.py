@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smf_jax.config import ComputeConfig, MeshConfig
-from smf_jax.optim import clip as module
+from smf_jax.optim import grad_norm
 from smf_jax.optim.grad_norm import clip, global_norm
 from smf_jax.sharding import ONE_DEVICE, make_layout
 
@@ -26,25 +26,30 @@ def test_a_gradient_that_is_too_long_is_scaled():
     assert float(global_norm(got)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("longest", [5.0, 9.0, None])
-def test_a_gradient_that_is_not_too_long_stays_as_it_is(longest):
-    got = clip(GRADS, global_norm(GRADS), longest)
+@pytest.mark.parametrize("max_norm", [5.0, 9.0, None])
+def test_a_gradient_that_is_not_too_long_stays_as_it_is(max_norm):
+    got = clip(GRADS, global_norm(GRADS), max_norm)
 
     jax.tree.map(np.testing.assert_array_equal, got, GRADS)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 24, 27])
-@pytest.mark.parametrize("values", ["one device", "columns", "slots", "everywhere"])
-def test_squares_of_a_table_are_summed_wherever_its_rows_are(monkeypatch, rows, values):
-    monkeypatch.setattr(module, "ROWS_PER_CHUNK", 8)
+@pytest.mark.parametrize(
+    ("split", "rows"),  # of a device: less than a chunk, several, and a part of one
+    [
+        *(("one device", rows) for rows in (1, 24, 27)),
+        *((split, 27) for split in ("columns", "slots", "everywhere")),
+    ],
+)
+def test_squares_of_a_table_are_summed_wherever_its_rows_are(monkeypatch, rows, split):
+    monkeypatch.setattr(grad_norm, "ROWS_PER_CHUNK", 8)
     layout = ONE_DEVICE
-    if values != "one device":
+    if split != "one device":
         rows *= 8
-        mesh = MeshConfig(data=2, fsdp=2, model=2, values=values)
+        mesh = MeshConfig(data=2, fsdp=2, model=2, values=split)
         layout = make_layout(mesh, ComputeConfig(), None)
     table = np.random.default_rng(0).integers(-9, 9, (rows, 4)).astype(np.float32)
-    placed = layout.device_put(table, layout.sharding(layout.table_spec))
+    sharded = layout.device_put(table, layout.sharding(layout.table_spec))
 
-    got = jax.jit(lambda table: global_norm({"values": {0: table}}, layout))(placed)
+    got = jax.jit(lambda table: global_norm({"values": {0: table}}, layout))(sharded)
 
     assert float(got) == np.sqrt((table**2).sum())  # of whole numbers, so exactly

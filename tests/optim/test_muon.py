@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import pytest
 
 from smf_jax.optim.muon import muon
 
@@ -34,8 +33,8 @@ def decays(params):
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def theirs(learning_rate):
-    """Returns the rule as optax has it, one matrix after the other."""
+def optax_muon(learning_rate):
+    """Returns optax's own Muon, one matrix after the other."""
 
     def dimensions(path, _):
         is_map = getattr(path[-1], "key", None) == "kernel"
@@ -52,38 +51,28 @@ def theirs(learning_rate):
     )
 
 
-def after_steps(tx, steps):
+def steps(tx, count):
+    """Yields the parameters and the momenta after each step."""
     params = draw(0)
-    state = tx.init(params)
-    for step in range(steps):
-        updates, state = tx.update(draw(1 + step), state, params)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for number in range(count):
+        updates, state = update(draw(1 + number), state, params)
         params = optax.apply_updates(params, updates)
-    return params, state
+        yield params, [mu for _, mu in optax.tree.get_all_with_path(state, "mu")]
 
 
-def assert_alike(got, want):
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    # Sums of products are added in another order in a stack; numbers are about 1.
-    for mine, yours in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(mine, yours, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_matrices_that_are_stacked_move_as_each_would_alone(steps):
+def test_matrices_that_are_stacked_move_as_each_would_alone():
     rate = optax.linear_schedule(RATE, RATE / 10, 5)
+    stacked, alone = muon(rate, DECAY, decays, B2), optax_muon(rate)
 
-    params, state = after_steps(muon(rate, DECAY, decays, B2), steps)
+    for got, want in zip(steps(stacked, 4), steps(alone, 4), strict=True):
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            # In a stack products are summed in another order; numbers are about 1.
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
-    want, of_theirs = after_steps(theirs(rate), steps)
-    assert_alike(params, want)
-    moments = [optax.tree.get_all_with_path(of, "mu") for of in (state, of_theirs)]
-    mine, yours = ([moment for _, moment in of] for of in moments)
-    assert_alike(mine, yours)
-    start = jax.tree.leaves(draw(0))
-    moved = [
-        abs(a - b).max() for a, b in zip(jax.tree.leaves(params), start, strict=True)
-    ]
-    assert min(moved) > 0.01
+    start, end = jax.tree.leaves(draw(0)), jax.tree.leaves(got[0])
+    assert min(abs(a - b).max() for a, b in zip(start, end, strict=True)) > 0.01
 
 
 def test_layers_of_one_shape_are_computed_together():
@@ -95,7 +84,7 @@ def test_layers_of_one_shape_are_computed_together():
     assert program.count("dot_general") == 4 * 3
 
 
-def test_without_maps_all_is_left_to_adam():
+def test_without_maps_everything_is_left_to_adam():
     params = {"values": {0: jnp.ones((3, 2))}}
     tx = muon(optax.constant_schedule(RATE), DECAY, decays, B2)
     adam = optax.nadam(RATE, b2=B2)

@@ -1,4 +1,4 @@
-"""Compiles small steps for the tests, as `smf_jax.plan.child` does real ones."""
+"""Small steps that the compiling process of the tests makes."""
 
 import time
 
@@ -9,31 +9,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from smf_jax.config import ConfigError
-from smf_jax.plan.child import serve
-from smf_jax.plan.step import Planned
+from smf_jax.plan.abstract_step import AbstractStep
 
 
-def make(request, devices) -> Planned:
-    """Returns `width` tokens through a square layer, split over its output."""
-    match request["step"]:
-        case "endless":
-            time.sleep(600)
-        case "mistake":
-            raise ConfigError("mesh.model=3 does not divide 8")
-        case "crash":
-            raise SystemExit(7)
-    ways = request["mesh"]["model"]
-    shape = (len(devices) // ways, ways)
-    kinds = (AxisType.Auto,) * 2
-    mesh = Mesh(np.reshape(devices, shape), ("data", "model"), axis_types=kinds)
+def square_layer(width: int, devices) -> AbstractStep:
+    """Returns 8 tokens per device through a layer that two devices share."""
+    types = (AxisType.Auto,) * 2
+    mesh = Mesh(np.reshape(devices, (-1, 2)), ("data", "model"), axis_types=types)
 
     def array(*shape, spec):
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
-    width = request["width"]
     weights = array(width, width, spec=P("model", None))
-    x = array(8 * shape[0], width, spec=P("data", "model"))
+    x = array(4 * len(devices), width, spec=P("data", "model"))
 
     @jax.jit
     def step(weights, x):
@@ -41,8 +30,13 @@ def make(request, devices) -> Planned:
         return jax.lax.with_sharding_constraint(x @ weights, out)
 
     groups = {"weights": weights, "batch": x}
-    return Planned(step, (weights, x), groups, dict(mesh.shape))
+    return AbstractStep(step, (weights, x), groups, dict(mesh.shape))
 
 
-if __name__ == "__main__":
-    serve(make)
+def misbehave(how: str, devices) -> AbstractStep:
+    """Never returns, ends the process, or raises what a wrong mesh raises."""
+    if how == "hang":
+        time.sleep(600)
+    if how == "crash":
+        raise SystemExit(7)
+    raise ConfigError("mesh.model=3 does not divide 8")

@@ -25,7 +25,7 @@ def frequencies(head_dim, theta, scaling=None):
 
 
 def rotate(head, position, frequencies):
-    """Turns the pairs (i, i + head_dim / 2) of one head, each as a complex number."""
+    """Rotates the pairs (i, i + head_dim / 2) of one head as complex numbers."""
     half = len(head) // 2
     turned = (head[:half] + 1j * head[half:]) * np.exp(1j * position * frequencies)
     return np.concatenate([turned.real, turned.imag])
@@ -39,10 +39,10 @@ def attend(query, key, value, mask):
     """
     out = np.zeros_like(query)
     group = query.shape[2] // key.shape[2]
-    for row, place, head in np.ndindex(*query.shape[:3]):
-        seen = np.flatnonzero(mask[row, place])
-        scores = key[row, seen, head // group] @ query[row, place, head]
+    for row, index, head in np.ndindex(*query.shape[:3]):
+        seen = np.flatnonzero(mask[row, index])
+        scores = key[row, seen, head // group] @ query[row, index, head]
         weights = np.exp(scores / math.sqrt(query.shape[3]))
         weights /= weights.sum()
-        out[row, place, head] = weights @ value[row, seen, head // group]
+        out[row, index, head] = weights @ value[row, seen, head // group]
     return out

@@ -30,9 +30,9 @@ def digest(array):
         for half, word in enumerate(words):
             where = index if len(words) == 1 else (*index, half)
             for number, seed in enumerate(SEEDS):
-                place = seed
+                mixed = seed
                 for i in where:
-                    place = mix(place ^ i)
-                sums[number] = (sums[number] + mix(word ^ place)) % BELOW
+                    mixed = mix(mixed ^ i)
+                sums[number] = (sums[number] + mix(word ^ mixed)) % BELOW
     text = "".join(f"{part:08x}" for part in sums)
     return f"{array.dtype}{list(array.shape)} {text}"

@@ -13,8 +13,8 @@ def rms_norm(x, scale):
 def memory(x, values, params, heads, top_k):
     """Returns the layer's output [batch, seq, dim] and the slots [..., heads, top_k].
 
-    `params` maps the names of the layer's parameters to arrays; a norm that is not
-    there is not applied.
+    `params` maps the names of the layer's parameters to arrays; norms without a
+    parameter are not applied.
     """
     params = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
     x, values, keys = np.float64(x), np.float64(values), params["keys"]

@@ -12,15 +12,15 @@ def top_k(query, keys, top_k):
     num_keys = keys.shape[2]
     slots = np.zeros((*query.shape[:-2], top_k), int)
     scores = np.zeros((*query.shape[:-2], top_k))
-    for place in np.ndindex(*query.shape[:-2]):
-        head, pairs = place[-1], []
+    for index in np.ndindex(*query.shape[:-2]):
+        head, pairs = index[-1], []
         for a, b in np.ndindex(num_keys, num_keys):
-            score = query[place][0] @ keys[head, 0, a]
-            score += query[place][1] @ keys[head, 1, b]
+            score = query[index][0] @ keys[head, 0, a]
+            score += query[index][1] @ keys[head, 1, b]
             pairs.append((-score, a * num_keys + b))
         best = sorted(pairs)[:top_k]
-        slots[place] = [slot for _, slot in best]
-        scores[place] = [-score for score, _ in best]
+        slots[index] = [slot for _, slot in best]
+        scores[index] = [-score for score, _ in best]
     return slots, scores
 
 
@@ -30,10 +30,10 @@ def score_gradients(query, keys, slots, cotangent):
     slots, cotangent = np.asarray(slots), np.asarray(cotangent, np.float64)
     num_keys = keys.shape[2]
     query_gradient, keys_gradient = np.zeros_like(query), np.zeros_like(keys)
-    for place in np.ndindex(*slots.shape):
-        *token, head, _ = place
-        for half, key in enumerate(divmod(slots[place], num_keys)):
+    for index in np.ndindex(*slots.shape):
+        *token, head, _ = index
+        for half, key in enumerate(divmod(slots[index], num_keys)):
             at = (*token, head, half)
-            query_gradient[at] += cotangent[place] * keys[head, half, key]
-            keys_gradient[head, half, key] += cotangent[place] * query[at]
+            query_gradient[at] += cotangent[index] * keys[head, half, key]
+            keys_gradient[head, half, key] += cotangent[index] * query[at]
     return query_gradient, keys_gradient

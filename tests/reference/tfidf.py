@@ -1,4 +1,4 @@
-"""Counts, scores and the choice of slots by loops, in float64."""
+"""Counts, scores and selection of slots by loops, in float64."""
 
 import math
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from smf_jax.slots.usage_stats import health
+from smf_jax.slots.usage_stats import usage_stats
 
 
 def counts(*values, of=1000):
@@ -11,8 +11,8 @@ def counts(*values, of=1000):
     return out
 
 
-def test_even_reads_are_healthy():
-    got = health(np.full(1000, 7))
+def test_even_reads_are_uniform():
+    got = usage_stats(np.full(1000, 7))
 
     assert got.read == 1
     assert got.kl_to_uniform == pytest.approx(0, abs=1e-12)
@@ -21,7 +21,7 @@ def test_even_reads_are_healthy():
 
 
 def test_a_single_slot_that_takes_all_reads_is_a_hub():
-    got = health(counts(5))
+    got = usage_stats(counts(5))
 
     assert got.read == 0.001
     assert got.kl_to_uniform == pytest.approx(np.log(1000))
@@ -30,7 +30,7 @@ def test_a_single_slot_that_takes_all_reads_is_a_hub():
 
 
 def test_half_of_the_slots_read_evenly_is_one_bit_from_uniform():
-    got = health(counts(*[3] * 500))
+    got = usage_stats(counts(*[3] * 500))
 
     assert got.kl_to_uniform == pytest.approx(np.log(2))
     assert got.dead == 500
@@ -38,15 +38,15 @@ def test_half_of_the_slots_read_evenly_is_one_bit_from_uniform():
 
 def test_a_hub_takes_a_hundred_even_shares():
     # 1,000 slots and 1,000 reads: an even share is 1.
-    assert health(counts(99, 901)).hubs == 1
-    assert health(counts(100, 900)).hubs == 2
+    assert usage_stats(counts(99, 901)).hubs == 1
+    assert usage_stats(counts(100, 900)).hubs == 2
 
 
 def test_the_top_percent_is_of_slots_not_of_reads():
     # 10 of 1,000 slots.
-    assert health(counts(*[50] * 10, *[1] * 500)).top_percent == 0.5
+    assert usage_stats(counts(*[50] * 10, *[1] * 500)).top_percent == 0.5
 
 
-def test_a_table_that_nothing_reads_has_no_health():
+def test_a_table_that_nothing_reads_has_no_statistics():
     with pytest.raises(ValueError, match="no slot was read"):
-        health(counts())
+        usage_stats(counts())

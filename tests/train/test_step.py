@@ -228,8 +228,8 @@ def test_a_dense_step_in_parts_is_one_step_on_the_whole():
 def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch):
     config = model_config(tie_embeddings=False)
     _, whole, want = teach(config, optim, make_batch(), grad_accum_steps=2)
-    monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 1)
-    monkeypatch.setattr(loss, "LEAST_TOKENS", 5)  # of the 18 of each part
+    monkeypatch.setitem(loss.LOGITS_PER_CHUNK, "cpu", 1)
+    monkeypatch.setattr(loss, "MIN_TOKENS", 5)  # of the 18 of each part
     compiled_step.cache_clear()
 
     _, pieces, got = teach(config, optim, make_batch(), grad_accum_steps=2)

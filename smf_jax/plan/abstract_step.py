@@ -1,0 +1,121 @@
+"""The training step of a run as shapes and shardings, for devices that are not here."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import PyTree
+
+from smf_jax.config import FinetuneConfig, require
+from smf_jax.data.batches import Batch
+from smf_jax.model.build import abstract_model
+from smf_jax.model.lora import add_lora
+from smf_jax.optim.methods import make_method
+from smf_jax.runs.record import Lineage
+from smf_jax.sharding import AXES, BATCH, make_layout, with_shardings
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.state import TrainState, abstract_state, background_shardings
+from smf_jax.train.step import Step, make_step
+from smf_jax.tree import named
+
+
+class AbstractStep(NamedTuple):
+    """A step to compile with `step.trace(*arguments).lower()`; it holds no array."""
+
+    step: Step
+    arguments: tuple[PyTree, ...]  # `jax.ShapeDtypeStruct`s with shardings
+    groups: dict[str, PyTree]  # the same arguments by what they hold
+    mesh: dict[str, int]  # devices along each axis, in order
+
+
+def abstract_step(
+    lineage: Lineage, rows: int, seq_len: int, devices: Sequence[jax.Device]
+) -> AbstractStep:
+    """Returns the training step of a run, for devices that may exist only by name.
+
+    Reads no data, so it assumes the largest vocabulary that the configuration allows,
+    and no cached prefix (`reuse_prefix`).
+
+    Args:
+      lineage: The run and those that its model comes from.
+      rows: Rows of a batch, before padding.
+      seq_len: Tokens of a row.
+      devices: At least as many as the run's mesh needs.
+
+    Raises:
+      ConfigError: The mesh does not fit the devices or the model, or optim.method=smf
+        has no memory layers to train.
+    """
+    config, model = lineage.own, lineage.model
+    if model.vocab_size == 0:
+        model = dataclasses.replace(model, vocab_size=lineage.data.vocab_size)
+    require(
+        config.optim.method != "smf" or model.memory is not None,
+        "optim.method=smf trains memory layers, but the base model has none",
+    )
+    layout = make_layout(config.mesh, config.compute, model.memory, devices)
+    if layout.mesh is None:  # which would stand for a device of this host
+        types = (AxisType.Auto,) * len(AXES)
+        mesh = Mesh(np.reshape(devices[:1], (1, 1, 1)), AXES, axis_types=types)
+        layout = dataclasses.replace(layout, mesh=mesh)
+    rate, balance = 1.0, 0.0
+    if not isinstance(config, FinetuneConfig):
+        rate, balance = config.values_lr_scale, config.balance_weight
+    method = make_method(config.optim, config.steps, rate)
+
+    def make() -> nnx.Module:
+        module = abstract_model(model, layout)
+        if config.optim.method == "lora":
+            add_lora(module, config.optim.lora, rngs=nnx.Rngs(0))
+        return module
+
+    graph, state, frozen = abstract_state(nnx.eval_shape(make), method)
+    parts = config.grad_accum_steps
+    step = make_step(graph, model.memory, method, parts, balance, 0, layout)
+    background = None
+    if method.score is not None:
+        counts = (model.memory.num_tables, model.memory.num_slots)
+        shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in (counts, ())]
+        background = with_shardings(Background(*shapes), background_shardings(layout))
+    shape = (rows + layout.padding_rows(rows, parts), seq_len)
+    split = layout.sharding(PartitionSpec(BATCH))
+    integers = jax.ShapeDtypeStruct(shape, np.int32, sharding=split)
+    floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
+    batch = Batch(*(integers,) * 6)._replace(weights=floats)
+    groups = _groups(state, frozen) | {"background": background, "batch": batch}
+    groups = {name: tree for name, tree in groups.items() if tree}
+    arguments = (state, frozen, background, batch)
+    return AbstractStep(step, arguments, groups, dict(layout.mesh.shape))
+
+
+def batch_shape(lineage: Lineage, texts: int | None) -> tuple[int, int]:
+    """Returns the rows and tokens of a run's batch, with so many texts per fact.
+
+    Raises:
+      ConfigError: They are unknown without data.
+    """
+    config = lineage.own
+    if not isinstance(config, FinetuneConfig):
+        return config.data.batch_size, config.data.seq_len
+    require(
+        texts is not None or config.teach == "questions",
+        f"teach={config.teach} takes all texts of a fact: set their number by --texts",
+    )
+    seq_len = config.seq_len or (lineage.data and lineage.data.seq_len)
+    require(seq_len is not None, f"{config.base} comes without data: set --seq-len")
+    return config.batch_size * (texts or 1), -(-seq_len // 8) * 8
+
+
+def _groups(state: TrainState, frozen: PyTree) -> dict[str, PyTree]:
+    trainable, frozen = named(state.trainable), named(frozen)
+    tables = {n: p for n, p in (trainable | frozen).items() if n.startswith("values/")}
+    return {
+        "parameters": {n: p for n, p in trainable.items() if n not in tables},
+        "memory values": tables,
+        "frozen parameters": {n: p for n, p in frozen.items() if n not in tables},
+        "optimizer state": (state.opt_state, state.skipped),
+    }
