@@ -1,4 +1,4 @@
-"""Programs that are compiled once for all that ask for them."""
+"""Compiled programs that are kept on disk."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 def keep_in(folder: str, least_seconds: float = 0.0) -> dict[str, Any]:
-    """Returns settings of jax that keep what takes as long to compile."""
+    """Returns jax settings that keep programs which compile for so long or longer."""
     return {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": least_seconds,
@@ -17,10 +17,15 @@ def keep_in(folder: str, least_seconds: float = 0.0) -> dict[str, Any]:
     }
 
 
+def quick(folder: str) -> dict[str, Any]:
+    """Returns jax settings for programs that run too briefly to be optimized."""
+    return keep_in(folder) | {"jax_disable_most_optimizations": True}
+
+
 @contextlib.contextmanager
 def configured(settings: dict[str, Any]) -> Iterator[None]:
-    """Has jax configured so, and as before at the end."""
-    before = {name: getattr(jax.config, name) for name in settings}
+    """Applies jax settings, and restores the previous ones at the end."""
+    before = {name: jax.config.values[name] for name in settings}
     try:
         update(settings)
         yield
@@ -29,7 +34,7 @@ def configured(settings: dict[str, Any]) -> Iterator[None]:
 
 
 def update(settings: dict[str, Any]) -> None:
-    """Configures jax, and has it keep compiled programs where it then says."""
+    """Applies jax settings, also to a compilation cache that is in use."""
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

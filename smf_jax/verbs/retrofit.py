@@ -80,7 +80,7 @@ def retrofit(
         count = make_read_counter(graph, config.memory, layout)
         batches = packed_batches(data.packed, config.data, config.seed)
         curve = run.progress.get("curve", [])
-        run.progress |= {"before": before, "curve": list(curve)}
+        run.progress.update(before=before, curve=list(curve))
         evaluations = fit(
             run, config, training, batches, records, eval_every=config.eval_every
         )

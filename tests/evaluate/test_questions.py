@@ -1,11 +1,16 @@
+import io
+import json
+
 import jax
 from flax import nnx
+from rich.console import Console
 
-from smf_jax.config import LoraConfig
+from smf_jax.config import DataConfig, LoraConfig, WorldConfig
+from smf_jax.data.corpus import load_corpus
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.evaluate.answers import answer
-from smf_jax.evaluate.questions import Questions, evaluate_model
+from smf_jax.evaluate.questions import Questions, evaluate_model, load_questions
 from smf_jax.model.lora import LoRAParam, add_lora
 from tests import tiny
 
@@ -28,3 +33,15 @@ def test_a_lora_model_is_evaluated_as_its_factors_apart_would_be():
 
     assert point.answers["taught"] == apart != without
     assert not any(isinstance(leaf, LoRAParam) for _, leaf in nnx.iter_graph(model))
+
+
+def test_new_facts_that_are_known_already_are_counted(tmp_path):
+    corpus = load_corpus(DataConfig(world=WorldConfig(known_people=2, new_people=1)))
+    rows = [{"question": f.question, "answers": f.answers} for f in corpus.known]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    console = Console(file=io.StringIO(), width=200)
+
+    load_questions(corpus, str(path), "questions", console)
+
+    assert "8 of the 8 new facts are known facts, too" in console.file.getvalue()

@@ -1,6 +1,7 @@
-"""Verbs as a user types them, run in this process."""
+"""Runs verbs as a user types them, in this process."""
 
 from collections import Counter
+from pathlib import Path
 
 import jax
 
@@ -11,13 +12,14 @@ CONFIG_FILE = "from smf_jax.config import *\n\ndef config():\n    return {config
 
 
 class Commands:
-    """Runs verbs, and counts what each of them compiles."""
+    """Runs verbs in a folder, and counts the programs that each compiles."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path):
         self.folder = folder
         self.compiled: dict[str, Counter] = {}
 
     def run(self, title: str, *arguments: str) -> int:
+        """Runs a verb and returns its exit code."""
         compiled = self.compiled[title] = Counter()
 
         def listen(event, seconds, **details):
@@ -30,7 +32,13 @@ class Commands:
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
 
-    def run_config(self, title: str, verb: str, config) -> int:
+    def run_config(self, title: str, config, *more: str) -> int:
+        """Writes a configuration file, and runs its verb on it."""
+        path = self.write(title, config)
+        return self.run(title, config.verb, str(path), *more)
+
+    def write(self, title: str, config) -> Path:
+        """Writes a configuration file."""
         path = self.folder / f"{title}.py"
         path.write_text(CONFIG_FILE.format(config=config))
-        return self.run(title, verb, str(path))
+        return path

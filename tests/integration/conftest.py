@@ -1,18 +1,95 @@
-"""What the long walks share."""
+"""The runs and the compiled programs that the walks share."""
+
+import json
 
 import jax
 import pytest
 
-from tests.compiled import configured, keep_in
+from smf_jax.config import FinetuneConfig, OptimConfig, SaveConfig
+from tests import bases, tiny
+from tests.compiled import configured, quick
+from tests.integration.commands import Commands
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return bases.shared_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def base(shared):
+    """Returns the pretrained run with its usage, which must not be written to."""
+    return bases.make_once(shared / "base", bases.make_base)
+
+
+@pytest.fixture(scope="session")
+def plain(shared):
+    """Returns the pretrained run without a memory, which must not be written to."""
+    return bases.make_once(shared / "plain", bases.make_plain)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    # No program here runs long enough to repay its optimization, and the runs that
-    # are done twice need not compile it twice.
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_disable_most_optimizations", True)
-    with configured(keep_in(folder)):
-        jax.clear_caches()  # what a walk compiles is counted: none has another's
+def quick_compilation(shared):
+    with configured(quick(str(shared / "compiled"))):
+        jax.clear_caches()  # tests count what is compiled
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory, request):
+    return Commands(tmp_path_factory.mktemp(request.module.__name__.split(".")[-1]))
+
+
+@pytest.fixture(scope="module")
+def taught(commands, base):
+    """Returns a run taught by SMF, evaluated at 4 and 6, with checkpoints 2, 4, 6."""
+    config = FinetuneConfig(
+        mesh=tiny.ONE,
+        base=str(base),
+        run_dir=str(commands.folder / "smf"),
+        teach="statements",
+        steps=6,
+        batch_size=6,
+        eval_every=4,
+        log_every=2,
+        save=SaveConfig(every=2, keep=9, best="known"),
+        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
+    )
+    assert commands.run_config("smf", config) == 0
+    return commands.folder / "smf"
+
+
+@pytest.fixture(scope="module")
+def exported(commands, plain):
+    folder = commands.folder / "exported"
+    assert commands.run("export", "export-hf", str(plain), str(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(commands, exported):
+    run_dir = commands.folder / "imported"
+    assert commands.run("import", "import-hf", str(exported), str(run_dir)) == 0
+    return run_dir
+
+
+@pytest.fixture
+def facts(tmp_path):
+    """Returns a file of twenty facts."""
+    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def run(commands, capsys):
+    """Returns a function that runs a verb and returns its exit code and output."""
+
+    def run(*arguments) -> tuple[int, str]:
+        capsys.readouterr()
+        code = commands.run("run", *map(str, arguments))
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
