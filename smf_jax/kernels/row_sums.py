@@ -31,9 +31,8 @@ def weighted_rows(
     The gradient of `values` is dense, as pretraining needs it;
     `table_rows.selected_rows_gradient` computes that of a few rows.
 
-    Devices that hold different slots each sum their own rows, and the sums are added:
-    no row leaves its device. For the table's gradient, tokens are gathered instead, so
-    that nothing of the table's shape is communicated.
+    No row leaves its device: sums are added over devices that hold different slots. For
+    the table's gradient, tokens are gathered instead.
     """
 
     def local(values, slots, weights):

@@ -60,10 +60,8 @@ class MemoryLayer(nnx.Module):
         self.layout = layout
         half = config.key_dim // 2
         self.query = make(dim, config.num_heads * config.key_dim)
-        shape, bound = (
-            (config.num_heads, 2, config.num_keys, half),
-            config.key_dim**-0.5,
-        )
+        shape = (config.num_heads, 2, config.num_keys, half)
+        bound = config.key_dim**-0.5
         self.keys = nnx.Param(
             jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
         )

@@ -72,14 +72,11 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
         """Returns the final hidden states, and the `Reads` of each memory layer.
 
-        Args:
-          tokens: Token ids.
-          positions: Position of each token in its text; by default that in its row.
-          segments: The text of a packed row that a token belongs to, 0 for padding; no
-            token sees another text. By default a row is one text.
-          perturbations: Added to the summed rows of each memory layer (`MemoryLayer`).
-          prefix: The result of `self.prefix` for the same texts, if known.
-          output_positions: Positions in each row to return; by default all.
+        Positions count from the start of a text, by default of a row. Segments number
+        the texts of a packed row, 0 is padding; no token sees another text. By default
+        a row is one text. Perturbations are added to the summed rows of each memory
+        layer. `prefix` is the result of `self.prefix` for the same texts, if known, and
+        `output_positions` are the positions in each row to return, by default all.
         """
         args = _positions_and_mask(tokens, positions, segments)
         x, reads, _ = self._run(
@@ -154,6 +151,9 @@ class Transformer(nnx.Module):
             perturbation = None if perturbations is None else perturbations[len(reads)]
             return self.values[table][...], perturbation
 
+        def take(leaf):
+            return take_positions(self.layout, leaf, output_positions)
+
         if prefix is None:
             x = embed(self.layout, self.embedding[...], tokens)
         else:
@@ -174,11 +174,7 @@ class Transformer(nnx.Module):
             # A memory layer has to count the reads of all tokens.
             is_last = block is self.blocks[-1] and block.memory is None
             if is_last and output_positions is not None:
-                take = functools.partial(take_positions, self.layout)
-                leaves = (x, positions, mask[:, 0])
-                queries = QueryTokens(
-                    *(take(leaf, output_positions) for leaf in leaves)
-                )
+                queries = QueryTokens(*map(take, (x, positions, mask[:, 0])))
                 output_positions = None
             run = self._remat(block, Block.__call__)
             x, read, cache = run(x, positions, mask, *memory, cache, queries)
@@ -186,7 +182,7 @@ class Transformer(nnx.Module):
             if read is not None:
                 reads.append(read)
         if output_positions is not None:
-            x = take_positions(self.layout, x, output_positions)
+            x = take(x)
         return self.norm(x), tuple(reads), new_caches
 
     def _runs_of_blocks(self, may_scan: bool) -> list[list[Block]]:

@@ -52,9 +52,12 @@ def update_rows(
         allowed &= all_finite(rows)
         slots = jax.tree.map(functools.partial(_slots_if, allowed), slots, params)
     # False for state shared by all rows
-    own_slots, none = (lambda _, slots: slots), (lambda _: False)
     slots_of = optax.tree.map_params(
-        inner, own_slots, state, slots, transform_non_params=none
+        inner,
+        lambda _, slots: slots,
+        state,
+        slots,
+        transform_non_params=lambda _: False,
     )
 
     def put(slots, new, old):

@@ -32,11 +32,11 @@ def count_reads(
 
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
-        if BATCH[0] in layout.row_axes:
+        if layout.batch_row_axes:
             counts = layout.scatter(counts, BATCH, 0)
         else:
             counts = layout.psum(counts, BATCH)
-        if "model" not in layout.row_axes:
+        if not layout.model_row_axes:
             return counts
         size = len(counts) // layout.axis_size("model")
         start = jax.lax.axis_index("model") * size
@@ -140,8 +140,7 @@ def top_slots(
         best, index = jax.lax.top_k(best, top_t)
         return best, slots[index]
 
-    replicated = PartitionSpec()
     split = PartitionSpec(layout.row_axes or None)
-    best, slots = layout.shard_map(local, (split,), (replicated,) * 2)(scores)
+    best, slots = layout.shard_map(local, (split,), PartitionSpec())(scores)
     padding = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
     return jnp.where(best > 0, slots, padding)
