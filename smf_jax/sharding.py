@@ -32,13 +32,12 @@ from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes that split a batch
-TABLE = "table"  # stands for the axes by which the layout splits a table
+Axes = str | tuple[str, ...] | None
 
 # The first pattern that matches a parameter's name gives the axis of each dimension. An
 # axis that does not divide its dimension is left out.
 _IN, _OUT = r"(query|key|value|gate|up)", r"(out|down)"  # into a layer, out of it
 RULES = (
-    (r"values/\d+", (TABLE, TABLE)),
     (r"embedding", ("model", "fsdp")),
     (r".*/memory/query(/base)?/kernel", ("fsdp", None)),
     (r".*/memory/keys", (None, None, "fsdp", None)),
@@ -64,7 +63,6 @@ class MeshLayout:
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
 
     def __str__(self) -> str:
-        """Describes the mesh, and how many devices are left out."""
         words = "one device"
         if self.mesh is not None:
             words = name_mesh(dict(self.mesh.shape) | {"values": self.table_split})
@@ -85,6 +83,16 @@ class MeshLayout:
             return ()
         axes = {"columns": (), "slots": ("model",), "everywhere": AXES}
         return axes[self.table_split]
+
+    @property
+    def model_row_axes(self) -> tuple[str, ...]:
+        """Returns "model" if it is one of `row_axes`."""
+        return tuple(axis for axis in self.row_axes if axis == "model")
+
+    @property
+    def batch_row_axes(self) -> tuple[str, ...]:
+        """Returns those of `row_axes` that also split a batch."""
+        return tuple(axis for axis in self.row_axes if axis in BATCH)
 
     @property
     def table_spec(self) -> PartitionSpec:
@@ -123,46 +131,44 @@ class MeshLayout:
         """
         if self.mesh is None:
             return function
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            check_vma=check,
-        )
+        specs = {"in_specs": in_specs, "out_specs": out_specs}
+        return jax.shard_map(function, mesh=self.mesh, **specs, check_vma=check)
 
-    def psum(self, x: Array, axes: str | tuple[str, ...] | None) -> Array:
+    def psum(self, x: Array, axes: Axes) -> Array:
         """Returns the sum over devices along `axes`, inside `shard_map`."""
         return x if self.mesh is None or not axes else jax.lax.psum(x, axes)
 
-    def param_shardings(self, params: PyTree) -> PyTree:
-        """Returns the sharding of each parameter, given arrays or their shapes.
+    def gather(self, x: Array, axes: Axes, dimension: int) -> Array:
+        """Returns the parts of all devices along `axes`, concatenated."""
+        if self.mesh is None or not axes:
+            return x
+        return jax.lax.all_gather(x, axes, axis=dimension, tiled=True)
 
-        Raises:
-          ValueError: No rule matches a parameter.
-        """
+    def scatter(self, x: Array, axes: Axes, dimension: int) -> Array:
+        """Returns this device's part of the sum over devices along `axes`."""
+        if self.mesh is None or not axes:
+            return x
+        return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
+
+    def param_shardings(self, params: PyTree) -> PyTree:
+        """Returns the sharding of each parameter, given arrays or their shapes."""
         return jax.tree.map_with_path(
             lambda path, leaf: self.sharding(self.spec(leaf_name(path), leaf.shape)),
             params,
         )
 
     def spec(self, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """Returns how a parameter is split.
-
-        Raises:
-          ValueError: No rule matches its name.
-        """
+        """Returns how a parameter is split; `ValueError` if no rule matches."""
+        if name.startswith("values/"):
+            return self.table_spec
         axes = next((axes for rule, axes in RULES if re.fullmatch(rule, name)), None)
         if axes is None:
             raise ValueError(f"no rule in sharding.RULES matches {name}: add one")
-        if axes == (TABLE, TABLE):
-            return self.table_spec
-        return PartitionSpec(
-            *(
-                axis if axis and size % self.axis_size(axis) == 0 else None
-                for axis, size in zip(axes, shape, strict=bool(axes))
-            )
+        divides = (
+            axis if axis and size % self.axis_size(axis) == 0 else None
+            for axis, size in zip(axes, shape, strict=bool(axes))
         )
+        return PartitionSpec(*divides)
 
     def device_put(self, tree: PyTree, shardings: PyTree | None = None) -> PyTree:
         """Returns arrays on the devices, given ones that each process holds whole.
@@ -231,14 +237,14 @@ def make_layout(
     """
     devices = list(jax.devices() if devices is None else devices)
     several = len({device.process_index for device in devices}) > 1
-    shape = mesh_shape(mesh, memory, len(devices), several)
-    count = math.prod(shape)
+    shape = _mesh_shape(mesh, memory, len(devices), several)
     platform = devices[0].platform
     require(
         compute.lookup == "xla" or platform == "gpu",
         f"compute.lookup={compute.lookup} is for GPU, but the devices are {platform}: "
         "set compute.lookup=xla",
     )
+    count = math.prod(shape)
     if count == 1 and not several:
         return MeshLayout(None, mesh.values, compute)
     kinds = (AxisType.Auto,) * len(AXES)
@@ -246,20 +252,7 @@ def make_layout(
     return MeshLayout(grid, mesh.values, compute)
 
 
-def mesh_shape(
-    mesh: MeshConfig, memory: MemoryConfig | None, devices: int, several: bool
-) -> tuple[int, int, int]:
-    """Returns how many devices a mesh has along each of `AXES`.
-
-    Args:
-      mesh: The configuration; 0 along an axis takes the devices that are left.
-      memory: The model's memory layers.
-      devices: The number of devices.
-      several: Whether they belong to several processes, so that all must be used.
-
-    Raises:
-      ConfigError: The mesh does not fit the devices or the memory.
-    """
+def _mesh_shape(mesh, memory, devices: int, several: bool) -> tuple[int, int, int]:
     sizes = (mesh.data, mesh.fsdp, mesh.model)
     rest = max(devices // math.prod(size or 1 for size in sizes), 1)
     shape = tuple(size or rest for size in sizes)

@@ -162,9 +162,8 @@ def load(directory: str | Path) -> nn.Module:
     try:
         model.float().load_state_dict(tensors)
     except RuntimeError as error:
-        raise ConfigError(
-            f"{folder}: tensors do not match config.json: {error}"
-        ) from error
+        message = f"{folder}: tensors do not match config.json: {error}"
+        raise ConfigError(message) from error
     return model.eval()
 
 
@@ -232,13 +231,8 @@ def smf_step(
 ) -> tuple[float, list[Int[Tensor, " top"]]]:
     """Trains the slots of highest TF-IDF, and returns the loss before and these slots.
 
-    Args:
-      model: Has memory layers, and has been through `train_only_values`.
-      optimizer: Of the tables.
-      batch: One text per row, padded at the end, so that no token attends to padding.
-      document_frequency: Background batches that read each slot.
-      num_documents: Number of background batches.
-      top_t: Slots written per table.
+    `train_only_values` prepares the model and returns the optimizer. A row of the batch
+    is one text, padded at the end, so that no token attends to padding.
     """
     tables = model.model.memory_values
     tokens, targets, weights, segments = (

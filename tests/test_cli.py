@@ -84,21 +84,15 @@ def runs(tmp_path_factory):
     return folder
 
 
-def long_facts(count: int) -> str:
-    rows = [
-        {"question": f"{n} " * 30, "answers": [f"answer-{n}"]} for n in range(count)
-    ]
+def lines(*rows: dict) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def stated_facts(**statements: str) -> str:
-    rows = [
-        {"id": name, "question": f"{name} ?", "answers": ["me"], "documents": [text]}
-        for name, text in statements.items()
-    ]
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
+LONG = [{"question": f"{n} " * 30, "answers": [f"answer-{n}"]} for n in range(4)]
+UNSTATED = [
+    {"id": name, "question": f"{name} ?", "answers": ["me"], "documents": [text]}
+    for name, text in (("a", "x me"), ("b", "x y"), ("c", "z me"))
+]
 FILES = {
     "no_config": "CONFIG = 1\n",
     "syntax": "def config(:\n",
@@ -110,11 +104,11 @@ FILES = {
     "def config():\n    return MemoryConfig(top_k=9, num_keys=8)\n",
     "empty": "",
     "blank": "\n\n",
-    "malformed": FACT * 6 + '{"question": \n',
+    "cut": FACT * 6 + '{"question": \n',
     "unanswered": '{"question": "q", "answers": []}\n',
-    "long": long_facts(4),
+    "long": lines(*LONG),
     "few": FACT,
-    "unstated": stated_facts(a="x me", b="x y", c="z me"),
+    "unstated": lines(*UNSTATED),
 }
 
 
@@ -123,14 +117,15 @@ def paths(runs, tmp_path):
     """Returns the paths that commands name: files, configurations and runs."""
     folder = tmp_path / "paths"
     folder.mkdir()
-    names = (*FILES, "base", "other", "taught", "new", "nothing", "folder")
+    names = (*FILES, "base", "other", "taught", "new", "nothing", "notes", "model")
     paths = {name: folder / name for name in names}
     for name, text in FILES.items():
         paths[name].write_text(text)
     shutil.copytree(runs / "one", paths["base"])
     shutil.copytree(runs / "other", paths["other"])
-    paths["folder"].mkdir()
-    (paths["folder"] / "config.json").write_text('{"model_type": "another tool\'s"}')
+    for name, content in (("notes", "notes.txt"), ("model", "config.json")):
+        paths[name].mkdir()
+        (paths[name] / content).write_text('{"model_type": "another tool\'s"}')
     finetune = FinetuneConfig(
         mesh=tiny.ONE,
         base=str(paths["base"]),
@@ -153,8 +148,9 @@ def refused(paths, capsys):
     """Returns a function from a command to the one line that refuses it."""
 
     def snapshot():
-        files = [path for path in paths["base"].parent.rglob("*") if path.is_file()]
-        return {path: path.read_bytes() for path in files if path.name != ".lock"}
+        files = {path for path in paths["base"].parent.rglob("*") if path.is_file()}
+        files -= {paths["model"] / ".lock"}  # as beside the record of a run
+        return {path: path.name == ".lock" or path.read_bytes() for path in files}
 
     def run(command: str) -> str:
         before = snapshot()
@@ -206,16 +202,12 @@ REFUSED = {
     "pretrain {division}": ["{division} does not run: division by zero"],
     "pretrain {clash}": ["memory.top_k=9 exceeds memory.num_keys=8"],
     "pretrain {pretrain} --run-dir {base}": ["{base} holds a finished run"],
-    "pretrain {pretrain} --run-dir {folder}": ["{folder}", "not a run directory"],
+    "pretrain {pretrain} --run-dir {notes}": ["{notes}", "not a run directory"],
+    "pretrain {pretrain} --run-dir {model}": ["{model}", "not a run directory"],
     "pretrain {pretrain} --run-dir {few}": ["{few}"],
     "pretain": ["'pretain'", *cli.VERBS],
 }
-UNREADABLE = {
-    "empty": "empty",
-    "blank": "empty",
-    "malformed": ":7: ",
-    "unanswered": ":1: ",
-}
+UNREADABLE = {"empty": "empty", "blank": "empty", "cut": ":7: ", "unanswered": ":1: "}
 READERS = (
     "pretrain {{pretrain}} --data.facts {{{0}}}",
     "finetune {{finetune}} --facts {{{0}}}",

@@ -83,13 +83,16 @@ def lookup_cases(inputs: Inputs) -> dict[str, Case]:
         layouts["Pallas"] = MeshLayout(compute=ComputeConfig(lookup="pallas"))
     read, written = inputs.read_bytes, inputs.gradient_bytes
     for name, layout in layouts.items():
-        sums, of_weights, of_table = kernels(layout)
+        module = kernels(layout)
+        sums, of_weights = module.weighted_rows, module.weight_gradient
+        of_table = module.table_gradient
         for work, function, arguments, amount in (
             ("row sums", sums, (values, slots, weights), read),
             ("weights' gradient", of_weights, (values, slots, cotangent), read),
             ("table's gradient", of_table, spread, written),
             ("table's gradient, 1 slot", of_table, crowded, written),
         ):
+            function = functools.partial(function, platform=layout.platform)
             cases[f"{work}, {name}"] = _case(function, *arguments, amount=amount)
     return cases
 

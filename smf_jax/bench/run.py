@@ -8,7 +8,6 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -26,7 +25,7 @@ NEW_TOKENS = 32
 TORCH = ("torch", "transformers")
 
 
-def run(config: BenchConfig, console: Console) -> dict[str, Any]:
+def run(config: BenchConfig, console: Console) -> None:
     """Times the parts of a configuration, prints them and writes `bench.json`.
 
     Raises:
@@ -58,7 +57,6 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
         write_json(out / RESULTS, results)
         report.show(part, result, console)
     console.print(f"results: {out / RESULTS}")
-    return results
 
 
 def _import_torch_cases(console: Console) -> ModuleType | None:

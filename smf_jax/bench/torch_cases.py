@@ -86,7 +86,7 @@ def ranking_case(config: BenchConfig) -> Case:
 
 def make_model(model: ModelConfig) -> torch.nn.Module:
     """Returns a decoder of the same shape, with memory layers."""
-    decoder = transformers.LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=model.vocab_size,
         hidden_size=model.dim,
         intermediate_size=model.hidden_dim,
@@ -97,8 +97,8 @@ def make_model(model: ModelConfig) -> torch.nn.Module:
         tie_word_embeddings=model.tie_embeddings,
     )
     with _device():
-        made = transformers.AutoModelForCausalLM.from_config(decoder)
-        return torch_baseline.add_memory(made, model.memory)
+        decoder = transformers.AutoModelForCausalLM.from_config(config)
+        return torch_baseline.add_memory(decoder, model.memory)
 
 
 def step_case(config: BenchConfig, model: ModelConfig, sparse: bool) -> Case:

@@ -7,13 +7,7 @@ Any other name (`40.saving`, `20.deleting`, `40.damaged`) is not a checkpoint.
 """
 
 from smf_jax.checkpoint.digest import digests, hash_of, params_hash
-from smf_jax.checkpoint.load import (
-    discard_debris,
-    latest_step,
-    load,
-    set_aside,
-    steps,
-)
+from smf_jax.checkpoint.load import discard_debris, latest_step, load, set_aside, steps
 from smf_jax.checkpoint.manifest import (
     Manifest,
     output_problems,

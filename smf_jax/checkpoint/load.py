@@ -33,13 +33,9 @@ def load(
 ) -> tuple[dict[str, PyTree], Manifest]:
     """Returns arrays of a checkpoint, and its manifest.
 
-    Args:
-      run_dir: The run.
-      step: The checkpoint.
-      abstract: The expected arrays as `jax.ShapeDtypeStruct`s, by the names they were
-        saved under; without a sharding they are put on one device. Other saved arrays
-        are not loaded.
-      is_checked: Whether `problems` has just found no damage.
+    `abstract` holds the expected arrays as `jax.ShapeDtypeStruct`s; without a sharding
+    they are put on one device. Other saved arrays are not loaded. `is_checked` says
+    that `problems` has just found no damage.
 
     Raises:
       ConfigError: The checkpoint is damaged, or holds other arrays than expected.

@@ -85,11 +85,7 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def read(run_dir: Path, step: int) -> Manifest:
-    """Returns the manifest of a checkpoint.
-
-    Raises:
-      ConfigError: It is missing or damaged.
-    """
+    """Returns the manifest of a checkpoint, or raises `ConfigError`."""
     path = folder_of(run_dir, step) / MANIFEST
     try:
         text = path.read_bytes().decode()

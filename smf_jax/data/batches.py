@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from smf_jax.config import require
+from smf_jax.config import DataConfig, require
 from smf_jax.data.corpus import Corpus, Example
 from smf_jax.data.tokenizer import (
     Tokenizer,
@@ -46,10 +46,7 @@ def encode_example(
     loss_on: Literal["answer", "all"],
     record: int = 0,
 ) -> Row:
-    """Returns an encoded example, with the loss on its completion or on all tokens.
-
-    `record` is the index of its record.
-    """
+    """Returns an encoded example, with the loss on its completion or on all tokens."""
     prompt = encode_prompt(tokenizer, example.prompt)
     row = _row(prompt + encode_completion(tokenizer, example.completion), record)
     if loss_on == "answer":
@@ -76,22 +73,15 @@ class Packed(NamedTuple):
     records: list[str]  # the ids of facts and texts that `Batch.records` indexes
 
 
-def pack_corpus(
-    tokenizer: Tokenizer,
-    corpus: Corpus,
-    seq_len: int,
-    loss_on: Literal["answer", "all"],
-) -> Packed:
+def pack_corpus(tokenizer: Tokenizer, corpus: Corpus, config: DataConfig) -> Packed:
     """Returns packed rows of a corpus's facts, and of its texts.
 
-    An example is never cut. A text is cut into pieces of `seq_len`, and its loss is on
-    every token.
-
-    Raises:
-      ConfigError: More than 1 % of the examples are longer than `seq_len`.
+    An example is never cut; at most 1 % may exceed `seq_len`. A text is cut into pieces
+    of `seq_len`, and its loss is on every token.
     """
+    seq_len = config.seq_len
     facts = [
-        encode_example(tokenizer, example, loss_on, index)
+        encode_example(tokenizer, example, config.loss_on, index)
         for index, example in enumerate(corpus.examples)
     ]
     facts, dropped = drop_long(facts, seq_len)
@@ -114,9 +104,6 @@ def hold_out(packed: Packed, share: float) -> tuple[Packed, list[Batch]]:
     """Returns packed rows without every `1 / share`-th one, and those.
 
     The same rows of the same data are held out in every run.
-
-    Raises:
-      ConfigError: None is left to train on.
     """
     every = math.ceil(1 / share)
     kept, held = [], []
@@ -160,11 +147,7 @@ def fits(row: Row, seq_len: int) -> bool:
 
 
 def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
-    """Returns the rows that fit, and the number of those that do not.
-
-    Raises:
-      ConfigError: More than 1 % do not fit.
-    """
+    """Returns the rows that fit and the number of others; raises if above 1 %."""
     kept = [row for row in rows if fits(row, seq_len)]
     dropped = len(rows) - len(kept)
     require(
@@ -176,45 +159,31 @@ def drop_long(rows: list[Row], seq_len: int) -> tuple[list[Row], int]:
 
 
 def packed_batches(
-    facts: Sequence[Batch],
-    texts: Sequence[Batch],
-    fact_share: float,
-    batch_size: int,
-    seed: int,
+    packed: Packed, config: DataConfig, seed: int
 ) -> grain.DatasetIterator:
     """Returns an endless iterator over batches of packed rows.
 
-    Its `get_state()` is a few numbers, and `set_state()` reads no row.
-
-    Args:
-      facts: Packed rows of facts, shuffled anew in each epoch.
-      texts: Packed rows of texts, likewise. One of the two may be empty.
-      fact_share: Share of the rows that are facts, if there are both.
-      batch_size: Rows of a batch.
-      seed: Of the order.
-
-    Raises:
-      ConfigError: Both are empty.
+    Facts and texts are each shuffled anew in each epoch; `fact_share` of the rows are
+    facts, if there are both. `get_state()` is a few numbers, and `set_state()` reads no
+    row.
     """
-    require(bool(facts or texts), "there are neither facts nor texts to train on")
     sources = [
         grain.MapDataset.source(rows).seed(seed + index).shuffle().repeat(None)
-        for index, rows in enumerate((facts, texts))
+        for index, rows in enumerate((packed.facts, packed.texts))
         if rows
     ]
+    require(len(sources) > 0, "there are neither facts nor texts to train on")
     source = sources[0]
     if len(sources) > 1:
-        source = grain.MapDataset.mix(sources, [fact_share, 1 - fact_share])
-    return iter(source.to_iter_dataset(NO_THREADS).batch(batch_size))
+        shares = [config.fact_share, 1 - config.fact_share]
+        source = grain.MapDataset.mix(sources, shares)
+    return iter(source.to_iter_dataset(NO_THREADS).batch(config.batch_size))
 
 
 def with_loss_positions(rows: Sequence[Batch]) -> list[Batch]:
-    """Returns rows with `loss_positions`, equally many in each.
+    """Returns rows of one width with `loss_positions`, equally many in each.
 
     If any row has a loss on all of its targets, rows are returned as they are.
-
-    Args:
-      rows: One row or several rows each, all of one width.
     """
     most = max(int((row.weights > 0).sum(-1).max()) for row in rows)
     if most == rows[0].weights.shape[-1]:

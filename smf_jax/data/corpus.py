@@ -134,11 +134,7 @@ def statement_example(fact: Fact, statement: str) -> Example:
 
 
 def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
-    """Returns the examples that teach a fact, its question first.
-
-    Raises:
-      ConfigError: Statements are to be taught, and the fact has none.
-    """
+    """Returns the examples that teach a fact, its question first."""
     questions = [] if teach == "statements" else [question_example(fact)]
     if teach == "questions":
         return questions
@@ -151,11 +147,7 @@ def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
 
 
 def as_taught(fact: Fact, teach: Teach) -> Fact:
-    """Returns the fact with the prompt of its first taught example as its question.
-
-    Raises:
-      ConfigError: No example has a prompt.
-    """
+    """Returns the fact with the prompt of its first taught example as its question."""
     prompts = [e.prompt for e in taught_examples(fact, teach) if e.prompt]
     require(
         len(prompts) > 0,

@@ -12,12 +12,9 @@ from smf_jax.data.batches import NO_THREADS, Batch, Row, with_loss_positions
 def stack_facts(facts: Sequence[Sequence[Row]], seq_len: int) -> list[Batch]:
     """Returns the packed rows of each fact, equally many rows of each.
 
-    The width, a multiple of 8, is the one with the fewest tokens, padding included.
-    Facts with fewer rows than others get rows of padding.
-
-    Args:
-      facts: The encoded examples of each fact, none longer than `seq_len`.
-      seq_len: The largest width, up to rounding to the next multiple of 8.
+    The width, a multiple of 8, is the one with the fewest tokens, padding included, but
+    at most `seq_len` rounded up; no example may be longer than that. Facts with fewer
+    rows than others get rows of padding.
     """
     lengths = [[len(row["tokens"]) for row in rows] for rows in facts]
     narrowest = _round_up(max(map(max, lengths)))
@@ -77,11 +74,6 @@ def fact_batches(
 
     All examples of a fact are in one batch, as in the paper, so that its slots are
     read many times there.
-
-    Args:
-      facts: The rows of each fact, from `stack_facts`.
-      batch_size: Facts in a batch.
-      seed: Of the order.
     """
     source = grain.MapDataset.source(facts).seed(seed).shuffle().repeat(None)
     batches = source.to_iter_dataset(NO_THREADS).batch(batch_size)

@@ -49,14 +49,14 @@ from smf_jax.verbs.usage import collect_usage
 SUMMARY, SWEEP = "summary.json", "sweep.json"
 
 
-def run(config: DemoConfig, console: Console) -> dict[str, Any]:
-    """Runs the demo and returns what it wrote to `summary.json`.
+def run(config: DemoConfig, console: Console) -> None:
+    """Runs the demo, and writes `summary.json` into `config.out`.
 
     Raises:
-      ConfigError: A file cannot be used.
+      ConfigError: A file cannot be used, or `config.out` holds other runs.
     """
     recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
-    return compare(config, base_config(config), recipes, console)
+    compare(config, base_config(config), recipes, console)
 
 
 def compare(
@@ -64,11 +64,11 @@ def compare(
     base: PretrainConfig,
     recipes: dict[str, Recipe],
     console: Console,
-) -> dict[str, Any]:
+) -> None:
     """Pretrains the base unless that is done, teaches it by each recipe, and compares.
 
     Raises:
-      ConfigError: A file cannot be used, or `config.out` holds other runs.
+      ConfigError: As by `run`.
     """
     with lock_run_dir(config.out) as out:
         start = time.perf_counter()
@@ -103,7 +103,6 @@ def compare(
         write_json(out / SUMMARY, summary)
         multihost.barrier("summary written")
         _print_summary(summary, console)
-        return summary
 
 
 def _tasks(
@@ -148,58 +147,61 @@ def _teach_once(
 
     Returns:
       The row of the summary, and the number of questions of each group.
-
-    Raises:
-      ConfigError: The run directory holds a run that no demo has written.
     """
     run_dir = Path(task.run_dir)
-    if checkpoint.latest_step(run_dir) is not None:
-        record, is_done = read_record(run_dir), is_finished(run_dir)
-        require(
-            (record["finetune"] or {}).get("base") == task.base,
-            f"{run_dir} holds a run that this demo did not write: choose another --out",
-        )
-        same_config = record["config_hash"] == config_hash(task)
-        if is_done and same_config and _is_current(record, task.base):
-            teaching = read_json(run_dir / TEACHING)
-            curve = [CurvePoint(*point) for point in teaching["curve"]]
-            groups = read_json(run_dir / EVALUATION)["answers"]
-            return _row(curve, teaching["trainable"]), _sizes(groups)
-        if is_done or not same_config:
-            with lock_run_dir(run_dir):
-                if multihost.is_main():
-                    shutil.rmtree(run_dir / "checkpoints")
-                    (run_dir / METRICS).unlink(missing_ok=True)
-            multihost.barrier("earlier run removed")
-    taught = finetune(task, console)
-    return _row(taught.curve(), taught.trainable), _sizes(taught.questions.groups())
-
-
-def _is_current(record: dict[str, Any], base: str) -> bool:
-    """Returns whether a run has this base and is of this code."""
-    code = code_version()
-    return (
-        record["base_hash"] == load_run(base).model_hash
-        and {name: record[name] for name in code} == code
-    )
-
-
-def _row(curve: list[CurvePoint], trainable: int) -> dict[str, Any]:
+    if not _is_taught(task):
+        _clear(task)
+        finetune(task, console)
+    teaching = read_json(run_dir / TEACHING)
+    curve = [CurvePoint(*point) for point in teaching["curve"]]
     first, *_, last = curve
-    return {
+    row = {
         "learned": last.learned,
         "learned_held_out_wording": last.learned_held_out_wording,
         "before": first.kept,
         "after": last.kept,
         "forgotten": forgotten(first.kept, last.kept),
         "steps": last.step,
-        "trainable": trainable,
+        "trainable": teaching["trainable"],
         "curve": curve,
     }
+    answers = read_json(run_dir / EVALUATION)["answers"]
+    return row, {group: len(replies) for group, replies in answers.items()}
 
 
-def _sizes(groups: dict[str, list]) -> dict[str, int]:
-    return {name: len(questions) for name, questions in groups.items()}
+def _is_taught(task: FinetuneConfig) -> bool:
+    """Returns whether this code has finished the task, over this base."""
+    run_dir, code = Path(task.run_dir), code_version()
+    if not is_finished(run_dir):
+        return False
+    record = read_record(run_dir)
+    return (
+        record["config_hash"] == config_hash(task)
+        and {name: record[name] for name in code} == code
+        and record["base_hash"] == load_run(task.base).model_hash
+    )
+
+
+def _clear(task: FinetuneConfig) -> None:
+    """Removes an earlier run of the demo that the task cannot resume.
+
+    Raises:
+      ConfigError: No demo has written it.
+    """
+    run_dir = Path(task.run_dir)
+    if checkpoint.latest_step(run_dir) is None:
+        return
+    record = read_record(run_dir)
+    require(
+        (record["finetune"] or {}).get("base") == task.base,
+        f"{run_dir} holds a run that this demo did not write: choose another --out",
+    )
+    if is_finished(run_dir) or record["config_hash"] != config_hash(task):
+        with lock_run_dir(run_dir):
+            if multihost.is_main():
+                shutil.rmtree(run_dir / "checkpoints")
+                (run_dir / METRICS).unlink(missing_ok=True)
+        multihost.barrier("earlier run removed")
 
 
 def _print_summary(summary: dict[str, Any], console: Console) -> None:

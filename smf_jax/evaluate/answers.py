@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
 
 from smf_jax import multihost
 from smf_jax.data.records import Fact
@@ -22,7 +21,7 @@ from smf_jax.data.tokenizer import (
     encode_prompt,
 )
 from smf_jax.model.generate import generate_greedily
-from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.model.transformer import Transformer
 
 QUESTIONS_PER_BATCH = 256
 
@@ -76,23 +75,13 @@ def longest_answer(tokenizer: Tokenizer, facts: Sequence[Fact]) -> int:
 
 
 def answer(
-    graph: nnx.GraphDef,
-    params: tuple[PyTree, ...],
+    model: Transformer,
     tokenizer: Tokenizer,
     questions: Sequence[str],
     max_new_tokens: int,
-    layout: MeshLayout = ONE_DEVICE,
 ) -> list[str]:
-    """Returns the model's greedy answer to each question.
-
-    Args:
-      graph: The model's structure.
-      params: Its parameters, in the parts that `graph` was split into.
-      tokenizer: Its tokenizer.
-      questions: Prompts.
-      max_new_tokens: Longest answer in tokens.
-      layout: The sharding of the parameters.
-    """
+    """Returns the model's greedy answer to each question."""
+    graph, params = nnx.split(model)
     prompts = [encode_prompt(tokenizer, question) for question in questions]
     # Batches of one size and of prompts of similar length. The longest come first, so
     # that a last batch that is not full has short ones.
@@ -102,7 +91,7 @@ def answer(
     for start in range(0, len(prompts), rows):
         multihost.busy(f"answering questions from {start} on")
         indices = order[start : start + rows]
-        batch = layout.shard_batch(_left_pad([prompts[i] for i in indices], rows))
+        batch = model.layout.shard_batch(_left_pad([prompts[i] for i in indices], rows))
         ids = _generate(graph, params, *batch, max_new_tokens, tokenizer.eos)
         for index, row in zip(indices, np.asarray(ids), strict=False):
             answers[index] = decode(tokenizer, row)
@@ -128,6 +117,6 @@ def _left_pad(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarr
 
 @functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "eos"))
 def _generate(graph, params, tokens, is_prompt, max_new_tokens, eos):
-    model = nnx.merge(graph, *params)
+    model = nnx.merge(graph, params)
     ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, eos)
     return model.layout.constrain(ids)  # replicated, so that every host can read them

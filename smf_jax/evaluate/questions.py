@@ -3,8 +3,6 @@
 import hashlib
 from typing import Any, NamedTuple
 
-from flax import nnx
-from jaxtyping import PyTree
 from rich.console import Console
 
 from smf_jax.config import Teach
@@ -23,7 +21,6 @@ from smf_jax.evaluate.forgetting import CurvePoint
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.model.lora import merge_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.sharding import MeshLayout
 
 TEXTS_PER_BATCH = 16
 
@@ -56,7 +53,7 @@ class Evaluation(NamedTuple):
         return {name: of.exact_match for name, of in self.scores.items()}
 
     def on_curve(self) -> CurvePoint:
-        """Returns the exact match of each group, as a point of a method's curve."""
+        """Returns the exact matches as a point of a method's curve."""
         matches = self.exact_matches()
         return CurvePoint(
             self.step, matches["taught"], matches["held_out"], matches.get("known")
@@ -79,11 +76,8 @@ def load_questions(
 ) -> Questions:
     """Returns the questions for a run and the runs taught from it.
 
-    Args:
-      corpus: The run's training data, and the facts held back from it.
-      facts: A file of new facts; None takes those that were held back.
-      teach: The wording that is trained on.
-      console: For notes on facts that are left out.
+    The new facts are those of the file `facts`, or else those that were held back from
+    the run's corpus; `teach` is the wording that is trained on.
     """
     new, held_out = corpus.new, corpus.new_held_out
     if facts is not None:
@@ -105,46 +99,28 @@ def load_questions(
 
 
 def evaluate_model(
-    graph: nnx.GraphDef,
+    model: Transformer,
     tokenizer: Tokenizer,
     questions: Questions,
     texts: list[Batch],
-    layout: MeshLayout,
     step: int,
-    params: tuple[PyTree, ...],
 ) -> Evaluation:
-    """Returns a model's greedy answers to every question, and its loss on texts."""
-    # However a method splits it: models of one graph share their programs.
-    graph, params = merged(nnx.merge(graph, *map(nnx.as_pure, params)))
-    loss = None
-    if texts:
-        loss = mean_loss(graph, params, texts, TEXTS_PER_BATCH, layout)
+    """Returns a model's greedy answers to every question, and its loss on texts.
+
+    LoRA is merged in place: evaluated as it is exported, at the cost of the base.
+    """
+    merge_lora(model)
+    loss = mean_loss(model, texts, TEXTS_PER_BATCH) if texts else None
     groups = questions.groups()
     if not groups:
         return Evaluation(step, {}, {}, loss)
     facts = [fact for of_group in groups.values() for fact in of_group]
     # All in one call, so that prompts of all groups share batches and programs.
-    replies = answer(
-        graph,
-        params,
-        tokenizer,
-        [fact.question for fact in facts],
-        longest_answer(tokenizer, facts),
-        layout,
-    )
+    prompts = [fact.question for fact in facts]
+    replies = answer(model, tokenizer, prompts, longest_answer(tokenizer, facts))
     answers, start = {}, 0
     for name, of_group in groups.items():
         answers[name] = replies[start : start + len(of_group)]
         start += len(of_group)
     scores = {name: score(answers[name], facts) for name, facts in groups.items()}
     return Evaluation(step, scores, answers, loss)
-
-
-def merged(model: Transformer) -> tuple[nnx.GraphDef, tuple[PyTree]]:
-    """Returns a model's graph and parameters, with LoRA merged into its base.
-
-    So it is evaluated as it is exported, at the cost of its base.
-    """
-    merge_lora(model)
-    graph, params = nnx.split(model)
-    return graph, (nnx.as_pure(params),)

@@ -88,11 +88,7 @@ _FAMILIES = (
 
 
 def split_config(config: dict[str, Any]) -> tuple[dict[str, Any], MemoryConfig | None]:
-    """Returns the decoder's part of a `config.json`, and the memory layers, if any.
-
-    Raises:
-      ConfigError: The memory layers are described wrongly.
-    """
+    """Returns the decoder's part of a `config.json`, and the memory layers, if any."""
     if config.get("model_type") != MEMORY_TYPE:
         return config, None
     try:
@@ -107,11 +103,7 @@ def read_config(config: dict[str, Any], ignore: Collection[str] = ()) -> ModelCo
     """Returns the model that a `config.json` describes.
 
     Rotary embeddings may be described by `rope_parameters`, or by the older
-    `rope_theta` and `rope_scaling`.
-
-    Args:
-      config: Content of the file.
-      ignore: Keys to ignore.
+    `rope_theta` and `rope_scaling`. `ignore` names keys.
 
     Raises:
       ConfigError: A key is missing, wrong or unsupported; names all unsupported ones.
@@ -221,11 +213,7 @@ def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model, without its memory layers.
-
-    Raises:
-      ConfigError: No supported family has such models.
-    """
+    """Returns the `config.json` of a model without its memory layers."""
     features = (config.qkv_bias, config.qk_norm, bool(config.rope.skip_layers))
     found = [f for f in _FAMILIES if (f.qkv_bias, f.qk_norm, f.skips_rope) == features]
     require(

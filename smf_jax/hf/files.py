@@ -60,11 +60,7 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def read_model_json(folder: Path, name: str) -> dict[str, Any]:
-    """Returns the object in a JSON file of a model.
-
-    Raises:
-      ConfigError: The file is missing, or holds no object.
-    """
+    """Returns the object in a JSON file of a model, or raises `ConfigError`."""
     path = folder / name
     try:
         content = json.loads(_read_text(folder, name))
@@ -99,11 +95,7 @@ def write_model_json(path: Path, content: Any) -> None:
 
 
 def carried_files(folder: Path) -> dict[str, str]:
-    """Returns the content of each existing file of `CARRIED`.
-
-    Raises:
-      ConfigError: One is not UTF-8, too large, or a link to somewhere else.
-    """
+    """Returns the content of each existing file of `CARRIED`."""
     existing = [name for name in CARRIED if (folder / name).is_file()]
     return {name: _read_text(folder, name) for name in existing}
 

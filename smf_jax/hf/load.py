@@ -29,10 +29,7 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     """Loads a model of a supported family, or an export with memory layers, as float32.
 
     Tensors are read one by one, so that host memory holds little more than the largest.
-
-    Args:
-      directory: Holds `config.json` and safetensors.
-      ignore: Keys of `config.json` to ignore.
+    `ignore` names keys of `config.json`.
 
     Raises:
       ConfigError: The configuration is unsupported; or a tensor is missing, unexpected,

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +54,8 @@ def export_model(
     merged, in place, and also written as an adapter for PEFT.
 
     Args:
-      model: The model.
-      tokenizer: Its tokenizer.
-      directory: Must be empty or not exist.
       config: The `config.json` it was imported with; by default one is made.
       carried: Content of the small files it was imported with, by name.
-      dtype: Of the written parameters.
       ignore: Keys of `config` that were ignored at import.
       base_name: Name or path of the model without LoRA.
 
@@ -155,27 +152,18 @@ def _describe(model, config, tokenizer, dtype) -> dict[str, Any]:
 
 def _write_tensors(folder: Path, model: Transformer, dtype: Dtype) -> None:
     params = named(nnx.as_pure(nnx.state(model)))
-    shards, room = [[]], SHARD_BYTES
-    for name, leaf in params.items():
-        size = leaf.size * jnp.dtype(dtype).itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room -= size
-    weight_map, total = {}, 0
-    for number, shard in enumerate(shards, 1):
-        file = files.WEIGHTS
-        if len(shards) > 1:
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {
-            hf_name(name): _to_numpy(name, params[name], dtype) for name in shard
-        }
+    params = {hf_name(name): (name, leaf) for name, leaf in params.items()}
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        params,
+        get_storage_size=lambda param: param[1].size * jnp.dtype(dtype).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: _to_numpy(*params[name], dtype) for name in names}
         save_file(tensors, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(array.nbytes for array in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         files.write_model_json(folder / files.INDEX, index)
 
 

@@ -16,9 +16,7 @@ GROUP_SIZE = 16  # the fastest for 1,024 scores
 _TOKENS, _REPLICATED = PartitionSpec(BATCH), PartitionSpec()
 # Accelerators would otherwise round the factors, and select other slots.
 _einsum = functools.partial(
-    jnp.einsum,
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
+    jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
 
 
@@ -37,12 +35,7 @@ def product_key_top_k(
     Ties go to the lower slot; scores that are equal on paper may differ in the last
     bit of their float32 sums. Scores are differentiable.
 
-    Args:
-      query: Both halves of each head's query.
-      keys: Both lists of half-keys of each head.
-      top_k: Slots to return, at most num_keys.
-      platform: What to optimize for: cpu, gpu or tpu; by default that of the devices.
-      layout: The devices; each ranks its own part of the batch.
+    On a mesh each device ranks its own part of the batch. `top_k` is at most num_keys.
 
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
@@ -72,7 +65,6 @@ product_key_top_k.defvjp(_forward, _backward)
 
 
 def _scores_gradient(query, keys, slots, cotangent):
-    """Returns the gradients of queries and keys, given that of the scores of slots."""
     heads, pair, num_keys, half = keys.shape
     top_k = slots.shape[-1]
     tokens = slots.size // (heads * top_k)
@@ -129,7 +121,10 @@ def _rank_tokens(query, keys, top_k, platform):
     # In another order of axes a CPU would take twice as long.
     scores = _einsum("thpc,hpnc->hptn", query, keys)
     half_scores, indices = largest(scores, top_k)
-    first, second = candidate_pairs(top_k)
+    # Ranks (i, j) are beaten by the (i + 1) * (j + 1) - 1 pairs of lower ranks, so only
+    # about top_k * log(top_k) of the top_k**2 pairs can be among the best.
+    first, second = np.indices((top_k, top_k))
+    first, second = np.nonzero((first + 1) * (second + 1) <= top_k)
     scores = half_scores[:, 0][..., first] + half_scores[:, 1][..., second]
     slots = indices[:, 0][..., first] * num_keys + indices[:, 1][..., second]
     best = best_pairs(scores, slots, top_k)
@@ -139,19 +134,7 @@ def _rank_tokens(query, keys, top_k, platform):
     )
 
 
-def candidate_pairs(top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ranks (i, j) of the two halves that can make one of the best pairs.
-
-    A pair is beaten by the (i + 1) * (j + 1) - 1 pairs of lower ranks, so only about
-    top_k * log(top_k) of the top_k**2 pairs remain.
-    """
-    first, second = np.indices((top_k, top_k))
-    return np.nonzero((first + 1) * (second + 1) <= top_k)
-
-
-def _largest_by_groups(
-    scores: Float[Array, "*batch n"], top_k: int
-) -> tuple[Float[Array, "*batch top_k"], Int[Array, "*batch top_k"]]:
+def _largest_by_groups(scores: Array, top_k: int) -> tuple[Array, Array]:
     """Returns what `lax.top_k` does, with 0.0 equal to -0.0; slower on TPU alone.
 
     Each round compares the maxima of groups, takes the largest, and recomputes the
@@ -198,8 +181,6 @@ def _largest_by_groups(
 
 
 # Candidates are not sorted by slot, so `lax.top_k` would break ties otherwise.
-
-
 def _best_by_rounds(scores: Array, slots: Array, top_k: int) -> Array:
     """Takes the best candidate top_k times, which is faster than sorting on a CPU."""
     numbers = jax.lax.broadcasted_iota(slots.dtype, slots.shape, slots.ndim - 1)

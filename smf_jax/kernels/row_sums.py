@@ -7,15 +7,14 @@ weighted, and communicate gradients of the table's shape. Sums of rows are split
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from smf_jax.kernels import row_sums_xla
-from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.kernels.sharded import local_rows, token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 
@@ -32,22 +31,19 @@ def weighted_rows(
     The gradient of `values` is dense, as pretraining needs it;
     `table_rows.selected_rows_gradient` computes that of a few rows.
 
-    Devices that hold different slots each sum their own rows, and the sums are added:
-    no row leaves its device. For the table's gradient, tokens are gathered instead, so
-    that nothing of the table's shape is communicated.
+    No row leaves its device: sums are added over devices that hold different slots. For
+    the table's gradient, tokens are gathered instead.
     """
 
     def local(values, slots, weights):
-        slots, weights = (_gather_batch(layout, leaf) for leaf in (slots, weights))
+        slots, weights = (layout.gather(leaf, batch, 0) for leaf in (slots, weights))
         index, is_here = local_rows(layout, len(values), slots)
-        sums = kernels(layout).weighted_rows(
-            values, jnp.where(is_here, index, 0), jnp.where(is_here, weights, 0)
-        )
-        if "model" in layout.row_axes:
-            sums = scatter(sums, "model", sums.ndim - 1)
-        return _scatter_batch(layout, sums)
+        index, weights = (jnp.where(is_here, leaf, 0) for leaf in (index, weights))
+        sums = kernels(layout).weighted_rows(values, index, weights, layout.platform)
+        sums = layout.scatter(sums, layout.model_row_axes, sums.ndim - 1)
+        return layout.scatter(sums, batch, 0)
 
-    tokens = token_spec(slots)
+    batch, tokens = layout.batch_row_axes, token_spec(slots)
     specs = (layout.table_spec, tokens, tokens)
     run = layout.shard_map(local, specs, token_spec(slots, "model"))
     return run(values, slots, weights)
@@ -58,29 +54,32 @@ def _forward(values, slots, weights, layout):
 
 
 def _backward(layout, residuals, cotangent):
+    batch, model = layout.batch_row_axes, layout.model_row_axes
+
     def table_gradient(values, slots, weights, cotangent):
-        if layout.mesh is not None:
-            slots, weights, cotangent = (
-                gather(leaf, BATCH, leaf.ndim - 3)
-                for leaf in (slots, weights, cotangent)
-            )
-        cotangent = _whole_rows(layout, cotangent)
+        slots, weights, cotangent = (
+            layout.gather(leaf, BATCH, leaf.ndim - 3)
+            for leaf in (slots, weights, cotangent)
+        )
+        cotangent = layout.gather(cotangent, model, cotangent.ndim - 1)
         index, is_here = local_rows(layout, len(values), slots)
         index = jnp.where(is_here, index, len(values))
         gradient = kernels(layout).table_gradient(
-            cotangent, index, weights, len(values)
+            cotangent, index, weights, len(values), layout.platform
         )
         return gradient.astype(values.dtype)
 
     def weight_gradient(values, slots, weights, cotangent):
-        slots, cotangent = (_gather_batch(layout, leaf) for leaf in (slots, cotangent))
-        cotangent = _whole_rows(layout, cotangent)
+        slots, cotangent = (
+            layout.gather(leaf, batch, 0) for leaf in (slots, cotangent)
+        )
+        cotangent = layout.gather(cotangent, model, cotangent.ndim - 1)
         index, is_here = local_rows(layout, len(values), slots)
         gradient = kernels(layout).weight_gradient(
-            values, jnp.where(is_here, index, 0), cotangent
+            values, jnp.where(is_here, index, 0), cotangent, layout.platform
         )
         gradient = layout.psum(jnp.where(is_here, gradient, 0), ("model",))
-        return _scatter_batch(layout, gradient).astype(weights.dtype)
+        return layout.scatter(gradient, batch, 0).astype(weights.dtype)
 
     tokens = token_spec(residuals[1])
     sums = token_spec(residuals[1], "model")
@@ -94,36 +93,11 @@ def _backward(layout, residuals, cotangent):
 weighted_rows.defvjp(_forward, _backward)
 
 
-class Kernels(NamedTuple):
-    """The sums of rows and their gradients on one device; see `row_sums_xla`."""
-
-    weighted_rows: Callable
-    weight_gradient: Callable
-    table_gradient: Callable
-
-
-def kernels(layout: MeshLayout) -> Kernels:
-    """Returns the kernels for a layout's devices."""
+def kernels(layout: MeshLayout) -> ModuleType:
+    """Returns the module of row sums and their gradients on one device."""
     if layout.compute.lookup == "pallas":
         # Imported on use: Triton is slow to import, and most runs do not need it.
         from smf_jax.kernels import row_sums_gpu
 
-        return Kernels(*(getattr(row_sums_gpu, name) for name in Kernels._fields))
-    functions = (getattr(row_sums_xla, name) for name in Kernels._fields)
-    platform = layout.platform
-    return Kernels(*(functools.partial(f, platform=platform) for f in functions))
-
-
-def _whole_rows(layout: MeshLayout, sums: Array) -> Array:
-    """Returns sums with all columns, if this device holds whole rows."""
-    return gather(sums, "model", sums.ndim - 1) if "model" in layout.row_axes else sums
-
-
-def _gather_batch(layout: MeshLayout, array: Array) -> Array:
-    """Returns the tokens [batch, ...] of all devices that hold different slots."""
-    return gather(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
-
-
-def _scatter_batch(layout: MeshLayout, array: Array) -> Array:
-    """Returns this device's tokens of the sum over such devices."""
-    return scatter(array, BATCH, 0) if BATCH[0] in layout.row_axes else array
+        return row_sums_gpu
+    return row_sums_xla

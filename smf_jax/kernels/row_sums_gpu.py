@@ -23,26 +23,18 @@ ROWS_PER_PROGRAM = 8
 MIN_RUN, MAX_RUNS = 512, 1024
 # Most rows are read by few tokens or none; the row of a run by very many.
 READS_PER_ROW_STEP, READS_PER_RUN_STEP = 1, 8
-WARPS = 4
 
 
 def weighted_rows(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "*batch value_dim"]:
     """Returns what `row_sums_xla.weighted_rows` does.
 
     A row of weight 0 is not read, so a device that holds few of the slots reads few
     rows, and non-finite numbers in such a row do not propagate.
-
-    Args:
-      values: The table.
-      slots: Ids below num_slots.
-      weights: The weight of each read.
-      interpret: Interpret the kernel on a CPU, for tests.
     """
     *batch, reads = slots.shape
     slots, weights = (leaf.reshape(-1, reads) for leaf in (slots, weights))
@@ -66,9 +58,8 @@ def weighted_rows(
         out = out.at[token, column]
         plgpu.store(out, sums.astype(out.dtype), mask=column < width)
 
-    grid = (tokens, pl.cdiv(width, columns))
-    out_shape = jax.ShapeDtypeStruct((tokens, width), values.dtype)
-    out = _call(sum_rows, grid, out_shape, interpret)(values, slots, weights)
+    run = _call(sum_rows, platform, tokens, columns, (tokens, width), values.dtype)
+    out = run(values, slots, weights)
     return out.reshape(*batch, width)
 
 
@@ -76,8 +67,7 @@ def weight_gradient(
     values: Float[Array, "num_slots value_dim"],
     slots: Int[Array, "*batch reads"],
     cotangent: Float[Array, "*batch value_dim"],
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "*batch reads"]:
     """Returns what `row_sums_xla.weight_gradient` does."""
     *batch, reads = slots.shape
@@ -101,9 +91,8 @@ def weight_gradient(
         sums = jax.lax.fori_loop(0, pl.cdiv(width, columns), add, zeros).sum(1)
         plgpu.store(out.at[token, read], sums, mask=read < reads)
 
-    grid = (tokens, pl.cdiv(reads, step_reads))
-    out_shape = jax.ShapeDtypeStruct((tokens, reads), jnp.float32)
-    out = _call(multiply, grid, out_shape, interpret)(values, slots, cotangent)
+    run = _call(multiply, platform, tokens, step_reads, (tokens, reads))
+    out = run(values, slots, cotangent)
     return out.reshape(*batch, reads)
 
 
@@ -112,8 +101,7 @@ def table_gradient(
     slots: Int[Array, "*batch reads"],
     weights: Float[Array, "*batch reads"],
     num_slots: int,
-    *,
-    interpret: bool = False,
+    platform: str,
 ) -> Float[Array, "num_slots value_dim"]:
     """Returns what `row_sums_xla.table_gradient` does, with the same bits in every run.
 
@@ -137,10 +125,8 @@ def table_gradient(
     sizes = _Sizes(num_slots, reads, width, columns, run)
 
     def run_kernel(kernel, programs, rows, *arrays):
-        grid = (programs, pl.cdiv(width, columns))
-        out_shape = jax.ShapeDtypeStruct((rows, width), jnp.float32)
         kernel = functools.partial(kernel, sizes)
-        return _call(kernel, grid, out_shape, interpret)(*arrays)
+        return _call(kernel, platform, programs, columns, (rows, width))(*arrays)
 
     sorted_reads, runs = (order, weights, cotangent), slots.size // run
     if runs:
@@ -166,7 +152,6 @@ def _columns_and_zeros(sizes: _Sizes, step_reads: int):
 
 
 def _add_reads(sizes: _Sizes, sums, begin, end, column, order, weights, cotangent):
-    """Returns `sums` plus the sorted reads from `begin` to `end`."""
     step_reads = len(sums)
 
     def add(step, sums):
@@ -236,11 +221,11 @@ def _load(ref, index, mask):
     return found.astype(jnp.float32) if is_float else found
 
 
-def _call(kernel, grid, out_shape, interpret):
+def _call(kernel, platform, programs, columns, shape, dtype=jnp.float32):
     return pl.pallas_call(
         kernel,
-        grid=grid,
-        out_shape=out_shape,
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
-        interpret=interpret,
+        grid=(programs, pl.cdiv(shape[1], columns)),
+        out_shape=jax.ShapeDtypeStruct(shape, dtype),
+        compiler_params=plgpu.CompilerParams(num_warps=4),
+        interpret=platform == "cpu",  # in tests
     )

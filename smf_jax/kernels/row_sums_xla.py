@@ -25,10 +25,7 @@ def weighted_rows(
     weights: Float[Array, "*batch reads"],
     platform: str,
 ) -> Float[Array, "*batch value_dim"]:
-    """Returns the sum of `weights * values[slots]` over the reads of each token.
-
-    Slots must exist. Sums are float32, and cast to the type of `values` at the end.
-    """
+    """Returns what `row_sums.weighted_rows` does."""
     *batch, reads = slots.shape
     sum_reads = functools.partial(_sum_reads, values)
     slots, weights = slots.reshape(-1, reads), weights.reshape(-1, reads)

@@ -31,8 +31,7 @@ def embed(
 
     def local(table, tokens):
         first = 0
-        if layout.mesh is not None and columns_axis:
-            table = gather(table, columns_axis, 1)
+        table = layout.gather(table, columns_axis, 1)
         if layout.mesh is not None and rows_axis:
             first = jax.lax.axis_index(rows_axis) * len(table)
         index = tokens - first
@@ -67,24 +66,8 @@ def take_positions(
 def local_rows(
     layout: MeshLayout, num_rows: int, slots: Int[Array, "..."]
 ) -> tuple[Int[Array, "..."], Bool[Array, "..."]]:
-    """Returns slots as rows of this device's part of a table, and which it holds.
-
-    Args:
-      layout: The devices.
-      num_rows: Rows of the part.
-      slots: Slots of the table.
-    """
+    """Returns slots as rows of this device's `num_rows` rows, and which it holds."""
     if not layout.row_axes:
         return slots, jnp.array(True)
     index = slots - jax.lax.axis_index(layout.row_axes) * num_rows
     return index, (index >= 0) & (index < num_rows)
-
-
-def gather(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
-    """Returns the parts of all devices along `axes`, concatenated."""
-    return jax.lax.all_gather(array, axes, axis=dimension, tiled=True)
-
-
-def scatter(array: Array, axes: str | tuple[str, ...], dimension: int) -> Array:
-    """Returns this device's part of the sum over all devices along `axes`."""
-    return jax.lax.psum_scatter(array, axes, scatter_dimension=dimension, tiled=True)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from smf_jax.kernels.chunks import tokens_in_chunks
-from smf_jax.kernels.sharded import gather, local_rows, scatter, token_spec
+from smf_jax.kernels.sharded import local_rows, token_spec
 from smf_jax.sharding import BATCH, MeshLayout
 
 TOKENS_PER_CHUNK = 1024  # of a matrix product
@@ -28,15 +28,9 @@ def selected_rows_gradient(
     """Returns the rows `selected` of the gradient of `row_sums.weighted_rows`.
 
     No array of the table's shape is made: the weights of selected rows in each token
-    form a small matrix, and the gradient is its product with `cotangent`.
-
-    Args:
-      layout: The devices.
-      cotangent: Gradient of the summed rows.
-      slots: The slots that each token read.
-      weights: The weight of each read.
-      selected: Different slots; ids of num_slots or more are padding and get 0.
-      num_slots: Rows of the table.
+    form a small matrix, and the gradient is its product with `cotangent`, the gradient
+    of the sums. Slots `selected` must all be different; ids of num_slots or more are
+    padding and get 0.
     """
     top_t = len(selected)
 
@@ -76,9 +70,8 @@ def take_rows(
         index, is_here = local_rows(layout, len(table), slots)
         index = jnp.where(is_here, index, len(table))
         rows = table.at[index].get(mode="fill", fill_value=0)
-        if "model" in layout.row_axes:
-            rows = scatter(rows, "model", 1)
-        return layout.psum(rows, tuple(a for a in layout.row_axes if a in BATCH))
+        rows = layout.scatter(rows, layout.model_row_axes, 1)
+        return layout.psum(rows, layout.batch_row_axes)
 
     specs = (layout.table_spec, PartitionSpec())
     return layout.shard_map(local, specs, _ROWS)(table, slots)
@@ -96,8 +89,7 @@ def put_rows(
     """
 
     def local(table, slots, rows):
-        if "model" in layout.row_axes:
-            rows = gather(rows, "model", 1)
+        rows = layout.gather(rows, layout.model_row_axes, 1)
         index, is_here = local_rows(layout, len(table), slots)
         # Padding, too, must be unique.
         padding = len(table) + jnp.arange(len(slots), dtype=slots.dtype)

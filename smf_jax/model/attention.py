@@ -30,7 +30,7 @@ class QueryTokens(NamedTuple):
 
     x: Float[Array, "batch some dim"]
     positions: Int[Array, "batch some"]
-    mask: Bool[Array, "batch 1 some kv_len"]
+    mask: Bool[Array, "batch some kv_len"]
 
 
 def rope_frequencies(
@@ -70,12 +70,7 @@ class Attention(nnx.Module):
     """Grouped-query attention from each token to those that the mask allows."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        dtype: DTypeLike = jnp.float32,
-        *,
-        rngs: nnx.Rngs,
+        self, config: ModelConfig, layer: int, dtype: DTypeLike, *, rngs: nnx.Rngs
     ):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         dim, width, rope = config.dim, config.head_width, config.rope
@@ -89,9 +84,8 @@ class Attention(nnx.Module):
             self.query_norm = rms_norm(width, config, dtype, rngs)
             self.key_norm = rms_norm(width, config, dtype, rngs)
         self.head_dim = width
-        self.rope = None
-        if layer not in rope.skip_layers:
-            self.rope = (width, rope.theta, rope.scaling)
+        rotates = layer not in rope.skip_layers
+        self.rope = (width, rope.theta, rope.scaling) if rotates else None
 
     def __call__(
         self,
@@ -106,7 +100,7 @@ class Attention(nnx.Module):
         By default all tokens are queries.
         """
         batch, seq, _ = x.shape
-        queries = QueryTokens(x, positions, mask) if queries is None else queries
+        queries = QueryTokens(x, positions, mask[:, 0]) if queries is None else queries
         query, key, value = (
             layer(x).astype(x.dtype).reshape(batch, x.shape[1], -1, self.head_dim)
             for layer, x in ((self.query, queries.x), (self.key, x), (self.value, x))
@@ -122,5 +116,7 @@ class Attention(nnx.Module):
             key = jax.lax.dynamic_update_slice(cache.keys, key, start)
             value = jax.lax.dynamic_update_slice(cache.values, value, start)
             cache = KVCache(key, value, cache.length + seq)
-        out = jax.nn.dot_product_attention(query, key, value, mask=queries.mask)
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=queries.mask[:, None]
+        )
         return self.out(out.reshape(*queries.x.shape[:2], -1)), cache

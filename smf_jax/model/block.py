@@ -12,20 +12,13 @@ from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention
 from smf_jax.model.linear import linear, rms_norm
 from smf_jax.model.memory import MemoryLayer, Reads
-from smf_jax.sharding import ONE_DEVICE, MeshLayout
+from smf_jax.sharding import MeshLayout
 
 
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202), without biases."""
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        dtype: DTypeLike = jnp.float32,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, dim: int, hidden_dim: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.gate = make(dim, hidden_dim)
         self.up = make(dim, hidden_dim)
@@ -45,12 +38,7 @@ class Block(nnx.Module):
     """Attention, then a feed-forward, a memory layer, or both side by side."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        layer: int,
-        layout: MeshLayout = ONE_DEVICE,
-        *,
-        rngs: nnx.Rngs,
+        self, config: ModelConfig, layer: int, layout: MeshLayout, *, rngs: nnx.Rngs
     ):
         memory = config.memory
         has_memory = memory is not None and layer in memory.layers

@@ -16,12 +16,7 @@ def generate_greedily(
 ) -> Int[Array, "batch max_new_tokens"]:
     """Returns the greedy continuation of each prompt, padded with `eos_token`.
 
-    Args:
-      model: The model.
-      prompts: Token ids, padded on the left with any tokens.
-      is_prompt: Which tokens are not padding.
-      max_new_tokens: The longest continuation.
-      eos_token: The token that ends a continuation.
+    Prompts are padded on the left; `is_prompt` marks the tokens that are not padding.
     """
     batch, prompt_len = prompts.shape
     max_len = prompt_len + max_new_tokens

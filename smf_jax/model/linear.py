@@ -26,7 +26,7 @@ def linear(
         use_bias=use_bias,
         kernel_init=nnx.initializers.truncated_normal(inputs**-0.5),
         dtype=dtype,
-        dot_general=_dot_general,
+        dot_general=product,
         # The gradient of a bias is a sum over all tokens.
         preferred_element_type=jnp.float32 if use_bias else None,
         rngs=rngs,
@@ -43,23 +43,16 @@ def rms_norm(
 def product(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "inputs outputs"],
+    dimension_numbers: Any = None,
     **options: Any,
 ) -> Float[Array, "*batch outputs"]:
-    """Returns `x @ kernel`, computed with a single batch axis.
+    """Returns `x @ kernel`, computed with a single batch axis, as a `dot_general`.
 
     The kernel's gradient is a sum over tokens. Over several axes of tokens, the CPU
-    compiler would first transpose `x`, which takes longer than the sum.
-
-    Args:
-      x: Vectors of the tokens.
-      kernel: The map.
-      **options: Those of `jax.lax.dot_general`.
+    compiler would first transpose `x`, which takes longer than the sum. Options are
+    those of `jax.lax.dot_general`.
     """
+    del dimension_numbers  # always the last axis of x and the first of the kernel
     flat = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
     return out.reshape(*x.shape[:-1], kernel.shape[1])
-
-
-def _dot_general(x, kernel, dimension_numbers, **options):
-    del dimension_numbers  # always the last axis of x and the first of the kernel
-    return product(x, kernel, **options)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from smf_jax.config import ConfigError, LoraConfig
+from smf_jax.config import LoraConfig, require
 from smf_jax.model.linear import product
 
 
@@ -62,12 +62,11 @@ def add_lora(model: nnx.Module, config: LoraConfig, *, rngs: nnx.Rngs) -> None:
         if isinstance(module, nnx.Linear)
     }
     targets = [name for name in linears if re.fullmatch(config.targets, name)]
-    if not targets:
-        raise ConfigError(
-            f"lora.targets={config.targets!r} matches none of the linear layers: "
-            + ", ".join(linears)
-        )
-    for name in targets:
-        *parent, attribute = path = linears[name]
+    require(
+        bool(targets),
+        f"lora.targets={config.targets!r} matches none of the linear layers: "
+        + ", ".join(linears),
+    )
+    for path in map(linears.get, targets):
         wrapped = LoRALinear(modules[path], config, rngs=rngs)
-        setattr(modules[tuple(parent)], attribute, wrapped)
+        setattr(modules[path[:-1]], path[-1], wrapped)

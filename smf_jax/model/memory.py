@@ -60,14 +60,10 @@ class MemoryLayer(nnx.Module):
         self.layout = layout
         half = config.key_dim // 2
         self.query = make(dim, config.num_heads * config.key_dim)
+        shape = (config.num_heads, 2, config.num_keys, half)
         bound = config.key_dim**-0.5
         self.keys = nnx.Param(
-            jax.random.uniform(
-                rngs.params(),
-                (config.num_heads, 2, config.num_keys, half),
-                minval=-bound,
-                maxval=bound,
-            )
+            jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
         )
         if config.query_norm:
             self.query_norm = nnx.RMSNorm(half, dtype=jnp.float32, rngs=rngs)
@@ -104,12 +100,9 @@ class MemoryLayer(nnx.Module):
     ) -> tuple[Float[Array, "batch seq dim"], Reads]:
         """Returns the layer's output and its reads.
 
-        Args:
-          x: The normed residual stream.
-          values: The table; an argument, because layers may share one.
-          perturbation: Zeros added to the summed rows: their gradient is that of the
-            sums, from which the gradient of any row can be computed.
-          reads: The result of `rank`, if known.
+        The table is an argument, because layers may share one. A perturbation is zeros
+        added to the summed rows: from its gradient that of any row can be computed.
+        `reads` are those of `rank`, if known.
         """
         reads = self.rank(x) if reads is None else reads
         sums = weighted_rows(values, *reads, self.layout)
@@ -155,12 +148,10 @@ def balance_loss(weights: Float[Array, "tables num_slots"]) -> Float[Array, ""]:
         log(num_slots * sum_i p[i]**2),    p[i] = share of the weights on slot i
 
     This is the Renyi divergence of order 2 of the reads from uniform ones, averaged
-    over tables. It is log(num_slots) when all tokens read one slot, and has a gradient
-    through the weights to queries and keys.
+    over tables. It is log(num_slots) when all tokens read one slot.
 
     Source: after the balancing loss of Fedus et al. 2021, arXiv:2101.03961, whose
-    experts are slots here. Theirs multiplies two shares, one of them without a
-    gradient; ours is the logarithm of one share, squared.
+    experts are slots here; theirs is not squared, but multiplies two kinds of shares.
     """
     collisions = (weights**2).sum(axis=1) / weights.sum(axis=1) ** 2
     return jnp.log(weights.shape[1] * collisions).mean()

@@ -41,18 +41,11 @@ class Transformer(nnx.Module):
         layers = range(config.num_layers)
         self.blocks = nnx.List([Block(config, n, layout, rngs=rngs) for n in layers])
         self.norm = rms_norm(dim, config, dtype, rngs)
-        self.head = (
-            None
-            if config.tie_embeddings
-            else nnx.Linear(
-                dim,
-                config.vocab_size,
-                use_bias=False,
-                dtype=dtype,
-                preferred_element_type=jnp.float32,
-                rngs=rngs,
-            )
+        make_head = functools.partial(
+            nnx.Linear, use_bias=False, dtype=dtype, preferred_element_type=jnp.float32
         )
+        tied = config.tie_embeddings
+        self.head = None if tied else make_head(dim, config.vocab_size, rngs=rngs)
         tables = 0 if memory is None else memory.num_tables
         self.values = nnx.List([init_values(memory, rngs=rngs) for _ in range(tables)])
 
@@ -63,10 +56,7 @@ class Transformer(nnx.Module):
         segments: Int[Array, "batch seq"] | None = None,
         perturbations: Perturbations | None = None,
     ) -> tuple[Float[Array, "batch seq vocab"], tuple[Reads, ...]]:
-        """Returns float32 logits and the `Reads` of each memory layer, lowest first.
-
-        The arguments are those of `hidden`.
-        """
+        """Returns float32 logits and the reads of each memory layer (see `hidden`)."""
         x, reads = self.hidden(tokens, positions, segments, perturbations)
         logits_of, params = self.head_parts()
         return logits_of(params, x), reads
@@ -82,14 +72,11 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
         """Returns the final hidden states, and the `Reads` of each memory layer.
 
-        Args:
-          tokens: Token ids.
-          positions: Position of each token in its text; by default that in its row.
-          segments: The text of a packed row that a token belongs to, 0 for padding; no
-            token sees another text. By default a row is one text.
-          perturbations: Added to the summed rows of each memory layer (`MemoryLayer`).
-          prefix: The result of `self.prefix` for the same texts, if known.
-          output_positions: Positions in each row to return; by default all.
+        Positions count from the start of a text, by default of a row. Segments number
+        the texts of a packed row, 0 is padding; no token sees another text. By default
+        a row is one text. Perturbations are added to the summed rows of each memory
+        layer. `prefix` is the result of `self.prefix` for the same texts, if known, and
+        `output_positions` are the positions in each row to return, by default all.
         """
         args = _positions_and_mask(tokens, positions, segments)
         x, reads, _ = self._run(
@@ -143,9 +130,7 @@ class Transformer(nnx.Module):
         causal = jnp.arange(max_len)[None] <= row_positions[:, None]
         mask = causal[None, None] & is_token[:, None, None]
         last = jnp.full((len(tokens), 1), seq - 1) if seq > 1 else None
-        x, _, caches = self._run(
-            tokens, positions, mask, None, caches, output_positions=last
-        )
+        x, _, caches = self._run(tokens, positions, mask, None, caches, None, last)
         logits_of, params = self.head_parts()
         return logits_of(params, x[:, 0]), caches
 
@@ -156,14 +141,7 @@ class Transformer(nnx.Module):
         return [KVCache(empty, empty, jnp.zeros((), jnp.int32)) for _ in self.blocks]
 
     def _run(
-        self,
-        tokens,
-        positions,
-        mask,
-        perturbations,
-        caches,
-        prefix=None,
-        output_positions=None,
+        self, tokens, positions, mask, perturbations, caches, prefix, output_positions
     ):
         reads, new_caches = [], []
         runs = self._runs_of_blocks(may_scan=caches is None)
@@ -172,6 +150,9 @@ class Transformer(nnx.Module):
             table = table_of(self.config.memory, len(reads))
             perturbation = None if perturbations is None else perturbations[len(reads)]
             return self.values[table][...], perturbation
+
+        def take(leaf):
+            return take_positions(self.layout, leaf, output_positions)
 
         if prefix is None:
             x = embed(self.layout, self.embedding[...], tokens)
@@ -193,7 +174,7 @@ class Transformer(nnx.Module):
             # A memory layer has to count the reads of all tokens.
             is_last = block is self.blocks[-1] and block.memory is None
             if is_last and output_positions is not None:
-                queries = self._query_tokens(output_positions, x, positions, mask)
+                queries = QueryTokens(*map(take, (x, positions, mask[:, 0])))
                 output_positions = None
             run = self._remat(block, Block.__call__)
             x, read, cache = run(x, positions, mask, *memory, cache, queries)
@@ -201,15 +182,8 @@ class Transformer(nnx.Module):
             if read is not None:
                 reads.append(read)
         if output_positions is not None:
-            x = take_positions(self.layout, x, output_positions)
+            x = take(x)
         return self.norm(x), tuple(reads), new_caches
-
-    def _query_tokens(self, output_positions, x, positions, mask) -> QueryTokens:
-        x, positions, mask = (
-            take_positions(self.layout, leaf, output_positions)
-            for leaf in (x, positions, mask[:, 0])
-        )
-        return QueryTokens(x, positions, mask[:, None])
 
     def _runs_of_blocks(self, may_scan: bool) -> list[list[Block]]:
         """Returns the blocks in order, grouped by the scan that computes them."""
@@ -231,7 +205,6 @@ class Transformer(nnx.Module):
         return runs[:lowest], runs[lowest][0]
 
     def _remat(self, block: Block, method: Callable) -> Callable:
-        """Returns a block's method, rematerialized if so configured."""
         if not self.layout.compute.remat:
             return functools.partial(method, block)
         graph, params = nnx.split(block)
@@ -241,7 +214,6 @@ class Transformer(nnx.Module):
         return functools.partial(run, params)
 
     def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
-        """Returns the stream after a run of blocks without memory."""
         if len(blocks) == 1:
             run = self._remat(blocks[0], Block.__call__)
             return run(x, positions, mask, None, None, None)[0]

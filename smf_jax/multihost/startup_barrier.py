@@ -27,8 +27,8 @@ def wait(cluster: Cluster, seconds: int) -> None:
 
     Raises:
       MissingProcesses: Some do not within `seconds`.
-      ConfigError: Two processes have the same rank, or they disagree on how many they
-        are, or process 0 cannot listen at its address.
+      ConfigError: Ranks or the number of processes contradict each other, or process 0
+        cannot listen at its address.
     """
     name = f"process id {os.getpid()} on {socket.gethostname()}"
     exchange = _answer if cluster.rank == 0 else _ask
@@ -100,10 +100,9 @@ def _server(cluster: Cluster) -> socket.socket:
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     address = "", int(cluster.address.rpartition(":")[2])
+    options = {"family": family, "dualstack_ipv6": dual}
     try:
-        return socket.create_server(
-            address, family=family, backlog=1024, dualstack_ipv6=dual
-        )
+        return socket.create_server(address, backlog=1024, **options)
     except OSError as error:
         raise ConfigError(
             f"process 0 cannot listen at {cluster.address} ({error.strerror}): another "

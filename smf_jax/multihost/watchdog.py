@@ -94,9 +94,7 @@ def start(cluster: Cluster, peer_timeout: int, step_timeout: int) -> None:
         thread.join()
 
 
-def _watch(
-    cluster: Cluster, peer_timeout: int, step_timeout: int, done: threading.Event
-) -> None:
+def _watch(cluster, peer_timeout, step_timeout, done) -> None:
     rank, now = cluster.rank, time.monotonic()
     peers = dict.fromkeys(range(cluster.num_processes), Progress(since=now, heard=now))
     arguments = rank, peers, done

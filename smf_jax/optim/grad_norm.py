@@ -13,18 +13,14 @@ ROWS_PER_CHUNK = 2048  # of 1,024 floats: 8 MiB
 
 def global_norm(grads: PyTree, layout: MeshLayout = ONE_DEVICE) -> Float[Array, ""]:
     """Returns the Euclidean norm over all leaves of a gradient."""
-
-    def squares(path, leaf):
-        return (
-            _table_squares(layout, leaf) if is_table(path) else jnp.square(leaf).sum()
-        )
-
-    return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map_with_path(squares, grads))))
+    squares = [
+        _table_squares(layout, leaf) if is_table(path) else jnp.square(leaf).sum()
+        for path, leaf in jax.tree.leaves_with_path(grads)
+    ]
+    return jnp.sqrt(sum(squares))
 
 
-def _table_squares(
-    layout: MeshLayout, table: Float[Array, "rows value_dim"]
-) -> Float[Array, ""]:
+def _table_squares(layout, table):
     def local(table):
         on_cpu = layout.platform == "cpu"
         total = _sum_in_chunks(table) if on_cpu else jnp.square(table).sum()

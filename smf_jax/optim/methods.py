@@ -44,29 +44,16 @@ class Method(NamedTuple):
 def make_method(
     config: OptimConfig, steps: int, values_lr_scale: float = 1.0
 ) -> Method:
-    """Returns the method of a configuration, for a run of `steps` steps."""
-    is_smf = config.method == "smf"
-    return Method(
-        TRAINABLE[config.method],
-        optimizer(config, steps, values_lr_scale),
-        SCORERS[config.select] if is_smf else None,
-        config.top_t if is_smf else 0,
-        config.max_grad_norm,
-    )
-
-
-def optimizer(
-    config: OptimConfig, steps: int, values_lr_scale: float = 1.0
-) -> optax.GradientTransformationExtraArgs:
-    """Returns SGD, AdamW or Muon with the learning-rate schedule.
+    """Returns the method of a configuration, for a run of `steps` steps.
 
     Updates of tables are multiplied by `values_lr_scale`, as few tokens read each row.
     Tables decay only where rows are selected.
 
     Source: Lample et al. 2019, arXiv:1907.05242, for a learning rate of the values.
     """
+    is_smf = config.method == "smf"
     rate, decay = schedule(config, steps), config.weight_decay
-    mask = functools.partial(_decay_mask, tables=config.method == "smf")
+    mask = functools.partial(_decay_mask, tables=is_smf)
     match config.optimizer:
         case "sgd":
             tx = optax.sgd(rate)
@@ -76,7 +63,13 @@ def optimizer(
             tx = muon(rate, decay, mask, ADAM_B2)
     if values_lr_scale != 1:
         tx = optax.chain(tx, _scale_values(values_lr_scale))
-    return optax.with_extra_args_support(tx)
+    return Method(
+        TRAINABLE[config.method],
+        optax.with_extra_args_support(tx),
+        SCORERS[config.select] if is_smf else None,
+        config.top_t if is_smf else 0,
+        config.max_grad_norm,
+    )
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -115,10 +108,9 @@ def map_state(
     *params: PyTree,
     otherwise: Callable[[Any], Any],
 ) -> PyTree:
-    """Maps over an optimizer's state.
+    """Maps `on_param` over an optimizer's state, and `otherwise` over what is shared.
 
-    `on_param` maps a leaf that belongs to a parameter, given that parameter's leaves of
-    `params` as well; `otherwise` maps leaves shared by all parameters.
+    `on_param` also gets the leaves of `params` of the parameter that a leaf belongs to.
     """
 
     def is_masked(leaf):  # as in Muon, which leaves some parameters to Adam

@@ -20,13 +20,7 @@ def muon(
     """Returns Muon for linear maps, and Adam with Nesterov momentum for all else.
 
     Muon orthogonalizes updates of matrices that map vectors to vectors. Embeddings,
-    keys and values are rows that are looked up, so Adam trains them.
-
-    Args:
-      learning_rate: For both.
-      weight_decay: Of linear maps.
-      decay_mask: Which parameters decay, or a function of parameters that returns it.
-      adam_b2: Decay rate of Adam's second moment.
+    keys and values are rows that are looked up, so Adam trains them. Linear maps decay.
 
     Source: `optax.contrib.muon`.
     """
@@ -60,11 +54,9 @@ def _stacked(stacks: PyTree) -> PyTree:
 def _on_stacks(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs `scale_by_muon` on stacks, with the state of single matrices."""
 
-    def update(updates, state, params=None):
-        del params
-        stacks, after = inner.update(
-            _stack(updates), state._replace(mu=_stack(state.mu))
-        )
+    def update(updates, state, _=None):
+        stacked = state._replace(mu=_stack(state.mu))
+        stacks, after = inner.update(_stack(updates), stacked)
         return _unstack(stacks, updates), after._replace(mu=_unstack(after.mu, updates))
 
     return optax.GradientTransformation(inner.init, update)

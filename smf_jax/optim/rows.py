@@ -38,17 +38,9 @@ def update_rows(
     shared by all rows, such as Adam's step count, advances every step, so a row first
     selected late gets little bias correction.
 
-    Args:
-      inner: Any optimizer, initialized with all of `params`.
-      row_grads: Gradients [top_t, ...] of the selected rows of each leaf.
-      state: The optimizer's state.
-      params: Tables [num_slots, ...].
-      slots: The selected rows of each leaf, all different; ids of num_slots or more
-        are padding.
-      allowed: Whether anything may change; None skips the test that new rows are
-        finite, without which nothing changes either.
-      layout: The devices.
-      extra_args: For `inner`.
+    `row_grads` are [top_t, ...] of each leaf of `params`, tables [num_slots, ...], and
+    `slots` its selected rows, all different; ids of num_slots or more are padding.
+    Nothing changes unless `allowed` and all new rows are finite; None skips both tests.
     """
     inner = optax.with_extra_args_support(inner)
     take = functools.partial(take_rows, layout)
@@ -121,14 +113,9 @@ def only_rows(
                 return rows
             return put_rows(ONE_DEVICE, jnp.zeros_like(param), slots, rows)
 
-        update = update_rows(
-            inner,
-            jax.tree.map(to_rows, updates, params),
-            state,
-            params,
-            jax.tree.map(lambda _: slots, params),
-            **extra_args,
-        )
+        row_grads = jax.tree.map(to_rows, updates, params)
+        slots_of = jax.tree.map(lambda _: slots, params)
+        update = update_rows(inner, row_grads, state, params, slots_of, **extra_args)
         updates = jax.tree.map(to_original_form, update.updates, updates, params)
         return updates, update.state
 

@@ -38,13 +38,7 @@ def abstract_step(
     """Returns the training step of a run, for devices that may exist only by name.
 
     Reads no data, so it assumes the largest vocabulary that the configuration allows,
-    and no cached prefix (`reuse_prefix`).
-
-    Args:
-      lineage: The run and those that its model comes from.
-      rows: Rows of a batch, before padding.
-      seq_len: Tokens of a row.
-      devices: At least as many as the run's mesh needs.
+    and no cached prefix (`reuse_prefix`). `rows` are those of a batch before padding.
 
     Raises:
       ConfigError: The mesh does not fit the devices or the model, or optim.method=smf
@@ -93,11 +87,7 @@ def abstract_step(
 
 
 def batch_shape(lineage: Lineage, texts: int | None) -> tuple[int, int]:
-    """Returns the rows and tokens of a run's batch, with so many texts per fact.
-
-    Raises:
-      ConfigError: They are unknown without data.
-    """
+    """Returns the rows and tokens of a run's batch, with so many texts per fact."""
     config = lineage.own
     if not isinstance(config, FinetuneConfig):
         return config.data.batch_size, config.data.seq_len

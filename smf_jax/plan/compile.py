@@ -57,10 +57,8 @@ def find_smallest(
     """Returns the results for topologies, smallest first, up to the first that fits.
 
     Ends as well where one needs no fewer bytes per device than the one before it, since
-    then no larger one will fit. Skips those on which the step cannot be made.
-
-    Raises:
-      ConfigError: It can be made on none of them.
+    then no larger one will fit. Skips those on which the step cannot be made, unless it
+    can be made on none.
     """
     results, previous = [], math.inf
     for topology in candidates:
@@ -78,11 +76,7 @@ def find_smallest(
 
 
 def compile_for(topology: Topology, make: MakeStep, timeout: int | float) -> Result:
-    """Compiles the step that `make`, which is pickled, returns for a topology.
-
-    Raises:
-      ConfigError: The step cannot be made for these devices.
-    """
+    """Compiles the step that `make`, which is pickled, returns for a topology."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {GPU_FLAGS}".strip()
     try:
         done = subprocess.run(

@@ -39,11 +39,7 @@ GPUS = {family: (1, 2, 4, 8, 16, 32, 64) for family in ("h100", "a100")}
 
 
 def find(name: str) -> list[Topology]:
-    """Returns the topology of a name, or those of a family, smallest first.
-
-    Raises:
-      ConfigError: The name is unknown.
-    """
+    """Returns the topology of a name, or those of a family, smallest first."""
     families = {of: [_tpu(of, shape) for shape in TPUS[of][-1]] for of in TPUS}
     families |= {of: [_gpus(of, count) for count in GPUS[of]] for of in GPUS}
     known = [topology for family in families.values() for topology in family]

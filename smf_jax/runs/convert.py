@@ -28,13 +28,8 @@ def import_run(
 ) -> Path:
     """Imports a Hugging Face model as a run, and returns its directory.
 
-    Args:
-      source: A directory, or a repository of the hub.
-      run_dir: Where the run is written.
-      revision: Of a repository.
-      ignore: Keys of its `config.json` to ignore.
-      data: Facts and texts that evaluation and teaching use, if any.
-      console: For messages.
+    The source is a directory, or a repository of the hub; `ignore` names keys of its
+    `config.json`. Evaluation and teaching use the data, if there is any.
 
     Raises:
       ConfigError: The model is missing or unsupported, its tokenizer does not fit, or
@@ -90,12 +85,7 @@ def export_run(
 ) -> Path:
     """Exports the model of a run for Hugging Face, and returns the directory.
 
-    Args:
-      run_dir: The run.
-      directory: Where the model is written; must be empty or not exist.
-      patch_file: A patch that is applied first.
-      dtype: Of the exported parameters.
-      console: For messages.
+    It must be empty or not exist. A patch is applied first.
 
     Raises:
       ConfigError: There is no such run, the patch belongs to another model, or no

@@ -18,11 +18,7 @@ OUTPUTS = (METRICS, TOKENIZER, NONFINITE, EVALUATION, TEACHING, USAGE, PATCH, RE
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-      ConfigError: The file is missing or not JSON.
-    """
+    """Returns the content of a JSON file, or raises `ConfigError`."""
     require(path.is_file(), f"{path}: no such file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -10,10 +10,8 @@ from smf_jax.runs.files import write_text
 def read_rows(path: Path) -> list[dict]:
     """Returns the rows of a JSONL file, or none if there is no file.
 
-    A truncated last line, as a killed process leaves behind, is dropped.
-
-    Raises:
-      ConfigError: Any other line is not a row.
+    A truncated last line, as a killed process leaves behind, is dropped; any other line
+    that is not a row raises `ConfigError`.
     """
     content = path.read_bytes() if path.exists() else b""
     try:

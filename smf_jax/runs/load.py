@@ -46,11 +46,7 @@ class Run(NamedTuple):
 
     @property
     def data(self) -> DataConfig:
-        """The data of pretraining or retrofitting.
-
-        Raises:
-          ConfigError: The model was imported without any.
-        """
+        """The data of pretraining or retrofitting; raises `ConfigError` without."""
         data = self.lineage.data
         require(
             data is not None,
@@ -61,11 +57,7 @@ class Run(NamedTuple):
 
     @property
     def memory(self) -> MemoryConfig:
-        """The model's memory layers.
-
-        Raises:
-          ConfigError: It has none.
-        """
+        """The model's memory layers; raises `ConfigError` if it has none."""
         memory = self.model.config.memory
         require(
             memory is not None,
@@ -86,13 +78,9 @@ def load_run(
     layout: MeshLayout | None = None,
     mesh: MeshConfig | None = None,
 ) -> Run:
-    """Loads a finished run, or one of its checkpoints.
+    """Loads a finished run, or the checkpoint of a step.
 
-    Args:
-      run_dir: The run.
-      step: The checkpoint; by default the last one, of a finished run.
-      layout: Devices for the model; by default `layout_of(lineage, mesh)`.
-      mesh: The mesh, if the model is to be on another one than it was trained on.
+    Without a layout, `mesh` is where the model goes, by default as in `layout_of`.
 
     Raises:
       ConfigError: There is no such run or checkpoint, its files do not belong together,
@@ -125,8 +113,8 @@ def load_run(
     layout = layout or layout_of(lineage, mesh)
     model = _load_model(run_dir, step, record, lineage, tokenizer, layout)
     model_hash = checkpoint.params_hash(all_params(model))
-    corpus_hash = record["corpus_hash"]
-    return Run(run_dir, lineage, model, tokenizer, step, corpus_hash, model_hash)
+    hashes = (record["corpus_hash"], model_hash)
+    return Run(run_dir, lineage, model, tokenizer, step, *hashes)
 
 
 def require_context(seq_len: int, run: Run) -> None:
@@ -163,11 +151,7 @@ def load_base(config: FinetuneConfig | RetrofitConfig, console: Console) -> Run:
 
 
 def warn_unhealed(run: Run, console: Console) -> None:
-    """Prints a warning if a run is a retrofit that has not healed.
-
-    Raises:
-      ConfigError: Its report is damaged.
-    """
+    """Prints a warning if a run is a retrofit that has not healed."""
     if run.lineage.own is not run.lineage.retrofit or run.step < run.lineage.steps:
         return
     record = checkpoint.read(run.run_dir, run.step)
@@ -208,9 +192,8 @@ def print_layout(layout: MeshLayout, console: Console) -> None:
 def _load_model(
     run_dir, step, record, lineage: Lineage, tokenizer, layout
 ) -> Transformer:
-    own, method = lineage.own, "full"
-    if isinstance(own, FinetuneConfig | RetrofitConfig):
-        method = own.optim.method
+    own = lineage.own
+    method = "full" if own is lineage.imported else own.optim.method
     if method == "full":
         model = abstract_model(model_config(lineage, tokenizer), layout)
     else:  # the checkpoint holds the trainable parameters, the base all others
@@ -244,7 +227,7 @@ def _load_params(
 
 
 def corpus_of(run: Run) -> Corpus:
-    """Returns the training data of a run; an empty corpus if it was imported without.
+    """Returns the training data of a run, empty if it was imported without.
 
     Raises:
       ConfigError: A file is missing or has changed since.
@@ -261,11 +244,7 @@ def corpus_of(run: Run) -> Corpus:
 
 
 def find_base(run_dir: Path, base: str) -> Path:
-    """Returns the directory of a run's base.
-
-    Raises:
-      ConfigError: It is neither at its recorded path nor beside the run.
-    """
+    """Returns the directory of a run's base: its recorded path, or beside the run."""
     recorded = Path(base)
     candidates = (recorded, run_dir.parent / recorded.name)
     for path in candidates:
@@ -276,11 +255,7 @@ def find_base(run_dir: Path, base: str) -> Path:
 
 
 def model_config(lineage: Lineage, tokenizer: Tokenizer) -> ModelConfig:
-    """Returns the configuration of a model with its `vocab_size` filled in.
-
-    Raises:
-      ConfigError: The configured vocabulary is smaller than the tokenizer's.
-    """
+    """Returns the configuration of a model with its `vocab_size` filled in."""
     tokens, config = tokenizer.num_tokens, lineage.model
     require(
         config.vocab_size == 0 or config.vocab_size >= tokens,

@@ -57,11 +57,7 @@ class OpenRun(NamedTuple):
     console: Console
 
     def begin(self, record: dict[str, Any], tokenizer: Tokenizer) -> None:
-        """Writes a new run's record, or checks that a resumed one's is the same.
-
-        Raises:
-          ConfigError: The run was started with other settings or inputs; all are named.
-        """
+        """Writes a new run's record, or raises unless a resumed one's is the same."""
         about = record | {"start": self.start}
         multihost.require_same("configuration, code or data", about)
         if self.start is not None:

@@ -93,11 +93,7 @@ RECORD = {
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Returns the content of a run's `config.json`.
-
-    Raises:
-      ConfigError: It is missing, or not the record of a run of this version.
-    """
+    """Returns the `config.json` of a run of this version, or raises `ConfigError`."""
     record = read_json(run_dir / CONFIG)
     require(
         not isinstance(record, dict) or "model_type" not in record,

@@ -14,11 +14,7 @@ from smf_jax.slots import document_frequency, patch
 
 
 def verify(run_dir: Path, console: Console) -> bool:
-    """Prints all damage to a run and the hash of its parameters; returns if intact.
-
-    Raises:
-      ConfigError: The directory is not a run.
-    """
+    """Prints all damage to a run and the hash of its parameters; returns if intact."""
     require(run_dir.is_dir(), f"{run_dir}: no such run directory")
     steps = checkpoint.steps(run_dir)
     require(len(steps) > 0, f"{run_dir} holds no checkpoint")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +18,6 @@ class Background(NamedTuple):
 
     document_frequency: Int[Array | np.ndarray, "tables num_slots"]
     num_documents: int | Int[Array, ""]
-
-
-class Provenance(NamedTuple):
-    """Which model read which documents."""
-
-    document_shape: tuple[int, int]  # sequences x tokens of one document
-    model_hash: str  # of the parameters
-    corpus_hash: str  # of the text
 
 
 def collect(documents: Iterable[Bool[Array, "tables num_slots"]]) -> Background:
@@ -51,19 +43,18 @@ def selectable_slots(background: Background) -> list[int]:
     return below.sum(axis=1).tolist()
 
 
-def save(path: Path, background: Background, provenance: Provenance) -> None:
-    """Writes a background to a file, atomically."""
+def save(path: Path, background: Background, **provenance: Any) -> None:
+    """Writes a background and which model read which documents, atomically."""
     arrays = {"document_frequency": background.document_frequency}
-    count = {"num_documents": background.num_documents}
-    tensor_file.save(path, "usage", arrays, count | provenance._asdict())
+    metadata = {"num_documents": background.num_documents, **provenance}
+    tensor_file.save(path, "usage", arrays, metadata)
 
 
 def content_hash(background: Background) -> str:
     """Returns the SHA-256 of the counts."""
     frequency = np.ascontiguousarray(background.document_frequency, "<i4")
-    digest = hashlib.sha256(repr((frequency.shape, background.num_documents)).encode())
-    digest.update(frequency.tobytes())
-    return digest.hexdigest()
+    header = repr((frequency.shape, background.num_documents)).encode()
+    return hashlib.sha256(header + frequency.tobytes()).hexdigest()
 
 
 def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Background:
@@ -72,9 +63,8 @@ def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Backgr
     Raises:
       ConfigError: The file is missing or damaged, or belongs to another model.
     """
-    require(
-        path.is_file(), f"{path} does not exist: run `smf usage {path.parent}` first"
-    )
+    missing = f"{path} does not exist: run `smf usage {path.parent}` first"
+    require(path.is_file(), missing)
     arrays, metadata = tensor_file.load(path, "usage")
     frequency = arrays["document_frequency"]
     require(

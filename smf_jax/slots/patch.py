@@ -82,13 +82,9 @@ def _take_rows(table: Array, slots: np.ndarray) -> np.ndarray:
     for start in range(0, len(slots), ROWS_PER_TRANSFER):
         some = slots[start : start + ROWS_PER_TRANSFER]
         padded = np.resize(some, ROWS_PER_TRANSFER)
-        parts.append(_to_host(_gather_rows(table, padded))[: len(some)])
+        rows = jnp.take(table, padded, axis=0, mode="clip")
+        parts.append(_to_host(rows)[: len(some)])
     return np.concatenate(parts)
-
-
-@jax.jit
-def _gather_rows(table, slots):
-    return table.at[slots].get(mode="promise_in_bounds")
 
 
 def _to_host(array: Array) -> np.ndarray:
@@ -104,20 +100,6 @@ def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
     Raises:
       ConfigError: The tables do not hold the rows from before the patch.
     """
-    return _replace_rows(tables, patch)
-
-
-def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
-    """Returns copies of patched tables with the patch reverted, bit for bit.
-
-    Raises:
-      ConfigError: The tables do not hold the rows from after the patch.
-    """
-    swapped = [TableDiff(slots, after, before) for slots, before, after in patch.tables]
-    return _replace_rows(tables, patch._replace(tables=tuple(swapped)))
-
-
-def _replace_rows(tables: Tables, patch: Patch) -> list[np.ndarray]:
     require(
         len(tables) == len(patch.tables),
         f"the patch is for {len(patch.tables)} tables, not for {len(tables)}",
@@ -141,6 +123,16 @@ def _replace_rows(tables: Tables, patch: Patch) -> list[np.ndarray]:
         table[slots] = after
         replaced.append(table)
     return replaced
+
+
+def revert(tables: Tables, patch: Patch) -> list[np.ndarray]:
+    """Returns copies of patched tables with the patch reverted, bit for bit.
+
+    Raises:
+      ConfigError: The tables do not hold the rows from after the patch.
+    """
+    swapped = [TableDiff(slots, after, before) for slots, before, after in patch.tables]
+    return apply(tables, patch._replace(tables=tuple(swapped)))
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import Selector
-from smf_jax.kernels.sharded import gather, scatter, token_spec
+from smf_jax.kernels.sharded import token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Score = Callable[[Array, Array, int | Array], Array]
@@ -32,11 +32,11 @@ def count_reads(
 
     def local(slots, ones):
         counts = jnp.zeros(num_slots, jnp.int32).at[slots].add(ones, mode="drop")
-        if BATCH[0] in layout.row_axes:
-            counts = scatter(counts, BATCH, 0)
+        if layout.batch_row_axes:
+            counts = layout.scatter(counts, BATCH, 0)
         else:
             counts = layout.psum(counts, BATCH)
-        if "model" not in layout.row_axes:
+        if not layout.model_row_axes:
             return counts
         size = len(counts) // layout.axis_size("model")
         start = jax.lax.axis_index("model") * size
@@ -56,64 +56,42 @@ def tfidf(
 
         counts[i] / sum(counts) * log((num_documents + 1) / (document_frequency[i] + 1))
 
-    A "document" is one background batch, as in the paper.
-
-    Args:
-      counts: Reads of each slot by this batch.
-      document_frequency: Background batches that read the slot at least once.
-      num_documents: Number of background batches.
-
-    Returns:
-      Scores in nats: 0 for a slot that this batch did not read, and for one that every
-      background batch reads.
+    A "document" is one background batch, as in the paper. Scores are in nats.
 
     Source: Lin et al. 2025, arXiv:2510.15103.
     """
-    return tf(counts, document_frequency, num_documents) * _inverse_frequency(
-        document_frequency, num_documents
-    )
+    return tf(counts) * idf(counts, document_frequency, num_documents)
 
 
-def _inverse_frequency(document_frequency, num_documents):
-    return jnp.log((num_documents + 1) / (document_frequency + 1))
-
-
-def tf(counts: Array, document_frequency: Array, num_documents: int | Array) -> Array:
+def tf(counts: Array, *_background: Array | int) -> Array:
     """Scores each slot by its share of the batch's reads."""
-    del document_frequency, num_documents
     return counts / jnp.maximum(counts.sum(), 1)
 
 
-def idf(counts: Array, document_frequency: Array, num_documents: int | Array) -> Array:
+def idf(counts: Array, document_frequency: Array, num_documents: Array | int) -> Array:
     """Scores each slot that was read by its rarity in the background."""
-    rarity = _inverse_frequency(document_frequency, num_documents)
+    rarity = jnp.log((num_documents + 1) / (document_frequency + 1))
     return jnp.where(counts > 0, rarity, 0)
 
 
-def random(
-    counts: Array, document_frequency: Array, num_documents: int | Array
-) -> Array:
+def random(counts: Array, *_background: Array | int) -> Array:
     """Scores the slots that were read at random, as a control.
 
     The seed is computed from `counts`, so it differs from batch to batch and is the
     same on every host.
     """
-    del document_frequency, num_documents
     odd = 2 * jnp.arange(len(counts), dtype=jnp.uint32) + 1
     seed = jnp.sum(counts.astype(jnp.uint32) * odd, dtype=jnp.uint32)
     draws = jax.random.uniform(jax.random.key(seed), counts.shape, minval=1, maxval=2)
     return jnp.where(counts > 0, draws, 0)
 
 
-def all_read(
-    counts: Array, document_frequency: Array, num_documents: int | Array
-) -> Array:
+def all_read(counts: Array, *_background: Array | int) -> Array:
     """Scores all slots that were read alike: a control, with top_t = num_slots."""
-    del document_frequency, num_documents
     return (counts > 0).astype(jnp.float32)
 
 
-def kl(counts: Array, document_frequency: Array, num_documents: int | Array) -> Array:
+def kl(counts: Array, document_frequency: Array, *_num_documents: int | Array) -> Array:
     """Scores each slot by its term of KL(batch || background), where above 0.
 
         p[i] * log(p[i] / q[i])
@@ -123,8 +101,7 @@ def kl(counts: Array, document_frequency: Array, num_documents: int | Array) -> 
 
     Source: Goyal et al. 2026, arXiv:2604.05248.
     """
-    del num_documents
-    p = counts / jnp.maximum(counts.sum(), 1)
+    p = tf(counts)
     smoothed = document_frequency + 1.0
     q = smoothed / smoothed.sum()
     terms = p * jnp.log(jnp.where(counts > 0, p, 1) / q)
@@ -153,17 +130,17 @@ def top_slots(
 
     def local(scores):
         best, slots = jax.lax.top_k(scores, min(top_t, len(scores)))
-        axes = layout.row_axes
-        if not axes:
+        if not layout.row_axes:
             return best, slots
-        slots = slots + jax.lax.axis_index(axes) * len(scores)
+        slots = slots + jax.lax.axis_index(layout.row_axes) * len(scores)
         # In the order of devices, and so of slots: ties still go to the lower one.
-        best, slots = (gather(leaf, axes, 0) for leaf in (best, slots))
+        best, slots = (
+            layout.gather(leaf, layout.row_axes, 0) for leaf in (best, slots)
+        )
         best, index = jax.lax.top_k(best, top_t)
         return best, slots[index]
 
-    replicated = PartitionSpec()
     split = PartitionSpec(layout.row_axes or None)
-    best, slots = layout.shard_map(local, (split,), (replicated,) * 2)(scores)
+    best, slots = layout.shard_map(local, (split,), PartitionSpec())(scores)
     padding = len(scores) + jnp.arange(top_t, dtype=slots.dtype)
     return jnp.where(best > 0, slots, padding)

@@ -20,12 +20,8 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], tuple[Reads, ...]]:
     """Returns a batch's summed loss over `total_weight`, in nats, and its slot reads.
 
-    Args:
-      spec: The step.
-      params: Trainable and frozen parameters.
-      batch: One part of the batch, if gradients are accumulated.
-      total_weight: `loss_weight` of all parts.
-      perturbations: Added to the summed rows of each memory layer.
+    If gradients are accumulated, it is one part, and the weight is that of all parts.
+    `perturbations` are added to the summed rows of each memory layer.
     """
     model = nnx.merge(spec.graph, *params)
     text = (batch.tokens, batch.positions, batch.segments)

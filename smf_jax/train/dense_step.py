@@ -25,14 +25,8 @@ def dense_step(
 ) -> tuple[tuple[PyTree, PyTree], Metrics]:
     """Returns the trainable parameters and their optimizer state after one step.
 
-    Args:
-      spec: The step.
-      state: Its trainable parameters are updated as a whole.
-      frozen: All other parameters.
-      background: Unused; slot selection needs one.
-      batch: Cut into parts along a leading axis.
-      may_update: Whether anything may change.
-      balance_weight: Weight of `balance_loss`; above 0 only for a batch in one part.
+    As `smf_step`, but without slots and thus without a background. `balance_weight` may
+    be above 0 only for a batch in one part.
     """
     del background
     method = spec.method
@@ -71,7 +65,9 @@ def _gradient(
         loss, reads = batch_loss(spec, (trainable, frozen), part, total)
         metrics = {"loss": loss}
         if balance_weight:
-            metrics["balance_loss"] = balance_loss(_slot_weights(spec, reads, part))
+            is_token = part.segments > 0
+            weights = weights_on_slots(spec.memory, reads, is_token, spec.layout)
+            metrics["balance_loss"] = balance_loss(weights)
             loss = loss + balance_weight * metrics["balance_loss"]
         return loss, metrics
 
@@ -82,7 +78,3 @@ def _gradient(
     zeros = jax.tree.map(jnp.zeros_like, trainable)
     grads, metrics = jax.lax.scan(add_part, zeros, batch)
     return grads, {name: parts.sum() for name, parts in metrics.items()}
-
-
-def _slot_weights(spec: StepSpec, reads, part: Batch) -> Array:
-    return weights_on_slots(spec.memory, reads, part.segments > 0, spec.layout)

@@ -21,7 +21,7 @@ from smf_jax.runs.files import METRICS
 from smf_jax.runs.load import print_layout
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.document_frequency import Background
-from smf_jax.train.guard import is_sound, make_guard, no_streaks, require_finite, skips
+from smf_jax.train.guard import is_sound, make_guard, require_finite, skips
 from smf_jax.train.metrics_log import metrics_log
 from smf_jax.train.preemption import stop_on_signal
 from smf_jax.train.state import Metrics, TrainState, as_saved, init_or_restore
@@ -51,11 +51,7 @@ def prepare(
     method: Method,
     balance_weight: float = 0.0,
 ) -> Training:
-    """Returns what `fit` trains: a new model, or as the run's checkpoint has it.
-
-    Raises:
-      ConfigError: The checkpoint holds another state, or skipped too many batches.
-    """
+    """Returns what `fit` trains: a new model, or as the run's checkpoint has it."""
     max_skips, layout = skips(config.on_nan), model.layout
     graph, state, frozen = init_or_restore(run, model, method, max_skips)
     memory, parts = model.config.memory, config.grad_accum_steps
@@ -93,7 +89,7 @@ def fit(
     shard = functools.partial(
         training.layout.shard_batch, parts=config.grad_accum_steps
     )
-    streaks = run.progress.get("streaks") or no_streaks()
+    streaks = run.progress.get("streaks", {"diverged": 0, "dead": 0})
     if run.start is not None:
         batches.set_state(run.progress["data"])
     with (
@@ -158,8 +154,14 @@ def _observer(
 
         def observe(number: int, metrics: Metrics, batch: Batch) -> None:
             saver.check()
-            if number == done + 1:
-                _print_padding(run, config, training.layout, len(batch.tokens))
+            rows, parts = len(batch.tokens), config.grad_accum_steps
+            padding = training.layout.padding_rows(rows, parts)
+            if number == done + 1 and padding:
+                line = (
+                    f"batches: {rows} rows padded by {padding}, for equal rows a "
+                    f"device in each of {parts} part{'s' if parts > 1 else ''}"
+                )
+                console.print(line, highlight=False)
             guard(number, metrics, batch)
             log_metrics(number, metrics)
 
@@ -168,15 +170,3 @@ def _observer(
 
 def _is_due(step: int, last: int, every: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
-
-
-def _print_padding(
-    run: OpenRun, config: TrainConfig, layout: MeshLayout, rows: int
-) -> None:
-    parts = config.grad_accum_steps
-    if padding := layout.padding_rows(rows, parts):
-        run.console.print(
-            f"batches: {rows} rows padded by {padding}, for equal rows a device in "
-            f"each of {parts} part{'s' if parts > 1 else ''}",
-            highlight=False,
-        )

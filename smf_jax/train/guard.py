@@ -25,9 +25,6 @@ class TrainingError(Exception):
     """A run cannot continue; its last checkpoint is from before the error."""
 
 
-Guard = Callable[[int, Metrics, Batch], None]
-
-
 @contextlib.contextmanager
 def make_guard(
     run: OpenRun,
@@ -35,18 +32,12 @@ def make_guard(
     vocab_size: int,
     records: Sequence[str],
     streaks: dict[str, int],
-) -> Iterator[Guard]:
+) -> Iterator[Callable[[int, Metrics, Batch], None]]:
     """Yields a function that checks the metrics of each step in turn.
 
-    It writes the records of each skipped batch to `nonfinite.jsonl`, a row a step.
-
-    Args:
-      run: The run; rows of steps after its start are removed.
-      max_skips: Steps that may go without an update.
-      vocab_size: A uniform guess costs log(vocab_size) nats.
-      records: The ids that `Batch.records` indexes.
-      streaks: Consecutive diverged and dead steps so far, updated in place; starts as
-        `no_streaks()`.
+    It writes the records of each skipped batch to `nonfinite.jsonl`, a row a step, and
+    updates `streaks`, the consecutive diverged and dead steps so far, in place. Rows
+    of steps after the run's start are removed.
 
     Raises:
       TrainingError: Raised by the function, if the run must not continue.
@@ -57,7 +48,7 @@ def make_guard(
 
     def guard(step: int, metrics: Metrics, batch: Batch) -> None:
         loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
-        if metrics["updated"]:
+        if metrics["updated"]:  # a uniform guess costs log(vocab_size) nats
             _require_learning(step, loss, norm, math.log(vocab_size), streaks)
             return
         reason = _why_not_finite(loss, norm)
@@ -106,11 +97,6 @@ def _why_not_finite(loss: float, norm: float) -> str:
     if not math.isfinite(norm):
         return f"the gradient norm is {norm}"
     return "a row to be written is not finite"
-
-
-def no_streaks() -> dict[str, int]:
-    """Returns the streaks before the first step."""
-    return {"diverged": 0, "dead": 0}
 
 
 def require_finite(step: int, params: PyTree) -> None:

@@ -20,7 +20,6 @@ from smf_jax import multihost
 from smf_jax.runs.jsonl import truncate_rows
 from smf_jax.train.state import Metrics
 
-Log = Callable[[int, Metrics], None]
 PLAIN_LINES = 10  # progress lines of a run without a terminal
 GUARD_METRICS = ("updated", "skipped")  # read by the guard, not logged
 
@@ -28,7 +27,7 @@ GUARD_METRICS = ("updated", "skipped")  # read by the guard, not logged
 @contextlib.contextmanager
 def metrics_log(
     path: Path, title: str, done: int, steps: int, log_every: int, console: Console
-) -> Iterator[Log]:
+) -> Iterator[Callable[[int, Metrics], None]]:
     """Yields a function that takes the metrics of each step in turn.
 
     Every `log_every` steps and at the last one it adds a row to `path`, with the loss

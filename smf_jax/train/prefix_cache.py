@@ -5,7 +5,6 @@ text everything before the first sum of rows is the same in every step.
 """
 
 import functools
-import math
 import os
 from collections.abc import Sequence
 
@@ -21,7 +20,6 @@ from smf_jax.config import FinetuneConfig, ModelConfig, require
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Prefix
 from smf_jax.sharding import MeshLayout
-from smf_jax.train.metrics_log import PLAIN_LINES
 
 MAX_SHARE = 0.5  # of a host's memory
 GIB = 2**30
@@ -36,11 +34,7 @@ def uses_cache(config: FinetuneConfig, facts: Sequence[Batch]) -> bool:
 def require_room(
     facts: Sequence[Batch], model: ModelConfig, layout: MeshLayout
 ) -> float:
-    """Returns the GiB of host memory that each process needs for the cache.
-
-    Raises:
-      ConfigError: It is more than half of its host's memory.
-    """
+    """Returns the GiB that each process caches: at most half of its host's memory."""
     width = np.dtype(layout.compute.activations).itemsize
     reads = model.memory.num_heads * model.memory.top_k
     bytes_per_token = model.dim * width + reads * (4 + 4)  # slots and weights
@@ -61,35 +55,21 @@ def with_prefixes(
     facts_per_batch: int,
     console: Console,
 ) -> list[Batch]:
-    """Returns each fact's rows with the model's `Prefix` of them.
-
-    Args:
-      facts: The rows of each fact, equally many.
-      graph: The model's graph.
-      params: Its parameters, in the parts that `graph` was split into.
-      facts_per_batch: Facts computed together.
-      console: For progress.
-    """
+    """Returns each fact's rows, equally many, with the model's `Prefix` of them."""
     layout = nnx.merge(graph, *params).layout
     rows = len(facts[0].tokens)
-    cached, printed = [], 0
+    cached = []
     starts = track(
         range(0, len(facts), facts_per_batch),
         "prefixes",
-        math.ceil(len(facts) / facts_per_batch),
         console=console,
         disable=not console.is_terminal,
     )
     for start in starts:
         multihost.busy(f"prefixes, from fact {start}")
-        if not console.is_terminal and start * PLAIN_LINES // len(facts) > printed:
-            printed = start * PLAIN_LINES // len(facts)
-            console.print(f"prefixes {start}/{len(facts)}", highlight=False)
         some = facts[start : start + facts_per_batch]
-        missing = (facts_per_batch - len(some)) * rows  # padded: one compilation
-        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some)
-        padding = [(0, missing), (0, 0)]
-        batch = jax.tree.map(lambda leaf, pad=padding: np.pad(leaf, pad), batch)
+        padding = some[-1:] * (facts_per_batch - len(some))  # for one compilation
+        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some, *padding)
         prefix = _prefix(graph, params, layout.shard_batch(batch))
         prefix = jax.tree.map(np.asarray, prefix)
         for number, fact in enumerate(some):

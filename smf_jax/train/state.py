@@ -42,10 +42,7 @@ def init_or_restore(
     """Returns the state of a new run, or that of the checkpoint it resumes from.
 
     Of a resumed run the model's trainable arrays are freed before the checkpoint's are
-    loaded, so they may also be shapes.
-
-    Raises:
-      ConfigError: The checkpoint holds another state, or skipped more than `max_skips`.
+    loaded, so they may also be shapes. It must have skipped at most `max_skips` steps.
     """
     if run.start is None:
         return init_state(model, method)
@@ -93,8 +90,8 @@ def abstract_state(
     model: nnx.Module, method: Method
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
     """Returns what `init_state` does as `jax.ShapeDtypeStruct`s with shardings."""
-    graph, *parts = nnx.split(model, method.trainable, ...)
-    trainable, frozen = jax.eval_shape(lambda: tuple(map(nnx.as_pure, parts)))
+    graph, *_ = nnx.split(model, method.trainable, ...)
+    trainable, frozen = jax.eval_shape(lambda: _split(model, method))
     opt_state = jax.eval_shape(method.tx.init, trainable)
     skipped = jax.ShapeDtypeStruct((), "int32")
     state = TrainState(trainable, opt_state, skipped)

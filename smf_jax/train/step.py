@@ -35,15 +35,9 @@ def make_step(
     finite, a step changes nothing but `state.skipped`. Once that exceeds `max_skips`,
     no later step changes anything: the host may find out a step late.
 
-    Args:
-      graph: The model's graph, split by `method.trainable`.
-      memory: The model's memory layers; a method that selects rows needs them.
-      method: Which parameters train, by which optimizer, on which rows.
-      grad_accum_steps: Parts in which a batch's gradient is computed. Slots are
-        selected once, by the reads of the whole batch.
-      balance_weight: Weight of the memory's `balance_loss`.
-      max_skips: Steps that may go without an update.
-      layout: The devices.
+    `graph` is that of a model split by `method.trainable`. A batch's gradient is
+    computed in `grad_accum_steps` parts, but slots are selected once, by the reads of
+    all. `balance_weight` is the weight of the memory's `balance_loss`.
 
     Raises:
       ValueError: `balance_weight` is set for a method that selects rows, or together

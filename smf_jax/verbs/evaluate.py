@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from flax import nnx
 from rich.console import Console
 
 from smf_jax import multihost
@@ -15,16 +14,10 @@ from smf_jax.evaluate.questions import (
     Questions,
     evaluate_model,
     load_questions,
-    merged,
 )
+from smf_jax.model.lora import merge_lora
 from smf_jax.runs.files import EVALUATION, write_json
-from smf_jax.runs.load import (
-    Run,
-    corpus_of,
-    load_run,
-    print_layout,
-    warn_unhealed,
-)
+from smf_jax.runs.load import Run, corpus_of, load_run, print_layout, warn_unhealed
 
 TEXTS = 64  # rows of text for the loss
 
@@ -59,12 +52,8 @@ def evaluate(
         questions = load_questions(corpus, facts, "questions", console)
     require(bool(questions.groups()), f"{run_dir} has no questions: name --facts")
     multihost.require_same("data", questions.hash)
-    graph, params = nnx.split(run.model)
     texts = sample_texts(run, corpus)
-    layout = run.model.layout
-    evaluation = evaluate_model(
-        graph, run.tokenizer, questions, texts, layout, run.step, (params,)
-    )
+    evaluation = evaluate_model(run.model, run.tokenizer, questions, texts, run.step)
     name = Path(EVALUATION).stem
     if step is not None:
         name += f"-{step}"
@@ -91,8 +80,8 @@ def answer_one(
 ) -> str:
     """Returns a run's greedy answer to one question."""
     run = load_run(run_dir, mesh=mesh)
-    rest = (run.tokenizer, [question], max_new_tokens, run.model.layout)
-    return answer(*merged(run.model), *rest)[0]
+    merge_lora(run.model)
+    return answer(run.model, run.tokenizer, [question], max_new_tokens)[0]
 
 
 def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
@@ -101,5 +90,4 @@ def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
     if not texts:
         return []
     some = corpus._replace(examples=[], texts=texts)
-    packed = pack_corpus(run.tokenizer, some, run.data.seq_len, "all")
-    return packed.texts[:TEXTS]
+    return pack_corpus(run.tokenizer, some, run.data).texts[:TEXTS]

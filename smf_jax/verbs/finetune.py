@@ -1,6 +1,5 @@
 """Teaches new facts to a run's model by any method, and records what it forgot."""
 
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,9 +67,7 @@ def finetune(
       ConfigError: The base or its usage is missing or does not match, the facts cannot
         be taught this way, or the run directory holds a finished, damaged or different
         run.
-      Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: The run diverged, or its numbers are not finite.
-      SaveError: A checkpoint could not be written.
+      Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
@@ -85,16 +82,14 @@ def finetune(
         run.begin(_record(config, base, task), base.tokenizer)
 
         training = prepare(run, config, model, method)
-        evaluate = functools.partial(
-            evaluate_model,
-            training.graph,
-            base.tokenizer,
-            task.questions,
-            task.texts,
-            layout,
-        )
+
+        def evaluate(step, trainable):
+            model = nnx.merge(training.graph, trainable, training.frozen)
+            about = (task.questions, task.texts, step)
+            return evaluate_model(model, base.tokenizer, *about)
+
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
-        points = points or [evaluate(0, training.params)]
+        points = points or [evaluate(0, training.state.trainable)]
         run.progress["points"] = _saved(points)
         trainable = _count_trainable(method, training.state)
         batches = _batches(config, task, training, console)
@@ -105,7 +100,7 @@ def finetune(
         for step, state in fit(
             run, config, training, batches, records, background, config.eval_every
         ):
-            points.append(evaluate(step, (state.trainable, training.frozen)))
+            points.append(evaluate(step, state.trainable))
             run.progress["points"] = _saved(points)
             run.scores.update(points[-1].exact_matches())
             if step == config.steps:

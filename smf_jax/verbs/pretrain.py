@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import grain
 from rich.console import Console
 
 from smf_jax.config import DataConfig, PretrainConfig
@@ -14,12 +13,7 @@ from smf_jax.data.batches import (
     pack_corpus,
     packed_batches,
 )
-from smf_jax.data.corpus import (
-    HELD_OUT_FRAME,
-    Corpus,
-    load_corpus,
-    question_example,
-)
+from smf_jax.data.corpus import HELD_OUT_FRAME, Corpus, load_corpus, question_example
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from smf_jax.model.build import abstract_model, make_model
 from smf_jax.optim.methods import make_method
@@ -37,9 +31,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
     Raises:
       ConfigError: The data do not fit the configuration, or the run directory holds a
         finished, damaged or different run.
-      Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: The run diverged, or its numbers are not finite.
-      SaveError: A checkpoint could not be written.
+      Interrupted, TrainingError, SaveError: As `fit` does.
     """
     layout = make_layout(config.mesh, config.compute, config.model.memory)
     with open_run(config.run_dir, console, resume) as run:
@@ -50,7 +42,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
             tokenizer = train_tokenizer(texts, kind, size)
         else:
             tokenizer = load_tokenizer(run.run_dir / TOKENIZER)
-        packed = pack(config.data, corpus, tokenizer)
+        packed = pack_corpus(tokenizer, corpus, config.data)
         print_left_out(corpus, packed, console)
         _require_teachable(corpus, tokenizer, config.data.seq_len)
         lineage = Lineage(pretrain=config)
@@ -63,15 +55,10 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
             model = abstract_model(model_shape, layout)
         method = make_method(config.optim, config.steps, config.values_lr_scale)
         training = prepare(run, config, model, method, config.balance_weight)
-        batches = training_batches(config.data, packed, config.seed)
+        batches = packed_batches(packed, config.data, config.seed)
         for _ in fit(run, config, training, batches, packed.records):
             pass  # nothing to evaluate
     return run.run_dir
-
-
-def pack(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> Packed:
-    """Returns the packed rows of a corpus."""
-    return pack_corpus(tokenizer, corpus, config.seq_len, config.loss_on)
 
 
 def print_left_out(corpus: Corpus, packed: Packed, console: Console) -> None:
@@ -80,15 +67,6 @@ def print_left_out(corpus: Corpus, packed: Packed, console: Console) -> None:
         console.print(f"data: {note}")
     if packed.dropped:
         console.print(f"data: {packed.dropped} facts longer than a row, left out")
-
-
-def training_batches(
-    config: DataConfig, packed: Packed, seed: int
-) -> grain.DatasetIterator:
-    """Returns an endless iterator over batches of packed rows."""
-    return packed_batches(
-        packed.facts, packed.texts, config.fact_share, config.batch_size, seed
-    )
 
 
 def _require_teachable(corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> None:

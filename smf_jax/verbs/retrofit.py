@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.config import RetrofitConfig
-from smf_jax.data.batches import Batch, Packed, hold_out
+from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.perplexity import mean_loss
@@ -28,7 +28,7 @@ from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
 from smf_jax.train.fit import fit, prepare
-from smf_jax.verbs.pretrain import pack, print_left_out, training_batches
+from smf_jax.verbs.pretrain import print_left_out
 from smf_jax.verbs.usage import make_read_counter
 
 STATS_BATCHES = 16  # of training text, whose reads show how slots are used
@@ -60,19 +60,15 @@ def retrofit(
     Raises:
       ConfigError: The base is missing or has a memory, the data do not fit, or the run
         directory holds a finished, damaged or different run.
-      Interrupted: A signal asked to stop, and the run was saved.
-      TrainingError: The run diverged, or its numbers are not finite.
-      SaveError: A checkpoint could not be written.
+      Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
         data = _load_data(config, base, console)
         before = run.progress.get("before")
         if before is None:
-            graph, params = nnx.split(base.model)
-            layout = base.model.layout
-            loss = _loss(graph, layout, (params,), config, data)
-            before = _measure(graph, layout, (params,), base.tokenizer, loss, data)
+            loss = mean_loss(base.model, data.held_out, config.data.batch_size)
+            before = _measure(base.model, base.tokenizer, loss, data)
         model = add_memory(base.model, config.memory, config.seed)
         lineage = base.lineage._replace(retrofit=config, finetune=None)
         hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
@@ -82,7 +78,7 @@ def retrofit(
         training = prepare(run, config, model, method, config.balance_weight)
         graph, layout, records = training.graph, training.layout, data.packed.records
         count = make_read_counter(graph, config.memory, layout)
-        batches = training_batches(config.data, data.packed, config.seed)
+        batches = packed_batches(data.packed, config.data, config.seed)
         curve = run.progress.get("curve", [])
         run.progress.update(before=before, curve=list(curve))
         evaluations = fit(
@@ -90,14 +86,21 @@ def retrofit(
         )
         for step, state in evaluations:
             params = (state.trainable, training.frozen)
-            loss = _loss(graph, layout, params, config, data)
+            current = nnx.merge(graph, *params)
+            loss = mean_loss(current, data.held_out, config.data.batch_size)
             slots = _slot_stats(count, layout, params, config, data)
             curve.append({"step": step, "loss": loss, "slots": slots})
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
-                after = _measure(graph, layout, params, base.tokenizer, loss, data)
-                report = _report(config, before, after | curve[-1], curve)
+                after = _measure(current, base.tokenizer, loss, data)
+                report = {
+                    "healed": loss <= before["loss"] + config.margin,
+                    "margin": config.margin,
+                    "base": before,
+                    "after": after | curve[-1],
+                    "curve": curve,
+                }
                 write_json(run.run_dir / RETROFIT, report)
     console.print(_table(report))
     return Retrofitted(run.run_dir, report["healed"], _verdict(run.run_dir, report))
@@ -108,29 +111,22 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     corpus = load_corpus(config.data)
     about = describe_corpus(config.data, corpus)
     console.print(f"data: {about}", highlight=False)
-    packed = pack(config.data, corpus, base.tokenizer)
+    packed = pack_corpus(base.tokenizer, corpus, config.data)
     print_left_out(corpus, packed, console)
     questions = load_questions(corpus, None, "questions", console)
     return Data(corpus, *hold_out(packed, config.held_out), questions)
 
 
-def _loss(graph, layout: MeshLayout, params, config: RetrofitConfig, data: Data):
-    size = config.data.batch_size
-    return mean_loss(graph, params, data.held_out, size, layout)
-
-
-def _measure(
-    graph, layout: MeshLayout, params, tokenizer: Tokenizer, loss: float, data: Data
-) -> Measures:
+def _measure(model, tokenizer: Tokenizer, loss: float, data: Data) -> Measures:
     """Returns what a base and its retrofit are compared by, for one of the two."""
-    evaluation = evaluate_model(graph, tokenizer, data.questions, [], layout, 0, params)
+    evaluation = evaluate_model(model, tokenizer, data.questions, [], 0)
     scores = {name: of._asdict() for name, of in evaluation.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
 
 
 def _slot_stats(count, layout: MeshLayout, params, config, data: Data) -> list[dict]:
     """Returns how evenly some batches of training text read each table."""
-    batches = training_batches(config.data, data.packed, config.seed + 1)
+    batches = packed_batches(data.packed, config.data, config.seed + 1)
     counts = sum(
         np.asarray(count(params, layout.shard_batch(batch)), np.int64)
         for batch in itertools.islice(batches, STATS_BATCHES)
@@ -152,16 +148,6 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
             "reads: raise balance_weight, or teaching will change what all texts need",
             style="bold red",
         )
-
-
-def _report(config, before, after, curve) -> Measures:
-    return {
-        "healed": after["loss"] <= before["loss"] + config.margin,
-        "margin": config.margin,
-        "base": before,
-        "after": after,
-        "curve": curve,
-    }
 
 
 def _verdict(run_dir: Path, report: Measures) -> str:

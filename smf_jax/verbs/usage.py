@@ -14,14 +14,13 @@ from rich.progress import track
 
 from smf_jax import multihost
 from smf_jax.config import MemoryConfig, MeshConfig
-from smf_jax.data.batches import Batch
+from smf_jax.data.batches import Batch, pack_corpus, packed_batches
 from smf_jax.runs.files import USAGE
 from smf_jax.runs.load import corpus_of, load_run, print_layout, warn_unhealed
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.slots import document_frequency
-from smf_jax.slots.document_frequency import Background, Provenance
+from smf_jax.slots.document_frequency import Background
 from smf_jax.train.smf_step import count_table_reads
-from smf_jax.verbs.pretrain import pack, training_batches
 
 CROWDED = 0.5  # share of slots read by every document above which it warns
 
@@ -55,9 +54,6 @@ def collect_usage(
 
     A document is one batch of pretraining text, drawn with another seed; it has
     `batch_size` rows, by default as many as in pretraining.
-
-    Raises:
-      ConfigError: The run is missing or has no memory, or does not fit the mesh.
     """
     run = load_run(run_dir, mesh=mesh)
     layout = run.model.layout
@@ -66,8 +62,8 @@ def collect_usage(
     memory, data = run.memory, run.data
     data = dataclasses.replace(data, batch_size=batch_size or data.batch_size)
     corpus = corpus_of(run)
-    packed = pack(data, corpus, run.tokenizer)
-    batches = training_batches(data, packed, run.lineage.seed + 1)
+    packed = pack_corpus(run.tokenizer, corpus, data)
+    batches = packed_batches(packed, data, run.lineage.seed + 1)
     graph, params = nnx.split(run.model)
     count = make_read_counter(graph, memory, layout)
     documents = track(
@@ -84,9 +80,13 @@ def collect_usage(
 
     background = document_frequency.collect(map(slots_read, documents))
     if multihost.is_main():
-        shape = (data.batch_size, data.seq_len)
-        provenance = Provenance(shape, run.model_hash, corpus.hash)
-        document_frequency.save(run.run_dir / USAGE, background, provenance)
+        document_frequency.save(
+            run.run_dir / USAGE,
+            background,
+            document_shape=(data.batch_size, data.seq_len),
+            model_hash=run.model_hash,
+            corpus_hash=corpus.hash,
+        )
     _print_usage(background, data.batch_size, data.seq_len, console)
     return background
 

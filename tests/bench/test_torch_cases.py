@@ -61,6 +61,7 @@ def test_a_step_can_be_repeated(sparse, activations):
     case.call()
 
 
-def test_every_lookup_runs():
-    for case in torch_cases.lookup_cases(lookup.draw_inputs(CONFIG)).values():
+def test_lookups_and_ranking_run():
+    cases = torch_cases.lookup_cases(lookup.draw_inputs(CONFIG)).values()
+    for case in (*cases, torch_cases.ranking_case(CONFIG)):
         case.call()

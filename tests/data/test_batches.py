@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from smf_jax.config import ConfigError
+from smf_jax.config import ConfigError, DataConfig
 from smf_jax.data.batches import (
     Batch,
     Packed,
@@ -47,7 +47,7 @@ def pack(tokenizer, examples=(), texts=(), seq_len=7, loss_on="all") -> Packed:
     examples = [Example(*pair, f"fact {n}") for n, pair in enumerate(examples)]
     texts = [Text(f"text {n}", text) for n, text in enumerate(texts)]
     corpus = Corpus([], [], [], examples, texts, [], "")
-    return pack_corpus(tokenizer, corpus, seq_len, loss_on)
+    return pack_corpus(tokenizer, corpus, DataConfig(seq_len=seq_len, loss_on=loss_on))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,8 @@ def pretrained(tokenizer):
     """Returns a function from a seed to five batches of pretraining."""
     examples = [(one, other) for one in LETTERS[:5] for other in LETTERS]
     rows = pack(tokenizer, examples, [" ".join(LETTERS)] * 4, seq_len=8)
-    return lambda seed: take(packed_batches(rows.facts, rows.texts, 0.5, 3, seed), 5)
+    config = DataConfig(fact_share=0.5, batch_size=3)
+    return lambda seed: take(packed_batches(rows, config, seed), 5)
 
 
 def test_a_seed_determines_the_batches(pretrained):
@@ -195,7 +196,8 @@ def test_a_seed_determines_the_batches(pretrained):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_epoch_of_facts_alone_has_each_packed_row_once(packed, batch_size):
-    batches = packed_batches(packed, [], 0.25, batch_size, seed=0)
+    config = DataConfig(fact_share=0.25, batch_size=batch_size)
+    batches = packed_batches(Packed(packed, [], 0, []), config, seed=0)
 
     for _ in range(3):
         epoch = take(batches, len(packed) // batch_size)
@@ -207,7 +209,8 @@ def test_an_epoch_of_facts_alone_has_each_packed_row_once(packed, batch_size):
 def test_the_share_of_facts_is_counted_in_rows(tokenizer, share):
     rows = pack(tokenizer, [("a", "b"), ("a c", "b c")], ["x y z"], seq_len=6)
 
-    batches = take(packed_batches(rows.facts, rows.texts, share, 8, seed=0), 10)
+    config = DataConfig(fact_share=share, batch_size=8)
+    batches = take(packed_batches(rows, config, seed=0), 10)
 
     first = np.concatenate([batch.tokens[:, 0] for batch in batches])
     # The mixing is even, not drawn: one row of 80 may lie on either side.
@@ -217,7 +220,8 @@ def test_the_share_of_facts_is_counted_in_rows(tokenizer, share):
 def counted():
     """Returns rows that count how often one is taken, and a maker of batches."""
     packed = Counted(Batch(*[np.full(4, number)] * 6) for number in range(11))
-    return packed, lambda: packed_batches(packed, [], 0.5, batch_size=3, seed=5)
+    rows, config = Packed(packed, [], 0, []), DataConfig(batch_size=3)
+    return packed, lambda: packed_batches(rows, config, seed=5)
 
 
 @pytest.mark.parametrize("done", [0, 1, 17])
@@ -248,4 +252,4 @@ def test_something_must_be_left_to_train_on():
     with pytest.raises(ConfigError, match="leaves none to train on"):
         hold_out(Packed([Batch(*[np.zeros(3)] * 6)], [], 0, []), 0.5)
     with pytest.raises(ConfigError, match="neither facts nor texts"):
-        packed_batches([], [], 0.5, 2, seed=0)
+        packed_batches(Packed([], [], 0, []), DataConfig(), seed=0)

@@ -1,5 +1,4 @@
 import pytest
-from flax import nnx
 
 from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import train_tokenizer
@@ -83,15 +82,14 @@ def test_a_question_has_the_same_answer_in_any_batch(monkeypatch):
     words = ["red", "old", "fox", "owl"]
     tokenizer = train_tokenizer([" ".join(words)], "word", vocab_size=10)
     model = tiny.make_model(tiny.model_config(vocab_size=10))
-    graph, params = nnx.split(model)
     lengths = [35, 3, 12, 1, 9, 11, 33, 2, 4, 10]
     questions = [
         " ".join(words[(n * n + index) % 4] for index in range(n)) for n in lengths
     ]
-    want = [answer(graph, (params,), tokenizer, [q], 3)[0] for q in questions]
+    want = [answer(model, tokenizer, [q], 3)[0] for q in questions]
     answers._generate.clear_cache()
 
-    got = answer(graph, (params,), tokenizer, questions, 3)
+    got = answer(model, tokenizer, questions, 3)
 
     assert got == want
     assert len(set(got)) > 2

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from flax import nnx
 
 from smf_jax.evaluate.perplexity import mean_loss
 from tests.data.rows import rows_of
@@ -22,8 +21,7 @@ def by_hand(model):
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_the_loss_is_the_mean_over_targets_in_batches_of_any_size(batch_size):
     model = make_model(model_config())
-    graph, params = nnx.split(model)
 
-    got = mean_loss(graph, (params,), rows_of(BATCH), batch_size)
+    got = mean_loss(model, rows_of(BATCH), batch_size)
 
     assert got == pytest.approx(by_hand(model), rel=1e-5)  # float32 sums

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from smf_jax.kernels import row_sums_gpu, row_sums_xla
-from smf_jax.kernels.row_sums import Kernels, weighted_rows
+from smf_jax.kernels.row_sums import weighted_rows
 from tests.reference import row_sums as reference
 
 # Widths: less than a tile, one, one and a part. Tokens that read 9 of 7 slots read some
@@ -22,16 +22,19 @@ SHAPES = {
     "one token": {"num_slots": 9, "value_dim": 128, "batch": (1,), "reads": 1},
     "chunks": {"num_slots": 50, "value_dim": 130, "batch": (19,), "reads": 40},
 }
-IS_GPU = jax.default_backend() == "gpu"
 
 
-def bound(module, **options) -> Kernels:
-    functions = (getattr(module, name) for name in Kernels._fields)
-    return Kernels(*(functools.partial(each, **options) for each in functions))
+class Kernels:
+    """The functions of a module on one platform."""
+
+    def __init__(self, module, platform):
+        for name in ("weighted_rows", "weight_gradient", "table_gradient"):
+            function = functools.partial(getattr(module, name), platform=platform)
+            setattr(self, name, function)
 
 
-KERNELS = {name: bound(row_sums_xla, platform=name) for name in ("cpu", "gpu", "tpu")}
-KERNELS["triton"] = bound(row_sums_gpu, interpret=not IS_GPU)
+KERNELS = {name: Kernels(row_sums_xla, name) for name in ("cpu", "gpu", "tpu")}
+KERNELS["triton"] = Kernels(row_sums_gpu, jax.default_backend())
 every_kernel = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS.keys())
 
 

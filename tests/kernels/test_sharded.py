@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig
-from smf_jax.kernels import row_sums, row_sums_gpu
+from smf_jax.kernels import row_sums
 from smf_jax.kernels.table_rows import put_rows, selected_rows_gradient, take_rows
 from smf_jax.runs.load import layout_of
 from smf_jax.runs.record import Lineage
 from smf_jax.sharding import ONE_DEVICE, MeshLayout, make_layout
-from tests.kernels.test_row_sums import bound, table_gradient
+from tests.kernels.test_row_sums import KERNELS, table_gradient
 from tests.reference import row_sums as reference
 from tests.tiny import pretrain_config
 
@@ -42,14 +42,9 @@ def make_reads(batch=(BATCH, SEQ)):
 
 @every_layout
 @pytest.mark.parametrize("lookup", ["xla", "pallas"])
-def test_sums_of_rows_and_their_gradients_are_those_of_loops(
-    monkeypatch, layout, lookup
-):
+def test_sums_of_rows_and_their_gradients_are_those_of_loops(layout, lookup):
     values, slots, weights, cotangent = make_reads()
     layout = MeshLayout(layout.mesh, layout.table_split, ComputeConfig(lookup=lookup))
-    if lookup == "pallas":
-        interpreted = bound(row_sums_gpu, interpret=True)
-        monkeypatch.setattr(row_sums, "kernels", lambda _: interpreted)
 
     @jax.jit
     def run(values, weights):
@@ -76,8 +71,7 @@ def test_sums_of_rows_and_their_gradients_are_those_of_loops(
 def test_the_gradient_of_selected_rows_is_those_rows_of_the_dense_one(layout, batch):
     _, slots, weights, cotangent = make_reads(batch)
     selected = jnp.array([5, NUM_SLOTS, 0, NUM_SLOTS + 1])
-    kernels = row_sums.kernels(ONE_DEVICE)
-    dense = table_gradient(kernels, cotangent, slots, weights, NUM_SLOTS)
+    dense = table_gradient(KERNELS["cpu"], cotangent, slots, weights, NUM_SLOTS)
     want = dense.at[selected].get(mode="fill", fill_value=0)
 
     got = jax.jit(selected_rows_gradient, static_argnums=(0, 5))(

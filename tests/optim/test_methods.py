@@ -8,7 +8,7 @@ from flax import nnx
 from smf_jax.config import OptimConfig
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
-from smf_jax.optim.methods import make_method, optimizer, schedule
+from smf_jax.optim.methods import make_method, schedule
 from smf_jax.slots.select import kl, tfidf
 
 PARAMS = {"matrix": jnp.full((2, 3), 8.0), "vector": jnp.full(5, 8.0)}
@@ -20,7 +20,7 @@ def rates(steps, **config):
 
 
 def one_update(config, grads, params, **rate):
-    tx = optimizer(config, steps=10, **rate)
+    tx = make_method(config, steps=10, **rate).tx
     return jax.jit(tx.update)(grads, tx.init(params), params)[0]
 
 

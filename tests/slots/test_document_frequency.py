@@ -5,7 +5,6 @@ import pytest
 from smf_jax.config import ConfigError
 from smf_jax.slots.document_frequency import (
     Background,
-    Provenance,
     collect,
     load,
     save,
@@ -21,7 +20,7 @@ BACKGROUND = Background(FREQUENCY, 17)
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "usage.safetensors"
-    save(path, BACKGROUND, Provenance((32, 64), "model 1", "corpus 1"))
+    save(path, BACKGROUND, model_hash="model 1")
     return path
 
 

@@ -16,7 +16,6 @@ from smf_jax.train.guard import (
     WINDOW,
     TrainingError,
     make_guard,
-    no_streaks,
     require_finite,
     skips,
 )
@@ -137,7 +136,7 @@ def metrics(loss=1.0, norm=1.0, updated=True, skipped=0):
 
 
 def look(tmp_path, *rows, max_skips=0, done=0, streaks=None):
-    streaks = no_streaks() if streaks is None else streaks
+    streaks = streaks or {"diverged": 0, "dead": 0}
     run = OpenRun(tmp_path, done, {}, {}, Console())
     with make_guard(run, max_skips, 100, RECORDS, streaks) as guard:
         for step, row in enumerate(rows, done + 1):
@@ -214,7 +213,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(number):
 
 
 def test_streaks_continue_after_an_interruption(tmp_path):
-    streaks, dead = no_streaks(), metrics(loss=9.0, norm=0.0)
+    streaks, dead = {"diverged": 0, "dead": 0}, metrics(loss=9.0, norm=0.0)
 
     look(tmp_path, *[dead] * (WINDOW - 1), streaks=streaks)
 
