@@ -1,4 +1,4 @@
-"""Processes that have imported everything once, and whose children are to be hurt."""
+"""Processes that have imported everything once, and fork the runs that tests hurt."""
 
 import json
 import os
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[2]
 class Ended(NamedTuple):
     """How a command ended."""
 
-    code: int  # negative: by that signal
-    operations: int  # that changed a file below its folder; -1: it was killed
+    code: int  # negative: the signal that ended it
+    operations: list[str]  # "NAME PATH" of each that changed a file below its folder
     output: str
 
 
 class Parent:
-    """A process that has imported everything, and forks what it is told to."""
+    """A process that forks the children it is told to."""
 
     def __init__(self, program: str, *argv: str, **environment: str):
         self.process = subprocess.Popen(
@@ -34,7 +34,7 @@ class Parent:
         )
 
     def ask(self, **task):
-        """Returns its answer to a line."""
+        """Sends a task, and returns the answer."""
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -45,37 +45,41 @@ class Parent:
 
 
 class Runner(Parent):
-    """Runs commands, one after the other, in children that can be hurt."""
+    """Runs commands, one at a time, in children that can be hurt."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        library = folder / "fault.so"
-        source = str(Path(__file__).with_name("fault.c"))
-        flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-        subprocess.run(["cc", *flags, "-o", library, source, "-ldl"], check=True)
-        super().__init__("worker", str(folder / "cache"), LD_PRELOAD=str(library))
+    def __init__(self, library: Path, cache: Path):
+        super().__init__("worker", str(cache), LD_PRELOAD=str(library))
 
     def __call__(self, *argv, folder: Path | str = "", **faults) -> Ended:
+        """Runs a command; worker.py describes `faults`."""
         argv = [str(argument) for argument in argv]
         return Ended(**self.ask(argv=argv, folder=str(folder), **faults))
 
-    def write(self, name: str, config) -> Path:
-        path = self.folder / f"{name}.py"
-        path.write_text(CONFIG_FILE.format(config=config))
-        return path
-
 
 class Starter(Parent):
-    """Starts programs that run beside each other, and knows how they ended."""
+    """Starts programs that run at the same time, and reports how they ended."""
 
     def __init__(self):
         super().__init__("starter")
 
     def start(self, program: str, argv: list[str], environment: dict, output) -> int:
-        """Returns the number of the process."""
-        told = {"environment": environment, "output": str(output)}
-        return self.ask(program=program, argv=argv, **told)
+        """Returns the process id."""
+        task = {"environment": environment, "output": str(output)}
+        return self.ask(program=program, argv=argv, **task)
 
     def ended(self) -> dict[int, int]:
-        """Returns the exit codes of those that have ended since this was last asked."""
+        """Returns the exit codes of the processes that ended since the last call."""
         return {int(number): code for number, code in self.ask().items()}
+
+
+def write_config(path: Path, config) -> Path:
+    """Writes a configuration file."""
+    path.write_text(CONFIG_FILE.format(config=config))
+    return path
+
+
+def build_fault_library(path: Path) -> None:
+    """Compiles fault.c."""
+    source = str(Path(__file__).with_name("fault.c"))
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+    subprocess.run(["cc", *flags, "-o", path, source, "-ldl"], check=True)

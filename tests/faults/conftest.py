@@ -1,4 +1,4 @@
-"""Runs that are hurt on purpose, and what must come of them."""
+"""Runs that tests hurt on purpose, and what must come of them."""
 
 import dataclasses
 import functools
@@ -23,53 +23,51 @@ from smf_jax.config import (
     SaveConfig,
 )
 from tests import tiny
-from tests.faults.children import Ended, Runner, Starter
-from tests.integration.commands import CONFIG_FILE
+from tests.bases import make_once, shared_folder
+from tests.faults.children import (
+    Ended,
+    Runner,
+    Starter,
+    build_fault_library,
+    write_config,
+)
 
-# Runs are hurt at every third file operation; SMF_HURT_EACH=1: at each of them.
-BETWEEN = 1 if os.environ.get("SMF_HURT_EACH") == "1" else 3
+EACH = os.environ.get("SMF_HURT_EACH") == "1"  # each file operation, not one of a kind
 MISSED = 8  # seconds of silence after which one of several processes is missed
-STEPS, EVERY, ASKED = 9, 3, 4  # saved at 3, 6, 9; asked at 4, 8, 9: both, and neither
+SAVED = 75  # the exit code of a run that was told to stop, as README.md has it
+STEPS, SAVE_EVERY, EVAL_EVERY = 9, 3, 4  # step 9 is both saved and evaluated
 METHODS = {
-    "smf": OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
+    "smf": OptimConfig(method="smf", learning_rate=0.05, top_t=3),  # AdamW on rows
     "lora": OptimConfig(method="lora", learning_rate=0.003),
     "full": OptimConfig(method="full", optimizer="muon", learning_rate=0.001),
 }
-METHODS["momentum"] = dataclasses.replace(METHODS["smf"], momentum=0.9)
 
 
 class Job(NamedTuple):
-    """A run to hurt, and what it is when nothing hurts it."""
+    """A run to hurt, and the same run unhurt."""
 
-    verb: str
-    config: Path
+    config: PretrainConfig | RetrofitConfig | FinetuneConfig
     reference: Path
 
     def command(self, run_dir: Path, *more: str) -> list[str]:
-        return [self.verb, str(self.config), "--run-dir", str(run_dir), *more]
+        file = self.reference.with_suffix(".py")
+        return [self.config.verb, str(file), "--run-dir", str(run_dir), *more]
 
 
 def pretrain_config(run_dir: Path) -> PretrainConfig:
+    """Returns a run of one layer, as these runs are started many times."""
     config = tiny.pretrain_config(run_dir, STEPS)
     memory = dataclasses.replace(config.model.memory, layers=(0,))
-    # One layer: these runs are started hundreds of times.
     model = dataclasses.replace(config.model, memory=memory, num_layers=1)
-    save = SaveConfig(every=EVERY)
+    save = SaveConfig(every=SAVE_EVERY)
     return dataclasses.replace(config, model=model, save=save, log_every=2)
 
 
-def plain_config(run_dir: Path, **changes) -> PretrainConfig:
-    config = pretrain_config(run_dir)
-    model = dataclasses.replace(config.model, memory=None, **changes)
-    return dataclasses.replace(config, model=model)
-
-
 def small_config(run_dir: Path) -> PretrainConfig:
-    """Returns a run of one layer: it is there to be started hundreds of times.
-
-    A third of its time is saved by having no memory. Its files are those of any run.
-    """
-    return plain_config(run_dir, num_layers=1)
+    """Returns the same run without a memory: a third less work, the same files."""
+    config = pretrain_config(run_dir)
+    model = dataclasses.replace(config.model, memory=None)
+    return dataclasses.replace(config, model=model)
 
 
 def retrofit_config(base: Path, run_dir: Path) -> RetrofitConfig:
@@ -78,7 +76,7 @@ def retrofit_config(base: Path, run_dir: Path) -> RetrofitConfig:
         base=str(base),
         run_dir=str(run_dir),
         steps=STEPS,
-        eval_every=ASKED,
+        eval_every=EVAL_EVERY,
         log_every=2,
         save=config.save,
         memory=dataclasses.replace(config.model.memory, placement="add"),
@@ -94,49 +92,71 @@ def finetune_config(optim: OptimConfig, base: Path, run_dir: Path) -> FinetuneCo
         teach="statements",
         steps=STEPS,
         batch_size=6,
-        eval_every=ASKED,
+        eval_every=EVAL_EVERY,
         log_every=2,
-        save=SaveConfig(every=EVERY, keep=1, best="known"),
+        save=SaveConfig(every=SAVE_EVERY, keep=1, best="known"),
         optim=optim,
     )
 
 
 @pytest.fixture(scope="session")
-def runner(tmp_path_factory):
+def shared(tmp_path_factory):
+    """Returns a folder of this room that all workers share."""
+    folder = shared_folder(tmp_path_factory) / "faults"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runner(shared):
     if shutil.which("cc") is None and not os.environ.get("SMF_REQUIRE_CC"):
-        pytest.skip("file operations are failed by a C library, and there is no cc")
-    runner = Runner(tmp_path_factory.mktemp("faults"))
+        pytest.skip("there is no C compiler for the library that hurts processes")
+    library = make_once(shared / "fault.so", build_fault_library)
+    runner = Runner(library, shared / "cache")
     yield runner
     runner.stop()
 
 
 @pytest.fixture(scope="session")
-def jobs(runner):
-    """Returns a function that returns a job by its name, once done without a fault."""
+def jobs(runner, shared):
+    """Returns a function from the name of a job to the job, its reference finished."""
 
-    def done(verb, name, make_config, *more) -> Job:
-        run_dir = runner.folder / name
-        job = Job(verb, runner.write(name, make_config(*more, run_dir)), run_dir)
-        must_end_well(runner(*job.command(run_dir)))
+    def finish(name: str, make_config, *more) -> Job:
+        run_dir = shared / name
+        job = Job(make_config(*more, run_dir), run_dir)
+
+        def make(run_dir: Path) -> None:
+            write_config(run_dir.with_suffix(".py"), job.config)
+            must_end_well(runner(*job.command(run_dir)))
+            if name == "pretrain":
+                must_end_well(runner("usage", run_dir, "--documents", "10"))
+
+        make_once(run_dir, make)
         return job
 
     @functools.cache
     def job(name: str) -> Job:
         match name:
             case "pretrain":
-                base = done("pretrain", name, pretrain_config)
-                must_end_well(runner("usage", base.reference, "--documents", "10"))
-                return base
+                return finish(name, pretrain_config)
             case "small":
-                return done("pretrain", name, small_config)
-            case "plain":
-                return done("pretrain", name, plain_config)
+                return finish(name, small_config)
             case "retrofit":
-                return done("retrofit", name, retrofit_config, job("plain").reference)
-        optim = METHODS[name]
-        return done("finetune", name, finetune_config, optim, job("pretrain").reference)
+                return finish(name, retrofit_config, job("small").reference)
+        return finish(name, finetune_config, METHODS[name], job("pretrain").reference)
 
     return job
+
+
+@pytest.fixture(scope="session")
+def interrupted(runner, jobs, shared):
+    """Returns the small run with its checkpoint of step 6, and three steps to go."""
+
+    def make(run_dir: Path) -> None:
+        ended = runner(*jobs("small").command(run_dir), signals=[(6, signal.SIGTERM)])
+        assert ended.code == SAVED, ended.output
+
+    return make_once(shared / "interrupted", make)
 
 
 @pytest.fixture(scope="session")
@@ -147,11 +167,11 @@ def starter():
 
 
 @pytest.fixture(scope="session")
-def together(starter, tmp_path_factory):
+def together(starter, shared, tmp_path_factory):
     """Returns a function that runs a command in several processes.
 
-    It returns for each how it ended, after how many seconds since one was hurt, or
-    else since the first ended, and its output. One that is stopped does not end.
+    It returns for each its exit code, the seconds it ended after one was hurt, or else
+    after the first ended, and its output. A process that is stopped does not end.
     """
     folder = tmp_path_factory.mktemp("together")
 
@@ -175,7 +195,7 @@ def together(starter, tmp_path_factory):
                 "SMF_PROCESS_ID": str(number),
                 "SMF_PEER_TIMEOUT": str(MISSED),
             } | environment
-            command = [str(folder / "cache"), json.dumps(signals.get(number, []))]
+            command = [str(shared / "cache"), json.dumps(signals.get(number, []))]
             command += [*map(str, argv), *(more or {}).get(number, [])]
             output = folder / f"output-{number}"
             started[starter.start(program, command, variables, output)] = number
@@ -198,7 +218,7 @@ def together(starter, tmp_path_factory):
                     os.kill(process, signal.SIGKILL)
             wait({*started.values()})
         assert awaited == in_time.keys(), "a process hangs"
-        time.sleep(0.5)  # what is said of a process is said after its end
+        time.sleep(0.5)  # for output that is written after the end
         outputs = {n: (folder / f"output-{n}").read_text() for n in started.values()}
         hurt = re.findall(r"hurt at (\d+\.\d+)", "".join(outputs.values()))
         since = min([float(when) for when in hurt] or in_time.values())
@@ -213,18 +233,16 @@ def together(starter, tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
     """Returns a function from a run directory to the command that trains there."""
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    config = tiny.pretrain_config("unused", 30)
-    memory = dataclasses.replace(config.model.memory, layers=(0,))
+    config = pretrain_config("unused")
     config = dataclasses.replace(
         config,
-        # Each process traces and compiles it, so it has one layer.
-        model=dataclasses.replace(config.model, num_layers=1, memory=memory),
+        steps=30,
+        log_every=50,
         data=dataclasses.replace(config.data, batch_size=4),  # for two or four
         save=SaveConfig(every=10),
         mesh=MeshConfig(),
     )
-    path.write_text(CONFIG_FILE.format(config=config))
+    path = write_config(tmp_path_factory.mktemp("config") / "config.py", config)
     return lambda run_dir: ["pretrain", path, "--run-dir", run_dir]
 
 
@@ -234,7 +252,7 @@ def must_end_well(ended: Ended) -> Ended:
 
 
 def outcome(run_dir: Path) -> dict:
-    """Returns all that a run leaves behind, but for times and paths."""
+    """Returns all that a run leaves behind, but for times, paths and its usage."""
 
     def read(name):
         path = run_dir / name
@@ -248,13 +266,11 @@ def outcome(run_dir: Path) -> dict:
         step: json.loads((checkpoints / step / "manifest.json").read_text())["manifest"]
         for step in steps
     }
+    files = {path.name for path in run_dir.iterdir()} - {"usage.safetensors"}
+    names = ("evaluation", "teaching", "retrofit", "tokenizer")
     return {
-        "files": sorted(path.name for path in run_dir.iterdir()),
+        "files": sorted(files),
         "metrics": [{n: v for n, v in row.items() if n not in times} for row in rows],
         "arrays": {step: m["arrays"] for step, m in manifests.items()},
         "progress": {step: m["progress"] for step, m in manifests.items()},
-        "evaluation": read("evaluation.json"),
-        "teaching": read("teaching.json"),
-        "retrofit": read("retrofit.json"),
-        "tokenizer": read("tokenizer.json"),
-    }
+    } | {name: read(f"{name}.json") for name in names}

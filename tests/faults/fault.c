@@ -1,13 +1,15 @@
-/* Loaded before libc into a process that is to be hurt: at the nth operation that
- * changes a file below a folder, the process is killed, or all from there on fail.
+/* Loaded before libc into a process that a test damages: operations that change files
+ * below a folder are logged, and from the nth of those selected on, they fail.
  *
- * A write that is killed is torn: its first half reaches the file. Failing operations
- * set `error`, as a full disk (ENOSPC), a quota (EDQUOT) or a read-only one (EROFS).
+ * A failing operation sets `error`, as on a full disk (ENOSPC), over a quota (EDQUOT)
+ * or on a read-only disk (EROFS); with an `error` of 0 it kills the process. A write
+ * that is killed is torn: its first half reaches the file.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,36 +21,20 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[PATH_MAX];
-static atomic_long seen, nth;
-static int error; /* 0: kill */
+static char folder[PATH_MAX], selected[PATH_MAX];
+static atomic_long seen;
+static long nth;
+static int error, log_fd = -1;
 
-void fault_arm(const char *below, long at, int errno_or_0) {
-  strncpy(folder, below, sizeof folder - 1);
+/* Selects operations by the shell pattern of "NAME PATH"; nth = 0: none fails. */
+void fault_arm(const char *below, const char *pattern, long at, int errno_or_0,
+               const char *log) {
+  strncpy(selected, pattern, sizeof selected - 1);
   seen = 0;
   nth = at;
   error = errno_or_0;
-}
-
-long fault_count(void) { return seen; }
-
-static int is_below(const char *path) {
-  return folder[0] && path && strncmp(path, folder, strlen(folder)) == 0;
-}
-
-static int fd_is_below(int fd) {
-  char link[64], path[PATH_MAX];
-  if (!folder[0]) return 0;
-  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t length = readlink(link, path, sizeof path - 1);
-  if (length < 0) return 0;
-  path[length] = 0;
-  return is_below(path);
-}
-
-/* Of a path relative to a folder that is open. */
-static int at_is_below(int dir, const char *path) {
-  return path && path[0] != '/' && dir != AT_FDCWD ? fd_is_below(dir) : is_below(path);
+  log_fd = open(log, O_WRONLY | O_APPEND);
+  strncpy(folder, below, sizeof folder - 1);
 }
 
 static void die(void) {
@@ -56,17 +42,35 @@ static void die(void) {
   for (;;) pause();
 }
 
-/* Returns whether the operation must fail; 2: the caller is to tear it and die. */
-static int hit(int can_tear) {
-  long now = ++seen, at = nth;
-  if (!at || now < at) return 0;
+enum { PASS, FAIL, TEAR };
+
+/* Returns what the operation is to do; `path` may be relative to an open folder, or
+ * NULL for the open file itself. */
+static int hit(const char *name, int fd, const char *path, int can_tear) {
+  char link[64], operation[2 * PATH_MAX];
+  if (!folder[0]) return PASS;
+  int length = snprintf(operation, sizeof operation, "%s ", name);
+  char *full = operation + length;
+  if (path && (path[0] == '/' || fd == AT_FDCWD)) {
+    strcpy(full, path);
+  } else {
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t end = readlink(link, full, PATH_MAX - 1);
+    if (end < 0) return PASS;
+    sprintf(full + end, path ? "/%s" : "", path);
+  }
+  if (strncmp(full, folder, strlen(folder))) return PASS;
+  dprintf(log_fd, "%s\n", operation);
+  if (fnmatch(selected, operation, 0)) return PASS;
+  long now = ++seen;
+  if (!nth || now < nth) return PASS;
   if (error) {
     errno = error;
-    return 1;
+    return FAIL;
   }
-  if (can_tear) return 2;
+  if (can_tear) return TEAR;
   die();
-  return 1;
+  return FAIL;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -80,100 +84,52 @@ static int hit(int can_tear) {
     va_end(rest);                         \
   }
 
-#define OPEN(name)                                                       \
-  int name(const char *path, int flags, ...) {                           \
-    MODE(flags)                                                          \
-    if (CHANGES(flags) && is_below(path) && hit(0)) return -1;           \
-    return REAL(name)(path, flags, mode);                                \
+#define OPEN(name)                                                             \
+  int name(const char *path, int flags, ...) {                                 \
+    MODE(flags)                                                                \
+    if (CHANGES(flags) && hit("open", AT_FDCWD, path, 0)) return -1;           \
+    return REAL(name)(path, flags, mode);                                      \
   }
-#define OPENAT(name)                                                     \
-  int name(int dir, const char *path, int flags, ...) {                  \
-    MODE(flags)                                                          \
-    if (CHANGES(flags) && at_is_below(dir, path) && hit(0)) return -1;   \
-    return REAL(name)(dir, path, flags, mode);                           \
+#define OPENAT(name)                                                           \
+  int name(int dir, const char *path, int flags, ...) {                        \
+    MODE(flags)                                                                \
+    if (CHANGES(flags) && hit("open", dir, path, 0)) return -1;                \
+    return REAL(name)(dir, path, flags, mode);                                 \
   }
 OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
 
-#define ON_PATH(name, parameters, path, ...)                             \
-  int name parameters {                                                  \
-    if (is_below(path) && hit(0)) return -1;                             \
-    return REAL(name)(__VA_ARGS__);                                      \
+#define CHANGE(name, label, parameters, fd, path, ...)                         \
+  int name parameters {                                                        \
+    if (hit(label, fd, path, 0)) return -1;                                    \
+    return REAL(name)(__VA_ARGS__);                                            \
   }
-ON_PATH(mkdir, (const char *path, mode_t mode), path, path, mode)
-ON_PATH(unlink, (const char *path), path, path)
-ON_PATH(rmdir, (const char *path), path, path)
-ON_PATH(rename, (const char *from, const char *to), to, from, to)
-ON_PATH(link, (const char *from, const char *to), to, from, to)
-ON_PATH(symlink, (const char *from, const char *to), to, from, to)
+#define AT AT_FDCWD
+CHANGE(mkdir, "mkdir", (const char *path, mode_t mode), AT, path, path, mode)
+CHANGE(mkdirat, "mkdir", (int fd, const char *path, mode_t mode), fd, path, fd, path, mode)
+CHANGE(unlink, "unlink", (const char *path), AT, path, path)
+CHANGE(unlinkat, "unlink", (int fd, const char *path, int flags), fd, path, fd, path, flags)
+CHANGE(rmdir, "unlink", (const char *path), AT, path, path)
+CHANGE(rename, "rename", (const char *from, const char *to), AT, to, from, to)
+CHANGE(renameat, "rename", (int from_fd, const char *from, int fd, const char *to), fd, to, from_fd, from, fd, to)
+CHANGE(link, "link", (const char *from, const char *to), AT, to, from, to)
+CHANGE(symlink, "link", (const char *from, const char *to), AT, to, from, to)
+CHANGE(ftruncate, "truncate", (int fd, off_t length), fd, NULL, fd, length)
+CHANGE(ftruncate64, "truncate", (int fd, off64_t length), fd, NULL, fd, length)
 
-int unlinkat(int dir, const char *path, int flags) {
-  if (at_is_below(dir, path) && hit(0)) return -1;
-  return REAL(unlinkat)(dir, path, flags);
-}
-int mkdirat(int dir, const char *path, mode_t mode) {
-  if (at_is_below(dir, path) && hit(0)) return -1;
-  return REAL(mkdirat)(dir, path, mode);
-}
-int renameat(int from_dir, const char *from, int to_dir, const char *to) {
-  if (at_is_below(to_dir, to) && hit(0)) return -1;
-  return REAL(renameat)(from_dir, from, to_dir, to);
-}
-int ftruncate(int fd, off_t length) {
-  if (fd_is_below(fd) && hit(0)) return -1;
-  return REAL(ftruncate)(fd, length);
-}
-int ftruncate64(int fd, off64_t length) {
-  if (fd_is_below(fd) && hit(0)) return -1;
-  return REAL(ftruncate64)(fd, length);
-}
-
-ssize_t write(int fd, const void *data, size_t size) {
-  int what = fd_is_below(fd) ? hit(1) : 0;
-  if (what == 1) return -1;
-  if (what == 2) {
-    REAL(write)(fd, data, size / 2);
-    die();
+/* `half` writes the first half, or a part of it. */
+#define WRITE(name, parameters, half, ...)                                     \
+  ssize_t name parameters {                                                    \
+    int what = hit("write", fd, NULL, 1);                                      \
+    if (what == FAIL) return -1;                                               \
+    if (what == TEAR) {                                                        \
+      half;                                                                    \
+      die();                                                                   \
+    }                                                                          \
+    return REAL(name)(__VA_ARGS__);                                            \
   }
-  return REAL(write)(fd, data, size);
-}
-ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
-  int what = fd_is_below(fd) ? hit(1) : 0;
-  if (what == 1) return -1;
-  if (what == 2) {
-    REAL(pwrite)(fd, data, size / 2, at);
-    die();
-  }
-  return REAL(pwrite)(fd, data, size, at);
-}
-ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
-  int what = fd_is_below(fd) ? hit(1) : 0;
-  if (what == 1) return -1;
-  if (what == 2) {
-    REAL(pwrite64)(fd, data, size / 2, at);
-    die();
-  }
-  return REAL(pwrite64)(fd, data, size, at);
-}
-static void tear(int fd, const struct iovec *parts, int count, off64_t at) {
-  if (count) pwrite64(fd, parts[0].iov_base, parts[0].iov_len / 2, at);
-}
-ssize_t writev(int fd, const struct iovec *parts, int count) {
-  int what = fd_is_below(fd) ? hit(1) : 0;
-  if (what == 1) return -1;
-  if (what == 2) {
-    nth = 0;
-    tear(fd, parts, count, lseek(fd, 0, SEEK_CUR));
-    die();
-  }
-  return REAL(writev)(fd, parts, count);
-}
-ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t at) {
-  int what = fd_is_below(fd) ? hit(1) : 0;
-  if (what == 1) return -1;
-  if (what == 2) {
-    nth = 0;
-    tear(fd, parts, count, at);
-    die();
-  }
-  return REAL(pwritev)(fd, parts, count, at);
-}
+#define FIRST parts[0].iov_base, count ? parts[0].iov_len / 2 : 0
+WRITE(write, (int fd, const void *data, size_t size), REAL(write)(fd, data, size / 2), fd, data, size)
+WRITE(pwrite, (int fd, const void *data, size_t size, off_t at), REAL(pwrite)(fd, data, size / 2, at), fd, data, size, at)
+WRITE(pwrite64, (int fd, const void *data, size_t size, off64_t at), REAL(pwrite64)(fd, data, size / 2, at), fd, data, size, at)
+WRITE(writev, (int fd, const struct iovec *parts, int count), REAL(write)(fd, FIRST), fd, parts, count)
+WRITE(pwritev, (int fd, const struct iovec *parts, int count, off_t at), REAL(pwrite)(fd, FIRST, at), fd, parts, count, at)

@@ -1,4 +1,4 @@
-"""What befalls one of several processes."""
+"""What happens to one of several processes."""
 
 import ctypes
 import os

@@ -4,9 +4,9 @@ Reads one JSON object a line,
 
     {"program": "one_of_many", "argv": [...], "environment": {...}, "output": "path"}
 
-and answers with the number of the child; and {} with the exit code (negative: the
-signal that ended it) of each child that has ended since that was last asked. A child
-ends as any Python does, with all that is then to be done.
+and answers with the process id of the child. Answers {} with the exit code (negative:
+the signal that ended it) of each child that ended since the last {}. A child ends as
+any Python process does, with all exit handlers.
 """
 
 import json
@@ -28,7 +28,7 @@ def run(program: str, argv: list[str], environment: dict, output: str) -> None:
 
 
 def ended(running: set[int]) -> dict[int, int]:
-    """Returns the exit codes of children that run no more, and forgets them."""
+    """Returns the exit codes of children that have ended, and removes them."""
     codes = {}
     for child in list(running):
         number, status = os.waitpid(child, os.WNOHANG)
@@ -39,7 +39,6 @@ def ended(running: set[int]) -> dict[int, int]:
 
 
 def main() -> None:
-    """Does what it is told, until it is told nothing more."""
     running = set()
     for line in sys.stdin:
         task = json.loads(line)

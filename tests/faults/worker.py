@@ -2,12 +2,12 @@
 
 Started with `fault.so` loaded before libc. Reads one JSON object a line:
 
-    {"argv": [...], "folder": "...", "nth": 3, "errno": 0, "signals": [[5, 9]]}
+    {"argv": [...], "signals": [[5, 9]], "folder": "/run", "nth": 3, "errno": 0,
+     "operation": "write */manifest.json"}
 
-(SIGKILL, 9, when it is given its fifth batch)
-
-and answers each with its exit code (negative: the signal that ended it), how many file
-operations there were below `folder`, and what it wrote to stderr.
+sends SIGKILL (9) when the command gets its fifth batch, and hurts the third operation
+below `folder` that fits the shell pattern, as fault.c describes. Answers with the exit
+code (negative: the signal that ended it), operations below `folder`, and output.
 """
 
 import ctypes
@@ -20,51 +20,53 @@ import time
 import traceback
 
 from smf_jax import cli, sharding
-from smf_jax.train import finetune, pretrain, verify  # noqa: F401  before forking
+from smf_jax.runs import verify  # noqa: F401  before forking
+from smf_jax.verbs import evaluate, finetune, pretrain, retrofit, usage  # noqa: F401
 from tests import compiled
 from tests.faults.hurt import hurt
 
 
 def send(signals: list[list], pause: float = 0) -> None:
-    """Arranges that this process gets signals when it is given its n-th batches.
+    """Sends this process signals when it gets its n-th batches.
 
-    From the first of them on it takes `pause` seconds more for each batch.
+    From the first of them on each batch takes `pause` seconds more.
     """
-    given = 0
-    share = sharding.MeshLayout.shard_batch
+    batches = 0
+    shard_batch = sharding.MeshLayout.shard_batch
 
     def count(layout, batch, parts=None):
-        nonlocal given
-        if parts is None:  # not for a step
-            return share(layout, batch)
-        given += 1
-        for at, number in signals:
-            if at == given:
-                hurt(number)
-        if signals and given >= signals[0][0]:
+        nonlocal batches
+        if parts is None:  # not for a training step
+            return shard_batch(layout, batch)
+        batches += 1
+        for number, signal in signals:
+            if number == batches:
+                hurt(signal)
+        if signals and batches >= signals[0][0]:
             time.sleep(pause)
-        return share(layout, batch, parts)
+        return shard_batch(layout, batch, parts)
 
     sharding.MeshLayout.shard_batch = count
 
 
-def run(task: dict, errors: str, counted: str) -> None:
+def run(task: dict, output: str, log: str) -> None:
     """Runs a command and ends the process."""
     code = 70
-    out = os.open(errors, os.O_WRONLY)
+    out = os.open(output, os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
     try:
         faults = ctypes.CDLL(None)
         send(task.get("signals", []))
-        folder = task.get("folder", "")
-        arguments = (folder.encode(), task.get("nth", 0), task.get("errno", 0))
-        faults.fault_arm(*arguments)
+        faults.fault_arm(
+            task["folder"].encode(),
+            task.get("operation", "*").encode(),
+            task.get("nth", 0),
+            task.get("errno", 0),
+            log.encode(),
+        )
         code = cli.main(task["argv"])
-        count = faults.fault_count()
-        faults.fault_arm(b"", 0, 0)
-        with open(counted, "w") as file:
-            file.write(str(count))
+        faults.fault_arm(b"", b"", 0, 0, b"")
     finally:
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
@@ -74,31 +76,29 @@ def run(task: dict, errors: str, counted: str) -> None:
 
 
 def configure(cache: str) -> None:
-    """Makes programs compile quickly, and only once for all processes."""
-    gc.disable()  # they live too short to need it, and would copy what it looks at
-    quick = {
-        "jax_platforms": "cpu",
-        "jax_disable_most_optimizations": True,
-        "jax_traceback_in_locations_limit": 0,
-    }
-    compiled.update(quick | compiled.keep_in(cache))
+    """Makes programs compile quickly, and once for all processes."""
+    gc.disable()  # children are too short-lived to need it, and would copy its objects
+    compiled.update(
+        compiled.quick(cache)
+        | {"jax_platforms": "cpu", "jax_traceback_in_locations_limit": 0}
+    )
 
 
 def main() -> None:
     configure(sys.argv[1])
     for line in sys.stdin:
         with (
-            tempfile.NamedTemporaryFile("r") as errors,
-            tempfile.NamedTemporaryFile("r") as counted,
+            tempfile.NamedTemporaryFile("r", errors="replace") as output,
+            tempfile.NamedTemporaryFile("r") as log,
         ):
             child = os.fork()
             if child == 0:
-                run(json.loads(line), errors.name, counted.name)
+                run(json.loads(line), output.name, log.name)
             _, status = os.waitpid(child, 0)
             answer = {
                 "code": os.waitstatus_to_exitcode(status),
-                "operations": int(counted.read() or -1),
-                "output": errors.read(),
+                "operations": log.read().splitlines(),
+                "output": output.read(),
             }
         print(json.dumps(answer), flush=True)
 
