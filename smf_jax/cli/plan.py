@@ -1,7 +1,6 @@
-"""The verb that compiles a run's step for accelerators that are not here."""
+"""The verb that compiles a run's training step for other accelerators."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,38 +16,40 @@ KINDS = (PretrainConfig, RetrofitConfig, FinetuneConfig)
 
 
 def plan(arguments: Sequence[str], console: Console) -> int:
-    """Compiles a run's step for accelerators that are not here."""
+    """Compiles a run's training step for TPUs or GPUs that need not be attached."""
     config, names, texts, timeout, as_json = _parse(arguments)
     require(texts is None or texts > 0, f"--texts {texts} must be above 0")
     lineage = _lineage(config)
     from smf_jax.plan import compile, report, topology
-    from smf_jax.plan.abstract_step import abstract_step, batch_shape
+    from smf_jax.plan.abstract_step import batch_shape
 
     candidates = {name: topology.find(name) for name in names}
     for first, *_ in candidates.values():
         topology.require_compiler(first)
-    make = functools.partial(abstract_step, lineage, *batch_shape(lineage, texts))
+    make = "smf_jax.plan.abstract_step:step_of_record"
+    parts = lineage._asdict().items()
+    record = {name: config and dataclasses.asdict(config) for name, config in parts}
+    step = [record, *batch_shape(lineage, texts)]
     log = Console(stderr=True, soft_wrap=True)
 
-    def compile_one(of: topology.Topology) -> compile.Result:
-        log.print(f"{of.name}: compiling for {of.devices} devices", highlight=False)
-        return compile.compile_for(of, make, timeout)
+    def compile_one(size: topology.Topology) -> compile.Result:
+        log.print(f"compiling for {size.name}", highlight=False)
+        return compile.compile_for(size, make, step, timeout)
 
     results = {}
     for name, sizes in candidates.items():
         results[name] = compile.find_smallest(sizes, compile_one)
+        if not as_json:
+            report.show(results[name], config, console)
     if as_json:
         print(json.dumps(results, indent=2, default=dataclasses.asdict))
-    else:
-        for tried in results.values():
-            report.show(tried, config, console)
-    return 0 if all(of[-1].fits for of in results.values()) else 1
+    return 0 if all(tried[-1].fits for tried in results.values()) else 1
 
 
 def _parse(arguments: Sequence[str]) -> tuple:
     has_file = bool(arguments) and not arguments[0].startswith("-")
-    mistake = "name a configuration file: smf plan configs/NAME.py"
-    require(has_file or "--help" in arguments, mistake)
+    usage = "name a configuration file: smf plan configs/NAME.py"
+    require(has_file or "--help" in arguments, usage)
     default = read_config(Path(arguments[0]), KINDS, "plan") if has_file else None
 
     def options(
@@ -58,20 +59,21 @@ def _parse(arguments: Sequence[str]) -> tuple:
         timeout: int = 600,
         json: bool = False,
     ):
-        """Compile a run's step for TPUs or GPUs that are not here: does it fit?
+        """Check whether a run's training step fits TPUs or GPUs that are not attached.
 
         Prints memory, FLOPs and collectives per device. Exit code 1: it does not fit.
+
         smf plan configs/NAME.py --help tells every setting, as it is there.
 
         Example: smf plan configs/world.py --topology v5e-8 h100x8
 
         Args:
           topology: TPU slices (v5e-16, v5p-128, v5e:4x4), GPUs (h100x8; a100x8x2 for
-            two hosts) or families (v5e), of which the smallest size that fits is found.
-          config: The run; `base` may be the configuration file of one that does not
+            two hosts), or families (v5e: finds the smallest size that fits).
+          config: The run; `base` may be the configuration file of a run that does not
             exist yet.
-          texts: Texts per fact, in a batch of finetuning.
-          timeout: Seconds after which a compiler is stopped.
+          texts: Texts per fact in a finetuning batch.
+          timeout: Seconds after which a compilation is stopped.
           json: Print the results as JSON.
         """
         return config, topology, texts, timeout, json

@@ -1,8 +1,8 @@
-"""The training step of a run as shapes and shardings, for devices that are not here."""
+"""The training step of a run as shapes and shardings, to be compiled ahead of time."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import make_method
-from smf_jax.runs.record import Lineage
+from smf_jax.runs.record import Lineage, lineage_of
 from smf_jax.sharding import AXES, BATCH, make_layout, with_shardings
 from smf_jax.slots.document_frequency import Background
 from smf_jax.train.state import TrainState, abstract_state, background_shardings
@@ -24,21 +24,27 @@ from smf_jax.tree import named
 
 
 class AbstractStep(NamedTuple):
-    """A step to compile with `step.trace(*arguments).lower()`; it holds no array."""
+    """A step to compile with `step.trace(*arguments).lower()`; allocates no array."""
 
     step: Step
     arguments: tuple[PyTree, ...]  # `jax.ShapeDtypeStruct`s with shardings
-    groups: dict[str, PyTree]  # the same arguments by what they hold
-    mesh: dict[str, int]  # devices along each axis, in order
+    groups: dict[str, PyTree]  # the same arguments by purpose
+    mesh: dict[str, int]  # size of each mesh axis, in order
 
 
 def abstract_step(
     lineage: Lineage, rows: int, seq_len: int, devices: Sequence[jax.Device]
 ) -> AbstractStep:
-    """Returns the training step of a run, for devices that may exist only by name.
+    """Returns the training step of a run for devices that need not be attached.
 
-    Reads no data, so it assumes the largest vocabulary that the configuration allows,
-    and no cached prefix (`reuse_prefix`). `rows` are those of a batch before padding.
+    Reads no data: assumes the largest vocabulary that the configuration allows, and no
+    cached prefix (`reuse_prefix`).
+
+    Args:
+      lineage: The run and the runs that its model comes from.
+      rows: Batch rows, before padding.
+      seq_len: Tokens per row.
+      devices: Devices, at least as many as the mesh needs.
 
     Raises:
       ConfigError: The mesh does not fit the devices or the model, or optim.method=smf
@@ -52,7 +58,7 @@ def abstract_step(
         "optim.method=smf trains memory layers, but the base model has none",
     )
     layout = make_layout(config.mesh, config.compute, model.memory, devices)
-    if layout.mesh is None:  # which would stand for a device of this host
+    if layout.mesh is None:  # means the default device of this host
         types = (AxisType.Auto,) * len(AXES)
         mesh = Mesh(np.reshape(devices[:1], (1, 1, 1)), AXES, axis_types=types)
         layout = dataclasses.replace(layout, mesh=mesh)
@@ -86,17 +92,28 @@ def abstract_step(
     return AbstractStep(step, arguments, groups, dict(layout.mesh.shape))
 
 
+def step_of_record(
+    record: dict[str, Any], rows: int, seq_len: int, devices: Sequence[jax.Device]
+) -> AbstractStep:
+    """Returns `abstract_step` of a lineage in the form of a run's record."""
+    return abstract_step(lineage_of(record), rows, seq_len, devices)
+
+
 def batch_shape(lineage: Lineage, texts: int | None) -> tuple[int, int]:
-    """Returns the rows and tokens of a run's batch, with so many texts per fact."""
+    """Returns the rows and the tokens per row of a run's batch.
+
+    Raises:
+      ConfigError: `texts`, the texts per fact, or the sequence length is missing.
+    """
     config = lineage.own
     if not isinstance(config, FinetuneConfig):
         return config.data.batch_size, config.data.seq_len
     require(
         texts is not None or config.teach == "questions",
-        f"teach={config.teach} takes all texts of a fact: set their number by --texts",
+        f"teach={config.teach} uses every text of a fact: set --texts to their number",
     )
     seq_len = config.seq_len or (lineage.data and lineage.data.seq_len)
-    require(seq_len is not None, f"{config.base} comes without data: set --seq-len")
+    require(seq_len is not None, f"{config.base} has no data config: set --seq-len")
     return config.batch_size * (texts or 1), -(-seq_len // 8) * 8
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 KINDS = "all-reduce all-gather all-to-all reduce-scatter collective-permute".split()
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-# Whether it is the root, its name, the type of its result, opcode, and the rest.
+# Groups: root marker, name, result type, opcode, operands and attributes.
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|\w+_computations?)=(\{.*?\}|[%\w.\-]+)")
 _CHAIN = re.compile(r'frontend_attributes=\{[^}]*chain_id="(\w+)"')
@@ -27,14 +27,14 @@ class Collective:
     kind: str
     axes: tuple[str, ...]
     count: int  # executions per step
-    sent: int  # bytes that a device sends per step, over a ring
+    sent: int  # bytes sent per device and step, on a ring
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """Returns the collectives in `compiled.as_text()`, most bytes first.
 
-    A loop of unknown length counts once; that of `jax.lax.scan` is always known. `mesh`
-    has the devices along each axis, in order.
+    A loop of unknown length counts once; `jax.lax.scan` always has a known length.
+    `mesh` is the size of each axis, in order.
     """
     computations = _parse(text)
     times = collections.Counter({list(computations)[-1]: 1})  # the entry comes last
@@ -49,13 +49,13 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             kind = opcode.removesuffix("-done")
             if kind not in KINDS:
                 continue
-            if kind != opcode:  # the groups are those of its operand, KIND-start
+            if kind != opcode:  # KIND-done: the groups are on its operand, KIND-start
                 rest = operations[re.match(r"%?([\w.\-]+)", rest)[1]]
             groups = read_groups(rest, math.prod(mesh.values()))
             size, ways = _bytes(result), groups.shape[1]
-            if computation.startswith("all-reduce-scatter"):  # fused, on TPU
+            if computation.startswith("all-reduce-scatter"):  # a fusion on TPU
                 kind, size = "reduce-scatter", size // ways
-            # On TPU, one collective may be several instructions, which form a chain.
+            # On TPU, several instructions with one chain id are a single collective.
             chain = _CHAIN.search(rest)
             key = kind, axes_of(groups, mesh), _sent(kind, size, ways)
             key = (*key, chain[1] if chain else name)
@@ -73,17 +73,17 @@ def axes_of(
     """Returns the axes of the mesh along which the devices of a group differ."""
     places = np.unravel_index(groups, tuple(mesh.values()))
     differ = [(place != place[:, :1]).any() for place in places]
-    return tuple(axis for axis, of in zip(mesh, differ, strict=True) if of)
+    return tuple(axis for axis, moves in zip(mesh, differ, strict=True) if moves)
 
 
 def read_groups(text: str, devices: int) -> Int[np.ndarray, "groups ways"]:
-    """Returns the groups of devices, or pairs, that an instruction names.
+    """Returns the replica groups, or source-target pairs, of an instruction.
 
-    Devices are numbered along the mesh in row-major order. Of groups along axes of a
-    mesh, only the first is returned: the others lie alike.
+    Devices are numbered in the row-major order of the mesh. Of groups in the format
+    `mesh[...]`, only the first is returned: the others span the same axes.
 
     Raises:
-      ValueError: Their format is unknown.
+      ValueError: The format is unknown.
     """
     if listed := _LISTED.search(text):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
@@ -95,7 +95,7 @@ def read_groups(text: str, devices: int) -> Int[np.ndarray, "groups ways"]:
     sizes, order, axes = of_mesh.groups()
     shape, index = [], []
     for name, size in re.findall(r"('[^']*')=(\d+)", sizes):
-        # 'a':(2)3 is the factor 3 of an axis of 2 x 3 x ... devices.
+        # 'a':(2)3 is the factor 3 in an axis of size 2 x 3 x ...
         part = re.search(rf"{name}(?::\((\d+)\)(\d+))?", axes)
         before, ways = (part[1] or 1, part[2] or size) if part else (1, 1)
         shape += [int(before), int(ways), int(size) // (int(before) * int(ways))]
@@ -118,7 +118,7 @@ def _parse(text: str) -> dict[str, list[tuple]]:
 def _trip_count(loop: str, computations: dict[str, list[tuple]]) -> int:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
-    # On TPU: the only constant of the condition, which the counter is compared with.
+    # On TPU: the only constant in the condition, which the counter is compared with.
     condition = computations[re.search(r"condition=%?([\w.\-]+)", loop)[1]]
     is_counted = any(op[0] and "direction=LT" in op[-1] for op in condition)
     limits = [op[-1] for op in condition if op[2][:3] + op[3] == "s32constant"]
@@ -145,7 +145,7 @@ def _sent(kind: str, size: int, ways: int) -> int:
 
 
 def _numbers(text: str) -> np.ndarray:
-    """Reads `0,2,1,3`, or `[2,2]T(1,0)`: arange(4), reshaped and transposed."""
+    """Parses `0,2,1,3`, or `[2,2]T(1,0)`: arange(4), reshaped and transposed."""
     if not text.startswith("["):
         return np.array(_integers(text))
     shape, _, order = text.partition("]")

@@ -10,11 +10,11 @@ from smf_jax.config import FinetuneConfig, name_mesh
 from smf_jax.plan.compile import Result
 from smf_jax.plan.topology import GPUS, find
 
-LARGE = 0.3  # of a device's memory: a part of this size is worth reducing
+LARGE = 0.3  # fraction of a device's memory that is worth reducing
 
 
 def show(results: Sequence[Result], config: Any, console: Console) -> None:
-    """Prints the last result in full, and the verdict of each."""
+    """Prints the last result in full and the verdict on each."""
     result = results[-1]
     lines = [f"\n{result.topology}"]
     if result.groups is not None:
@@ -24,7 +24,7 @@ def show(results: Sequence[Result], config: Any, console: Console) -> None:
         lines.append(f"FLOPs per device and step, each loop counted once: {flops}")
         lines.append(_collectives(result))
     if result.fits is False:
-        lines += ["to change, any of:", *what_to_change(result, config)]
+        lines += ["options that reduce memory:", *what_to_change(result, config)]
     for line in (*lines, *map(verdict, results)):
         console.print(line, highlight=False, markup=False)
 

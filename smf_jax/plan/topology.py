@@ -16,16 +16,16 @@ class Topology(NamedTuple):
 
     name: str
     family: str
-    devices: int  # as JAX counts them
-    memory: int  # bytes of a device that a program may use
-    options: dict[str, Any]  # of jax.experimental.topologies.get_topology_desc
+    devices: int  # JAX devices
+    memory: int  # bytes per device available to a program
+    options: dict[str, Any]  # for jax.experimental.topologies.get_topology_desc
 
 
 SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SHAPES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-# What the number in a slice's name counts per chip (chips, or TensorCores); devices per
-# chip; GiB per device for programs, as libtpu 0.0.41 reports it; shapes of the slices.
-# Source: Google's Cloud TPU page of each family.
+# Units per chip in slice names (1: chips, 2: TensorCores), JAX devices per chip, GiB
+# per device available to a program (as libtpu 0.0.41 reports), and slice shapes.
+# Source: Google's Cloud TPU page for each family.
 TPUS = {
     "v4": (2, 1, 30.75, SHAPES_3D),
     "v5e": (1, 1, 15.75, SHAPES_2D),
@@ -39,12 +39,16 @@ GPUS = {family: (1, 2, 4, 8, 16, 32, 64) for family in ("h100", "a100")}
 
 
 def find(name: str) -> list[Topology]:
-    """Returns the topology of a name, or those of a family, smallest first."""
-    families = {of: [_tpu(of, shape) for shape in TPUS[of][-1]] for of in TPUS}
-    families |= {of: [_gpus(of, count) for count in GPUS[of]] for of in GPUS}
-    known = [topology for family in families.values() for topology in family]
-    names = {of.options["topology_name"]: [of] for of in known}
-    names |= {of.name: [of] for of in known} | families
+    """Returns the topology with this name, or all sizes of a family, smallest first.
+
+    Raises:
+      ConfigError: The name is unknown.
+    """
+    families = {key: [_tpu(key, shape) for shape in TPUS[key][-1]] for key in TPUS}
+    families |= {key: [_gpus(key, count) for count in GPUS[key]] for key in GPUS}
+    topologies = [topology for family in families.values() for topology in family]
+    names = {each.options["topology_name"]: [each] for each in topologies}
+    names |= {each.name: [each] for each in topologies} | families
     if name not in names:
         nearest = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0))
         raise ConfigError(
@@ -70,7 +74,7 @@ def _tpu(family: str, shape: str) -> Topology:
         "platform": "tpu",
         "topology_name": f"{family}:{shape}",
         "chips_per_host_bounds": HOSTS.get(shape, (2, 2, 1)),
-        # Both TensorCores of a chip of v4 are one device.
+        # Megacore: the two TensorCores of a v4 chip act as one device.
         "chip_config_name": "megacore" if family == "v4" else "default",
     }
     name, memory = f"{family}-{units * chips}", int(gib * 2**30)

@@ -1,4 +1,4 @@
-"""Small steps that the compiling process of the tests makes."""
+"""Small steps that the compiler subprocess builds in tests."""
 
 import time
 
@@ -13,7 +13,7 @@ from smf_jax.plan.abstract_step import AbstractStep
 
 
 def square_layer(width: int, devices) -> AbstractStep:
-    """Returns 8 tokens per device through a layer that two devices share."""
+    """Returns a linear layer on 8 tokens per device, split over two devices."""
     types = (AxisType.Auto,) * 2
     mesh = Mesh(np.reshape(devices, (-1, 2)), ("data", "model"), axis_types=types)
 
@@ -34,7 +34,7 @@ def square_layer(width: int, devices) -> AbstractStep:
 
 
 def misbehave(how: str, devices) -> AbstractStep:
-    """Never returns, ends the process, or raises what a wrong mesh raises."""
+    """Hangs, exits, or raises the error of a wrong mesh."""
     if how == "hang":
         time.sleep(600)
     if how == "crash":

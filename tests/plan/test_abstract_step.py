@@ -1,4 +1,4 @@
-"""The step of a run is known before anything is made; its program sends no table."""
+"""The planned step takes a run's real arrays; its program sends no table."""
 
 import dataclasses
 import functools
@@ -154,7 +154,7 @@ def arrays(program) -> set[tuple[int, ...]]:
 
 
 def as_large_as_table(shapes, layout) -> set[tuple[int, ...]]:
-    return {of for of in shapes if math.prod(of) >= math.prod(SHARDS[layout])}
+    return {s for s in shapes if math.prod(s) >= math.prod(SHARDS[layout])}
 
 
 @pytest.mark.parametrize("layout", SHARDS)

@@ -17,7 +17,7 @@ def count_up(x):
     return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: psum(x, "data") + 1, x)
 
 
-# Functions of float32[6,10], their `in_specs` and `out_specs`, and what they exchange.
+# Functions of float32[6,10] with their `in_specs` and `out_specs`.
 PROGRAMS = [
     (lambda x: psum(x, ("data", "model")), P(), P()),
     (lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), P()),
@@ -52,7 +52,7 @@ def test_the_collectives_of_a_known_program_are_found(program, want):
     assert collectives(text, MESH) == want
 
 
-# As XLA writes groups, in all its formats.
+# All formats in which XLA prints groups.
 FORMATS = [
     ("replica_groups={{0,2},{1,3},{4,6},{5,7}}, x", ("fsdp",)),
     ("replica_groups={}, x", ("data", "fsdp", "model")),
@@ -74,7 +74,7 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("text", "axes"), FORMATS)
-def test_groups_lie_along_axes_in_whatever_format(text, axes):
+def test_the_mesh_axes_of_groups_are_found_in_every_format(text, axes):
     assert axes_of(read_groups(text, 8), MESH) == axes
 
 
@@ -83,8 +83,8 @@ def test_groups_in_an_unknown_format_are_refused():
         read_groups("replica_groups=<8>, x", 8)
 
 
-# On TPU a collective beside other work is in several computations, a sum of which each
-# device keeps a part is a computation of its own, and no loop tells its length.
+# On TPU an overlapped collective is split into several computations, a reduce-scatter
+# may be a fusion, and the trip count of a loop is only in its condition.
 TPU = """\
 %begin (a: bf16[64,8]) -> bf16[128,8] {
   ROOT %g.1 = bf16[128,8]{1,0} all-gather(%a), replica_groups=[4,2]<=[8], \

@@ -1,6 +1,5 @@
-"""Steps are compiled in a process of their own, for devices that are not here."""
+"""Steps are compiled ahead of time, in a subprocess with a time limit."""
 
-import functools
 import json
 
 import pytest
@@ -19,7 +18,8 @@ needs_compilers = pytest.mark.usefixtures("compilers")
 
 
 def compiled(name: str, make, *arguments, timeout: float = 120.0) -> Result:
-    return compile_for(*find(name), functools.partial(make, *arguments), timeout)
+    function = f"{make.__module__}:{make.__name__}"
+    return compile_for(*find(name), function, arguments, timeout)
 
 
 @needs_compilers
@@ -35,7 +35,7 @@ def test_a_small_step_fits_and_is_measured(name):
     assert result.groups == groups
     assert result.arguments == sum(groups.values())
     assert result.needs < result.capacity == find(name)[0].memory
-    # A sum over two devices sends as much as there is to be summed.
+    # On a ring of two devices, each sends as many bytes as it sums.
     summed = Collective("all-reduce", ("model",), 1, 8 * width * 4)
     assert result.collectives == [summed]
     # 8 tokens times half the layer; the compiler for GPU does not count.
@@ -45,7 +45,7 @@ def test_a_small_step_fits_and_is_measured(name):
 
 @needs_compilers
 @pytest.mark.parametrize("name", ["v5e-8", "h100x8x2"])
-def test_a_step_that_cannot_fit_says_what_it_needs_and_what_there_is(name):
+def test_a_step_that_cannot_fit_reports_what_it_needs(name):
     width = 2**18  # weights of 128 GiB per device
 
     result = compiled(name, small.square_layer, width)
@@ -72,7 +72,7 @@ def test_a_mistake_is_raised_with_its_topology():
 
 
 def test_the_needed_bytes_are_read_from_the_compilers_error():
-    # As libtpu 0.0.41 reports them, in both of its formats.
+    # The two formats of libtpu 0.0.41.
     used = "Ran out of memory in memory space hbm. Used 27.50G of 15.75G hbm. Exceeded"
     single = "Allocation (size=21474836480) would exceed memory (size=17179869184) ::"
 
@@ -82,7 +82,7 @@ def test_the_needed_bytes_are_read_from_the_compilers_error():
 
 
 def smallest(family: str, gib) -> list[tuple[str, bool]]:
-    """Returns the sizes that are tried where so many devices need `gib(devices)`."""
+    """Returns the sizes tried when the step needs `gib(devices)` GiB per device."""
 
     def compile_one(topology):
         if topology.devices == 4:
@@ -90,11 +90,12 @@ def smallest(family: str, gib) -> list[tuple[str, bool]]:
         needs, has = gib(topology.devices) * GIB, topology.memory
         return Result(topology.name, has, needs <= has, needs=int(needs))
 
-    return [(of.topology, of.fits) for of in find_smallest(find(family), compile_one)]
+    results = find_smallest(find(family), compile_one)
+    return [(result.topology, result.fits) for result in results]
 
 
 def test_sizes_are_tried_until_one_fits_or_a_larger_one_needs_no_less():
-    small = [("v5e-1", False), ("v5e-8", False)]  # the mesh cannot be on v5e-4
+    small = [("v5e-1", False), ("v5e-8", False)]  # v5e-4 cannot hold the mesh
 
     assert smallest("v5e", lambda devices: 200 / devices) == [*small, ("v5e-16", True)]
     assert smallest("v5e", lambda _: 100) == small

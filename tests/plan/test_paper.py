@@ -1,4 +1,4 @@
-"""The paper's model, as configs/ has it, fits the devices that README.md names."""
+"""The configurations of the paper's model fit the devices that README.md lists."""
 
 import json
 import os
@@ -18,7 +18,7 @@ EACH = pytest.mark.skipif(
     os.environ.get("SMF_PLAN_EACH") != "1",
     reason="takes minutes of CPU; SMF_PLAN_EACH=1 compiles for every topology",
 )
-# With the GiB per device that README.md names: of the table, at most, and sent.
+# The last three are GiB per device, from README.md: table, peak, sent per step.
 FITTING = [
     ("v5e-16", *MILLION, 1, 1.98, 0.99),
     pytest.param(("h100x8", *MILLION, 1, 3.11, 1.20), marks=EACH),
@@ -33,7 +33,7 @@ def read(name: str):
 
 def plan(topology: str, smf: str, base: str, capsys) -> tuple[int, dict]:
     argv = ["plan", str(CONFIGS / f"{smf}.py"), "--base", str(CONFIGS / f"{base}.py")]
-    # The scan compiles fewer blocks, and changes no number that is looked at here.
+    # The scan compiles fewer blocks and changes none of the numbers checked here.
     argv += ["--texts", "64", "--compute.scan-layers", "--json"]
     code = cli.main([*argv, "--topology", topology])
     (result,) = json.loads(capsys.readouterr().out)[topology]
@@ -42,7 +42,7 @@ def plan(topology: str, smf: str, base: str, capsys) -> tuple[int, dict]:
 
 @pytest.mark.usefixtures("compilers")
 @pytest.mark.parametrize("case", FITTING, ids=lambda case: case[0])
-def test_a_step_of_smf_on_the_papers_model_fits_and_sends_no_table(case, capsys):
+def test_a_step_of_smf_on_the_papers_model_needs_what_readme_says(case, capsys):
     topology, smf, base, table, needs, sent = case
 
     code, result = plan(topology, smf, base, capsys)
@@ -55,7 +55,7 @@ def test_a_step_of_smf_on_the_papers_model_fits_and_sends_no_table(case, capsys)
 
 
 @pytest.mark.usefixtures("compilers")
-def test_a_table_that_cannot_fit_says_what_it_needs_and_what_there_is(capsys):
+def test_a_table_that_cannot_fit_is_reported_with_what_it_needs(capsys):
     code, result = plan("h100x4", *MANY, capsys)
 
     assert (code, result["fits"]) == (1, False)

@@ -64,10 +64,10 @@ def test_of_a_family_the_last_size_is_printed_and_the_verdict_on_each():
     assert lines[-2:] == [verdict(large("h100x4")), verdict(last)]
     assert "h100x8" in lines
     assert "FLOPs per device and step, each loop counted once: unknown" in lines
-    assert "to change, any of:" not in lines
+    assert "options that reduce memory:" not in lines
 
 
-def test_a_verdict_has_what_is_needed_and_what_there_is():
+def test_a_verdict_names_the_memory_needed_and_available():
     unknown = Result("v5e-8", 16 * GIB, reason="compiling took longer")
 
     assert verdict(FITS) == "v5e-8: fits, needs 3.00 GiB of 16.00 GiB per device"
