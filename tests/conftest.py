@@ -42,10 +42,10 @@ hypothesis.settings.load_profile("tests")
 # The longest first, so that at the end no worker is alone with one of them:
 # `make test` gives out whole files in this order.
 LONGEST = """
-    faults/test_processes faults/test_kill plan/test_paper train/test_mesh
-    integration/test_retrofit integration/test_mesh_walk faults/test_signals_and_disks
-    train/test_step integration/test_demo integration/test_walk integration/test_resume
-    faults/test_hosts train/test_program plan/test_compile
+    faults/test_kill faults/test_processes plan/test_paper quality/test_forgetting
+    train/test_mesh plan/test_abstract_step faults/test_multihost train/test_step
+    train/test_prefix_cache integration/test_mesh_walk integration/test_retrofit
+    integration/test_walk integration/test_demo integration/test_resume test_examples
 """.split()
 
 

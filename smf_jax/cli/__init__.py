@@ -15,7 +15,7 @@ from smf_jax.cli.flags import take_flags
 from smf_jax.config import ConfigError
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
-USAGE = """usage: smf VERB [OPTIONS] [--debug]
+HELP = """usage: smf VERB [OPTIONS] [--debug]
 
   demo       pretrain, teach, compare methods  smf demo --out runs/demo
   pretrain   train a model from scratch        smf pretrain configs/world.py
@@ -36,7 +36,7 @@ traceback of an error, and --coordinator HOST:PORT --num-processes N
 --process-id I make this process one of N.
 
 Exit codes: 0 success; 1 failure (damaged, diverged, not healed, does not fit);
-2 wrong input; 69 another process is lost or stuck; 75 interrupted, and saved;
+2 wrong input; 69 another process is lost or stuck; 75 stopped, nothing lost;
 130 interrupted, not saved.
 """
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"smf: {error}", file=sys.stderr)
         return 2
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        print(HELP)
         return 0
     verb, *rest = arguments
     if verb not in VERBS:

@@ -1,4 +1,4 @@
-"""The verbs of the `smf` command, one a function."""
+"""The verbs of the `smf` command but import-hf, export-hf, retrofit and plan."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,7 +87,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         step: int | None = None,
         mesh: MeshConfig = recorded,
     ):
-        """Score RUN on new facts, the same reworded, and facts of its pretraining.
+        """Score RUN on new facts, paraphrases of them, and pretraining facts.
 
         Example: smf evaluate runs/smf_world
 
@@ -121,7 +121,7 @@ def ask(arguments: Sequence[str], console: Console) -> None:
         Example: smf ask runs/demo/smf "what is the profession of ... ?"
 
         Args:
-          question: question, in words of the model's vocabulary
+          question: the question; with a word tokenizer, of known words only
           max_new_tokens: maximum length of the answer
         """
         return run, question, max_new_tokens, None if mesh == recorded else mesh

@@ -34,7 +34,7 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
     if arguments and not arguments[0].startswith("-"):
         default = read_config(Path(arguments[0]), (kind,), verb)
         return _parse_config(kind, verb, default, arguments[1:])
-    if "--help" in arguments:
+    if {"-h", "--help"} & {*arguments}:
         _parse_config(kind, verb, None, ["--help"])
     raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
 
@@ -87,11 +87,12 @@ def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str])
         resume: Literal["auto", "never", "must"] = "auto",
         allow_fallback: bool = False,
     ):
-        """Parse.
+        """Train a model.
 
         Args:
           config: settings of the file, with overrides
-          resume: auto resumes an interrupted run, never refuses to, must requires one
+          resume: auto: resume if interrupted; never: fail if it was; must: fail unless
+            it was
           allow_fallback: resume from an older checkpoint if the latest is damaged
         """
         return config, resume, allow_fallback

@@ -49,7 +49,7 @@ def plan(arguments: Sequence[str], console: Console) -> int:
 def _parse(arguments: Sequence[str]) -> tuple:
     has_file = bool(arguments) and not arguments[0].startswith("-")
     usage = "name a configuration file: smf plan configs/NAME.py"
-    require(has_file or "--help" in arguments, usage)
+    require(has_file or bool({"-h", "--help"} & {*arguments}), usage)
     default = read_config(Path(arguments[0]), KINDS, "plan") if has_file else None
 
     def options(
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> tuple:
 
         Prints memory, FLOPs and collectives per device. Exit code 1: it does not fit.
 
-        smf plan configs/NAME.py --help tells every setting, as it is there.
+        smf plan configs/NAME.py --help lists every setting with the file's values.
 
         Example: smf plan configs/world.py --topology v5e-8 h100x8
 

@@ -41,7 +41,7 @@ class DataConfig:
     background: str | None = None  # JSONL(.gz) of texts
     new_fraction: float = 0.5  # share of `facts` held back from pretraining
     fact_share: float = 0.5  # share of a batch's rows that hold facts
-    loss_on: Literal["answer", "all"] = "answer"  # trained tokens of a fact
+    loss_on: Literal["answer", "all"] = "answer"  # tokens of a fact with a loss
     tokenizer: Literal["word", "bpe"] = "word"
     vocab_size: int = 4096  # upper limit, including three special tokens
     seq_len: int = 64  # tokens per packed row

@@ -39,7 +39,7 @@ def name_mesh(mesh: MeshConfig | dict[str, Any]) -> str:
 class ComputeConfig:
     """How a step is computed; parameters are float32 in any case."""
 
-    activations: Literal["float32", "bfloat16"] = "float32"  # their type
+    activations: Literal["float32", "bfloat16"] = "float32"  # their dtype
     remat: bool = False  # recompute activations in the backward pass
     scan_layers: bool = False  # compile equal blocks once; copies their weights
     lookup: Literal["xla", "pallas"] = "xla"  # memory kernels; Pallas is for GPU only

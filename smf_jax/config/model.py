@@ -10,7 +10,7 @@ from smf_jax.config.checks import require, require_positive
 class RopeScalingConfig:
     """Llama 3.1's scaling of rotary wavelengths for long contexts."""
 
-    factor: float = 8.0  # of the long wavelengths
+    factor: float = 8.0  # scales long wavelengths
     low_freq_factor: float = 1.0  # wavelengths above original/low are fully scaled
     high_freq_factor: float = 4.0  # wavelengths below original/high are not scaled
     original_max_position: int = 8192  # context length before scaling
@@ -47,7 +47,9 @@ class MemoryConfig:
     value_dim: int = 128  # width of a table row
     query_norm: bool = True  # RMS-norm on query halves
     key_norm: bool = False  # RMS-norm on keys
-    placement: Literal["replace", "add"] = "replace"  # the feed-forward, or add to it
+    placement: Literal["replace", "add"] = (
+        "replace"  # the feed-forward, or add to its output
+    )
     share_values: bool = True  # one table for all memory layers, not one each
     relevance_gate: bool = False  # learned gate per token, from 0 to 1
 
@@ -57,7 +59,7 @@ class MemoryConfig:
         )
         require(
             len(self.layers) > 0 and list(self.layers) == sorted(set(self.layers)),
-            f"memory.layers={self.layers} must name layers in ascending order, once",
+            f"memory.layers={self.layers} must list distinct layers in ascending order",
         )
         require(
             self.key_dim % 2 == 0,

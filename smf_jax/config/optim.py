@@ -30,8 +30,8 @@ class OptimConfig:
     learning_rate: float = 2e-3  # peak of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = 0  # steps of linear warmup
-    end_lr_fraction: float = 0.0  # final share of learning_rate, if it decays
-    weight_decay: float = 0.0  # of matrices and of selected slots; not for SGD
+    end_lr_fraction: float = 0.0  # final learning rate / learning_rate; not constant
+    weight_decay: float = 0.0  # of matrices and selected rows; not with sgd
     max_grad_norm: float | None = None  # clips the global norm; None: no clipping
     top_t: int = 500  # smf: slots updated per step and table
     select: Selector = "tfidf"  # smf: score that ranks slots
@@ -49,8 +49,8 @@ class OptimConfig:
         require(
             self.learning_rate < 1 or self.optimizer == "sgd",
             f"optim.learning_rate={self.learning_rate} is too large for optim.optimizer"
-            f"={self.optimizer}, whose updates are about the rate in size: only SGD "
-            "takes 1 or more",
+            f"={self.optimizer}, whose updates are about as large as the rate: only "
+            "sgd accepts 1 or more",
         )
         require(
             self.optimizer != "muon" or self.method in ("full", "memory"),

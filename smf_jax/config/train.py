@@ -18,7 +18,7 @@ from smf_jax.config.model import MemoryConfig, ModelConfig
 from smf_jax.config.optim import OptimConfig
 
 USAGE_DOCUMENTS = 200  # background batches for document frequencies; paper: 1000
-# Training loss, or exact match on taught facts, the same reworded, and known facts.
+# Training loss, or exact match on taught facts, paraphrases of them, and known facts.
 Metric = Literal["loss", "taught", "held_out", "known"]
 
 
@@ -76,8 +76,8 @@ class TrainConfig:
         require_divisible("data.batch_size", data.batch_size, self.grad_accum_steps)
         require(
             self.save.best in (None, "loss"),
-            f"save.best={self.save.best} is a score of smf finetune: smf {self.verb} "
-            "has save.best=loss",
+            f"save.best={self.save.best} is only available in smf finetune; smf "
+            f"{self.verb} accepts only save.best=loss",
         )
         require(
             balance_weight == 0 or self.grad_accum_steps == 1,
@@ -93,7 +93,7 @@ class PretrainConfig(TrainConfig):
     verb: ClassVar[str] = "pretrain"
 
     steps: int = 1200  # training steps
-    balance_weight: float = 0.02  # of the loss that balances reads over slots
+    balance_weight: float = 0.02  # weight of the load-balancing loss
     values_lr_scale: float = 3.0  # scales optim.learning_rate for memory tables
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -116,10 +116,10 @@ class RetrofitConfig(TrainConfig):
     base: str  # run directory of the model to extend
     steps: int = 600  # training steps
     eval_every: int = 50  # steps between evaluations; 0: only the last step
-    balance_weight: float = 0.02  # of the loss that balances reads over slots
+    balance_weight: float = 0.02  # weight of the load-balancing loss
     values_lr_scale: float = 3.0  # scales optim.learning_rate for memory tables
     held_out: float = 0.05  # share of packed rows for evaluation; at most 0.5
-    margin: float = 0.01  # nats a healed model's loss may exceed the base's by
+    margin: float = 0.01  # largest rise of held-out loss that counts as healed
     memory: MemoryConfig = dataclasses.field(
         default_factory=lambda: MemoryConfig(placement="add")
     )
@@ -150,7 +150,7 @@ class FinetuneConfig(TrainConfig):
     facts: str | None = None  # JSONL(.gz); None: the facts that `base` held back
     teach: Teach = "questions"  # wording to train on
     seq_len: int | None = None  # longest text in tokens; None: as in `base`
-    loss_on: Literal["answer", "all"] = "answer"  # trained tokens
+    loss_on: Literal["answer", "all"] = "answer"  # tokens with a loss
     steps: int = 150  # training steps
     batch_size: int = 64  # facts per step
     reuse_prefix: bool = True  # smf: cache activations below the first memory layer

@@ -1,4 +1,4 @@
-"""Runs several processes as one program, and names the one that is lost or stuck.
+"""Joins the processes of one program, and names the one that is lost or stuck.
 
 All run the same command. A process learns its rank, the number of processes and the
 coordinator (the address of process 0) from the first of these that is set:

@@ -1,4 +1,8 @@
-"""Methods as values: trainable parameters, optimizer, selection of slots."""
+"""Methods as values: trainable parameters, optimizer, selection of slots.
+
+To add one: a name in `OptimConfig.method`, a filter in `TRAINABLE`, and what is special
+about it in `make_method`; the step asks for no name.
+"""
 
 import functools
 from collections.abc import Callable

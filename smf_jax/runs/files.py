@@ -13,8 +13,17 @@ REPORT, FRONTIER, HEALING = "report.html", "frontier.svg", "retrofit.svg"
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 RETROFIT = "retrofit.json"
-# Everything a run writes besides its checkpoints and `config.json`.
-OUTPUTS = (METRICS, TOKENIZER, NONFINITE, EVALUATION, TEACHING, USAGE, PATCH, RETROFIT)
+# What an earlier run may have left, besides checkpoints and `config.json`.
+STALE_FILES = (
+    METRICS,
+    TOKENIZER,
+    NONFINITE,
+    EVALUATION,
+    TEACHING,
+    USAGE,
+    PATCH,
+    RETROFIT,
+)
 
 
 def read_json(path: Path) -> Any:

@@ -15,7 +15,7 @@ from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.runs.files import (
     CONFIG,
     METRICS,
-    OUTPUTS,
+    STALE_FILES,
     TOKENIZER,
     write_json,
     write_text,
@@ -52,7 +52,9 @@ class OpenRun(NamedTuple):
 
     run_dir: Path
     start: int | None  # the checkpoint that it resumes from; None: a new run
-    progress: dict[str, Any]  # JSON that the next checkpoint saves; as saved, at start
+    progress: dict[
+        str, Any
+    ]  # JSON saved with the next checkpoint; at start, that of the last
     scores: dict[str, float]  # of the model as it is, for `save.best`
     console: Console
 
@@ -67,8 +69,8 @@ class OpenRun(NamedTuple):
             self.console.print(line, highlight=False)
             return
         if multihost.is_main():
-            # The record goes last and comes first: without it, a folder is not a run.
-            for name in (*OUTPUTS, CONFIG):
+            # config.json is deleted last and written first: it makes a folder a run.
+            for name in (*STALE_FILES, CONFIG):
                 (self.run_dir / name).unlink(missing_ok=True)
             if (self.run_dir / "checkpoints").exists():
                 shutil.rmtree(self.run_dir / "checkpoints")

@@ -76,7 +76,7 @@ def fit(
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
     finished run has all its files. The yielded state is donated to the next step.
 
-    `batches` is endless, and of a resumed run continues where it was; `records` are
+    `batches` is endless; on resume it continues where it stopped; `records` are
     the ids that `Batch.records` indexes; methods that select slots need a `background`.
 
     Raises:

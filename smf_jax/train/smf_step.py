@@ -1,7 +1,7 @@
 """One step of Sparse Memory Finetuning (Lin et al. 2025, arXiv:2510.15103).
 
 A memory layer sums, for each token, weight * row over the slots it reads; layers may
-share a table. Background: df[slot] of so many documents (batches) read the slot.
+share a table. Of the background's `documents` (batches), df[slot] read the slot.
 
 1. Forward and backward: zeros are added to each layer's sums, and the loss is
    differentiated with respect to these perturbations alone: g[layer, token].

@@ -41,8 +41,8 @@ def init_or_restore(
 ) -> tuple[nnx.GraphDef, TrainState, PyTree]:
     """Returns the state of a new run, or that of the checkpoint it resumes from.
 
-    Of a resumed run the model's trainable arrays are freed before the checkpoint's are
-    loaded, so they may also be shapes. It must have skipped at most `max_skips` steps.
+    On resume the model's trainable arrays are freed first; shapes work, too. The run
+    must have skipped at most `max_skips` steps.
     """
     if run.start is None:
         return init_state(model, method)

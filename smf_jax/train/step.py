@@ -66,7 +66,8 @@ def make_step(
             state = jax.lax.with_sharding_constraint(state, shardings)
         return state, metrics
 
-    # With cached prefixes the blocks below the memory are unused, but on the devices.
+    # Cached prefixes leave the blocks below the memory unused; jit would prune these
+    # arguments, and the caller passes them anyway.
     return jax.jit(step, donate_argnums=0, keep_unused=True)
 
 

@@ -219,9 +219,7 @@ def _background(
     config: FinetuneConfig, base: Run, console: Console
 ) -> Background | None:
     method = config.optim.method
-    if method not in ("smf", "memory"):
-        return None
-    memory = base.memory
+    memory = base.memory if method in ("smf", "memory") else None
     if method != "smf":
         return None
     require(

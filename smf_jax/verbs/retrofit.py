@@ -145,7 +145,8 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
     if worst["top_percent"] > CROWDED:
         console.print(
             f"WARNING: the top 1 % of slots take {worst['top_percent']:.0%} of the "
-            "reads: raise balance_weight, or teaching will change what all texts need",
+            "reads: raise balance_weight, or finetuning will overwrite slots that all "
+            "texts need",
             style="bold red",
         )
 

@@ -22,7 +22,7 @@ from smf_jax.slots import document_frequency
 from smf_jax.slots.document_frequency import Background
 from smf_jax.train.smf_step import count_table_reads
 
-CROWDED = 0.5  # share of slots read by every document above which it warns
+MAX_READ_BY_ALL = 0.5  # share of slots read by every document above which it warns
 
 
 def make_read_counter(
@@ -102,7 +102,7 @@ def _print_usage(
         f"usage: {background.num_documents} documents of {batch_size} x {seq_len} "
         f"tokens read {read:.1%} of the slots; every document reads {in_all:.1%}"
     )
-    if in_all > CROWDED:
+    if in_all > MAX_READ_BY_ALL:
         console.print(
             f"WARNING: SMF never writes the {in_all:.0%} of the slots that every "
             "document reads: use smaller documents (--batch-size) or more slots "

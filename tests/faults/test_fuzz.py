@@ -175,9 +175,9 @@ def test_overrides_of_anything(load, verb, arguments, capsys):
 
 def usage_file(path):
     frequency = np.arange(6, dtype=np.int32).reshape(1, 6)
-    provenance = document_frequency.Provenance((2, 3), "model", "corpus")
+    read = {"document_shape": (2, 3), "model_hash": "model", "corpus_hash": "corpus"}
     background = document_frequency.Background(frequency, 9)
-    document_frequency.save(path, background, provenance)
+    document_frequency.save(path, background, **read)
 
 
 def patch_file(path):

@@ -60,7 +60,7 @@ UNSUPPORTED = [
     (LLAMA, {"architectures": "LlamaForCausalLM"}, "architectures="),
     (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "factor"),
     (LLAMA, {"num_key_value_heads": 3}, "model.num_kv_heads=3"),
-    (LLAMA, {"head_dim": 5}, "even width"),
+    (LLAMA, {"head_dim": 5}, "must be even"),
     (LLAMA, {"num_attention_heads": 0}, "config.json"),
     (LLAMA, {"hidden_size": "wide"}, "config.json"),
     (LLAMA, {"vocab_size": None}, "config.json"),

@@ -132,7 +132,7 @@ def test_a_mesh_retrofits_a_model(commands, plain):
 
 @pytest.mark.parametrize(
     ("data", "model", "why"),
-    [(3, 3, "is 9 devices, but there are 8"), (1, 8, "value_dim=12 is no mult")],
+    [(3, 3, "is 9 devices, but there are 8"), (1, 8, "value_dim=12 is not a mult")],
 )
 def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_written(
     commands, run, tmp_path, data, model, why

@@ -1,0 +1,7 @@
+"""The verbs that train, count or evaluate, one function each.
+
+    pretrain.py  retrofit.py  usage.py  finetune.py
+    evaluate.py  smf evaluate and smf ask
+
+Import, export and verify are in `runs/`; demo, bench, plan and doctor are their own.
+"""
