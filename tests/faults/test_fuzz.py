@@ -13,12 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smf_jax.cli.files import load_config
-from smf_jax.config import (
-    ConfigError,
-    DataConfig,
-    FinetuneConfig,
-    RetrofitConfig,
-)
+from smf_jax.config import ConfigError
 from smf_jax.data.records import read_facts, read_texts
 from smf_jax.runs.jsonl import read_rows
 from smf_jax.slots import document_frequency, patch
@@ -43,13 +38,11 @@ def read_or_refused(read, *arguments):
 
 # --- records ---
 
+keys = st.text() | st.sampled_from(["id", "text"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.text() | st.sampled_from(["id", "text"]), inner, max_size=3
-        )
+        st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -89,7 +82,7 @@ def test_compressed_files_of_anything(tmp_path, content, whole, cut):
 
 # --- overrides ---
 
-keys = st.sampled_from(
+options = st.sampled_from(
     """--steps --seed --log-every --on-nan --save.every --save.best --save.keep
     --run-dir --balance-weight --optim.learning-rate --optim.optimizer --teach
     --optim.end-lr-fraction --optim.max-grad-norm --optim.top-t --optim.lora.rank
@@ -105,15 +98,15 @@ values = st.one_of(
     st.sampled_from(["stop", "skip=3", "auto", "loss", "adamw", "9" * 30, "-0.0"]),
 )
 arguments = st.lists(
-    st.tuples(keys, values).flatmap(
+    st.tuples(options, values).flatmap(
         lambda pair: st.sampled_from([[*pair], [pair[0]], [f"{pair[0]}={pair[1]}"]])
     ),
     max_size=3,
 ).map(lambda parts: [part for pair in parts for part in pair])
 CONFIGS = {
     "pretrain": tiny.pretrain_config("run", 9),
-    "retrofit": RetrofitConfig(base="b", run_dir="run", data=DataConfig()),
-    "finetune": FinetuneConfig(base="base", run_dir="run"),
+    "retrofit": tiny.retrofit_config("base", "run"),
+    "finetune": tiny.finetune_config("base", "run"),
 }
 
 
@@ -175,9 +168,8 @@ def test_overrides_of_anything(load, verb, arguments, capsys):
 
 def usage_file(path):
     frequency = np.arange(6, dtype=np.int32).reshape(1, 6)
-    provenance = document_frequency.Provenance((2, 3), "model", "corpus")
     background = document_frequency.Background(frequency, 9)
-    document_frequency.save(path, background, provenance)
+    document_frequency.save(path, background, model_hash="model")
 
 
 def patch_file(path):
@@ -213,15 +205,13 @@ def test_files_that_were_changed_anywhere(tmp_path, name, data):
     assert (got is not None) == same
 
 
+sizes = st.sampled_from([0, 1, 2, 3, 6, 2**31, 2**62, -1])
+offsets = st.sampled_from([0, 4, 8, 24, 48, 2**40, -4])
 headers = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(["I32", "F32", "F64", "BF16", "U8", "X", 3]),
-        "shape": st.lists(
-            st.sampled_from([0, 1, 2, 3, 6, 2**31, 2**62, -1]), max_size=3
-        ),
-        "data_offsets": st.lists(
-            st.sampled_from([0, 4, 8, 24, 48, 2**40, -4]), max_size=3
-        ),
+        "shape": st.lists(sizes, max_size=3),
+        "data_offsets": st.lists(offsets, max_size=3),
     }
 )
 names = ["document_frequency", "0/slots", "0/before", "0/after", "1/slots"]
