@@ -1,4 +1,4 @@
-"""The hard setting is the normal one: eight devices, no ranks matched in silence."""
+"""Sets up jax for all tests: eight devices, and no implicit rank promotion."""
 
 import gc
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 import hypothesis
 import jax
 
-# Another one is for tests of kernels alone. It is named for the processes that tests
-# start, too: jax would look for the devices of every compiler that is installed.
+# Another platform is for tests of kernels alone. Child processes get it, too: jax
+# would look for the devices of every compiler that is installed.
 PLATFORM = os.environ.get("SMF_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM
-# With so few numbers the time goes into compiling, so the machine code may be slow: it
-# is not optimized, comes of XLA's older emitters, and of a program in one piece.
-# Devices that wait for one another are given time where the machine is busy.
+# Tests compute little, so most of their time is compilation: machine code is not
+# optimized, and comes from the older emitters of XLA, a program in one piece. On a busy
+# machine, devices may wait long for each other.
 FLAGS = [
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
@@ -24,23 +24,23 @@ if jax.__version_info__ < (0, 11):  # later ones have no older emitters
 if PLATFORM == "cpu":
     flags = [os.environ.get("XLA_FLAGS", ""), *FLAGS]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
-# To trace makes many objects and leaves few; to look through all that lives as often as
-# Python does took a tenth of the time.
+# Tracing allocates many objects and frees most: the default thresholds of garbage
+# collection took a tenth of the time.
 gc.set_threshold(200_000, 50, 100)
-# Nobody looks up the lines that a program comes of, which cost a twentieth.
+# The source lines of operations took a twentieth of the time.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# No deadline: the first example of a test compiles. The same examples every time.
+# No deadline, as the first example of a test compiles; the same examples in each run.
 hypothesis.settings.register_profile(
     "tests", deadline=None, derandomize=True, max_examples=50
 )
 hypothesis.settings.load_profile("tests")
 
-# The longest first, so that at the end no worker is alone with one of them:
-# `make test` gives out whole files in this order.
+# The longest files first, as `make test` gives out whole files in this order: at the
+# end no worker is left with a long one.
 LONGEST = """
     faults/test_kill faults/test_processes plan/test_paper quality/test_forgetting
     train/test_mesh plan/test_abstract_step faults/test_multihost train/test_step
@@ -50,5 +50,5 @@ LONGEST = """
 
 
 def pytest_collection_modifyitems(items):
-    places = {Path(__file__).parent / f"{n}.py": at for at, n in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(places)))
+    order = {Path(__file__).parent / f"{n}.py": at for at, n in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))

@@ -1,5 +1,6 @@
-"""A model and a batch of few numbers, hardly two axes of one size."""
+"""Models, batches and runs with few numbers, and axes of different sizes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -11,23 +12,27 @@ from flax import nnx
 from smf_jax import tree
 from smf_jax.config import (
     DataConfig,
+    FinetuneConfig,
     MemoryConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
+    RetrofitConfig,
     WorldConfig,
 )
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Transformer
 
 VOCAB, NUM_SLOTS, VALUE_DIM = 11, 25, 7
-# Where a compiled program is looked at: XLA's older emitters, which tests/conftest.py
-# takes since they compile quickly, do not fuse as much.
+# For tests that inspect a compiled program: the older emitters of XLA, which
+# tests/conftest.py selects because they compile quickly, fuse less.
 AS_FOR_USERS = (
     {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
 )
-ONE = MeshConfig(data=1)  # of the eight devices: tests/train/test_mesh.py takes all
+ONE = MeshConfig(data=1)  # of the eight devices
+SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3)
+LORA = OptimConfig(method="lora", learning_rate=0.003)
 
 
 def memory_config(**changes) -> MemoryConfig:
@@ -42,33 +47,49 @@ def model_config(**changes) -> ModelConfig:
 
 
 def pretrain_config(run_dir, steps: int) -> PretrainConfig:
-    """Returns a run that knows its nine people's world a little."""
+    """Returns a run that learns a little of a world of nine people."""
     memory = MemoryConfig(
         layers=(1,), num_keys=8, top_k=2, num_heads=2, key_dim=8, value_dim=12
     )
+    sizes = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
     world = WorldConfig(known_people=6, new_people=3, first_names=8, last_names=9)
     return PretrainConfig(
         run_dir=str(run_dir),
         steps=steps,
         log_every=50,
         mesh=ONE,
-        model=ModelConfig(
-            dim=16,
-            num_layers=2,
-            num_heads=2,
-            num_kv_heads=2,
-            hidden_dim=24,
-            memory=memory,
-        ),
+        model=ModelConfig(hidden_dim=24, memory=memory, **sizes),
         data=DataConfig(seq_len=24, batch_size=5, world=world),
         optim=OptimConfig(learning_rate=0.01, warmup_steps=3, schedule="cosine"),
     )
 
 
+def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
+    """Returns a run that gives the model of `base` the memory of `pretrain_config`."""
+    config = pretrain_config(run_dir, 12)
+    settings = {
+        "mesh": ONE,
+        "base": str(base),
+        "run_dir": str(run_dir),
+        "steps": 12,
+        "log_every": 2,
+        "memory": dataclasses.replace(config.model.memory, placement="add"),
+        "data": config.data,
+        "optim": OptimConfig(method="memory", learning_rate=0.01),
+    }
+    return RetrofitConfig(**settings | changes)
+
+
+def finetune_config(base, run_dir, optim=SMF, **changes) -> FinetuneConfig:
+    """Returns a run that teaches a few steps."""
+    settings = {"mesh": ONE, "base": str(base), "run_dir": str(run_dir), "optim": optim}
+    return FinetuneConfig(**settings | {"batch_size": 6, "log_every": 2} | changes)
+
+
 def make_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    """Returns a model of which every parameter is random, also norms and biases."""
+    """Returns a model whose parameters are all random, norms and biases included."""
     graph, params = _parts(config, seed)
-    # Its own arrays: a step takes them.
+    # Copies, because a step donates them.
     return nnx.merge(graph, jax.tree.map(jnp.copy, params))
 
 
@@ -79,7 +100,7 @@ def _parts(config: ModelConfig, seed: int):
 
 
 def fill(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
-    """Returns what `make` makes, with random parameters; nothing is compiled."""
+    """Returns the model of `make` with random parameters, without compiling."""
     graph, shapes = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(seed)
 
@@ -95,7 +116,7 @@ def fill(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
 
 
 def call(model: nnx.Module, *args):
-    """Calls a module, compiled once for all modules of its structure."""
+    """Calls a module; all modules of one structure share a compiled program."""
     return _call(*nnx.split(model), *args)
 
 
@@ -110,7 +131,7 @@ def named(model: nnx.Module) -> dict[str, jax.Array]:
 
 
 def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:
-    """Returns a model with those of its arrays replaced that `params` names."""
+    """Returns a model with the arrays that `params` names replaced."""
     graph, old = nnx.split(model)
     new = jax.tree.map_with_path(
         lambda path, leaf: params.get(tree.leaf_name(path), leaf), nnx.as_pure(old)
@@ -121,7 +142,7 @@ def with_params(model: nnx.Module, params: dict[str, jax.Array]) -> nnx.Module:
 def make_batch(
     lengths=(8, 3, 6, 5), seq: int = 9, seed: int = 0, vocab: int = VOCAB
 ) -> Batch:
-    """Returns one text of each length, a row each, the rest of the row padding."""
+    """Returns a batch with a row for each length, padded to `seq`."""
     rng = np.random.default_rng(seed)
     is_token = np.arange(seq) < np.array(lengths)[:, None]
     tokens = rng.integers(0, vocab, (len(lengths), seq + 1), np.int32)
@@ -137,12 +158,12 @@ def make_batch(
 
 
 def bits(array) -> np.ndarray:
-    """Returns numbers as whole numbers of the same bits: -0.0 is not 0.0."""
+    """Returns the bits of an array as integers, in which -0.0 differs from 0.0."""
     array = np.asarray(array)
     return array.view(f"u{array.itemsize}")
 
 
 def moved_rows(before, after) -> set[int]:
-    """Returns the rows of which any bit differs."""
+    """Returns the indices of the rows that differ in any bit."""
     changed = bits(before) != bits(after)
     return set(np.flatnonzero(changed.any(axis=1)).tolist())

@@ -72,31 +72,15 @@ def small_config(run_dir: Path) -> PretrainConfig:
 
 def retrofit_config(base: Path, run_dir: Path) -> RetrofitConfig:
     config = pretrain_config(run_dir)
-    return RetrofitConfig(
-        base=str(base),
-        run_dir=str(run_dir),
-        steps=STEPS,
-        eval_every=EVAL_EVERY,
-        log_every=2,
-        save=config.save,
-        memory=dataclasses.replace(config.model.memory, placement="add"),
-        data=config.data,
-        optim=OptimConfig(method="memory", learning_rate=0.01),
-    )
+    memory = dataclasses.replace(config.model.memory, placement="add")
+    schedule = {"steps": STEPS, "eval_every": EVAL_EVERY, "save": config.save}
+    return tiny.retrofit_config(base, run_dir, memory=memory, **schedule)
 
 
 def finetune_config(optim: OptimConfig, base: Path, run_dir: Path) -> FinetuneConfig:
-    return FinetuneConfig(
-        base=str(base),
-        run_dir=str(run_dir),
-        teach="statements",
-        steps=STEPS,
-        batch_size=6,
-        eval_every=EVAL_EVERY,
-        log_every=2,
-        save=SaveConfig(every=SAVE_EVERY, keep=1, best="known"),
-        optim=optim,
-    )
+    save = SaveConfig(every=SAVE_EVERY, keep=1, best="known")
+    schedule = {"steps": STEPS, "eval_every": EVAL_EVERY, "save": save}
+    return tiny.finetune_config(base, run_dir, optim, teach="statements", **schedule)
 
 
 @pytest.fixture(scope="session")

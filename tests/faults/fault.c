@@ -74,62 +74,67 @@ static int hit(const char *name, int fd, const char *path, int can_tear) {
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
-#define CHANGES(flags) ((flags) & (O_CREAT | O_TRUNC))
-#define MODE(flags)                       \
-  mode_t mode = 0;                        \
-  if ((flags) & (O_CREAT | O_TMPFILE)) {  \
-    va_list rest;                         \
-    va_start(rest, flags);                \
-    mode = va_arg(rest, mode_t);          \
-    va_end(rest);                         \
+#define OPEN(name, parameters, dir, ...)                         \
+  int name parameters {                                          \
+    mode_t mode = 0;                                             \
+    if (flags & (O_CREAT | O_TMPFILE)) {                         \
+      va_list rest;                                              \
+      va_start(rest, flags);                                     \
+      mode = va_arg(rest, mode_t);                               \
+      va_end(rest);                                              \
+    }                                                            \
+    int changes = flags & (O_CREAT | O_TRUNC);                   \
+    if (changes && hit("open", dir, path, 0)) return -1;         \
+    return REAL(name)(__VA_ARGS__, mode);                        \
   }
+OPEN(open, (const char *path, int flags, ...), AT_FDCWD, path, flags)
+OPEN(open64, (const char *path, int flags, ...), AT_FDCWD, path, flags)
+OPEN(openat, (int dir, const char *path, int flags, ...), dir, dir, path, flags)
+OPEN(openat64, (int dir, const char *path, int flags, ...), dir, dir, path, flags)
 
-#define OPEN(name)                                                             \
-  int name(const char *path, int flags, ...) {                                 \
-    MODE(flags)                                                                \
-    if (CHANGES(flags) && hit("open", AT_FDCWD, path, 0)) return -1;           \
-    return REAL(name)(path, flags, mode);                                      \
+#define CHANGE(name, label, parameters, fd, path, ...)           \
+  int name parameters {                                          \
+    if (hit(label, fd, path, 0)) return -1;                      \
+    return REAL(name)(__VA_ARGS__);                              \
   }
-#define OPENAT(name)                                                           \
-  int name(int dir, const char *path, int flags, ...) {                        \
-    MODE(flags)                                                                \
-    if (CHANGES(flags) && hit("open", dir, path, 0)) return -1;                \
-    return REAL(name)(dir, path, flags, mode);                                 \
-  }
-OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
-
-#define CHANGE(name, label, parameters, fd, path, ...)                         \
-  int name parameters {                                                        \
-    if (hit(label, fd, path, 0)) return -1;                                    \
-    return REAL(name)(__VA_ARGS__);                                            \
-  }
-#define AT AT_FDCWD
-CHANGE(mkdir, "mkdir", (const char *path, mode_t mode), AT, path, path, mode)
-CHANGE(mkdirat, "mkdir", (int fd, const char *path, mode_t mode), fd, path, fd, path, mode)
-CHANGE(unlink, "unlink", (const char *path), AT, path, path)
-CHANGE(unlinkat, "unlink", (int fd, const char *path, int flags), fd, path, fd, path, flags)
-CHANGE(rmdir, "unlink", (const char *path), AT, path, path)
-CHANGE(rename, "rename", (const char *from, const char *to), AT, to, from, to)
-CHANGE(renameat, "rename", (int from_fd, const char *from, int fd, const char *to), fd, to, from_fd, from, fd, to)
-CHANGE(link, "link", (const char *from, const char *to), AT, to, from, to)
-CHANGE(symlink, "link", (const char *from, const char *to), AT, to, from, to)
+#define ON_PATH(name, label) \
+  CHANGE(name, label, (const char *path), AT_FDCWD, path, path)
+#define TO_PATH(name, label) \
+  CHANGE(name, label, (const char *from, const char *to), AT_FDCWD, to, from, to)
+ON_PATH(unlink, "unlink")
+ON_PATH(rmdir, "unlink")
+TO_PATH(rename, "rename")
+TO_PATH(link, "link")
+TO_PATH(symlink, "link")
+CHANGE(mkdir, "mkdir", (const char *path, mode_t mode), AT_FDCWD, path, path, mode)
+CHANGE(mkdirat, "mkdir", (int dir, const char *path, mode_t mode), dir, path, dir, path,
+       mode)
+CHANGE(unlinkat, "unlink", (int dir, const char *path, int flags), dir, path, dir, path,
+       flags)
+CHANGE(renameat, "rename", (int from_dir, const char *from, int dir, const char *to), dir,
+       to, from_dir, from, dir, to)
 CHANGE(ftruncate, "truncate", (int fd, off_t length), fd, NULL, fd, length)
 CHANGE(ftruncate64, "truncate", (int fd, off64_t length), fd, NULL, fd, length)
 
-/* `half` writes the first half, or a part of it. */
-#define WRITE(name, parameters, half, ...)                                     \
-  ssize_t name parameters {                                                    \
-    int what = hit("write", fd, NULL, 1);                                      \
-    if (what == FAIL) return -1;                                               \
-    if (what == TEAR) {                                                        \
-      half;                                                                    \
-      die();                                                                   \
-    }                                                                          \
-    return REAL(name)(__VA_ARGS__);                                            \
+/* `half` writes the first half of the data. */
+#define WRITE(name, parameters, half, ...)                       \
+  ssize_t name parameters {                                      \
+    int what = hit("write", fd, NULL, 1);                        \
+    if (what == FAIL) return -1;                                 \
+    if (what == TEAR) {                                          \
+      half;                                                      \
+      die();                                                     \
+    }                                                            \
+    return REAL(name)(__VA_ARGS__);                              \
   }
-#define FIRST parts[0].iov_base, count ? parts[0].iov_len / 2 : 0
-WRITE(write, (int fd, const void *data, size_t size), REAL(write)(fd, data, size / 2), fd, data, size)
-WRITE(pwrite, (int fd, const void *data, size_t size, off_t at), REAL(pwrite)(fd, data, size / 2, at), fd, data, size, at)
-WRITE(pwrite64, (int fd, const void *data, size_t size, off64_t at), REAL(pwrite64)(fd, data, size / 2, at), fd, data, size, at)
-WRITE(writev, (int fd, const struct iovec *parts, int count), REAL(write)(fd, FIRST), fd, parts, count)
-WRITE(pwritev, (int fd, const struct iovec *parts, int count, off_t at), REAL(pwrite)(fd, FIRST, at), fd, parts, count, at)
+#define HALF parts[0].iov_base, count ? parts[0].iov_len / 2 : 0
+WRITE(write, (int fd, const void *data, size_t size), REAL(write)(fd, data, size / 2),
+      fd, data, size)
+WRITE(pwrite, (int fd, const void *data, size_t size, off_t at),
+      REAL(pwrite)(fd, data, size / 2, at), fd, data, size, at)
+WRITE(pwrite64, (int fd, const void *data, size_t size, off64_t at),
+      REAL(pwrite64)(fd, data, size / 2, at), fd, data, size, at)
+WRITE(writev, (int fd, const struct iovec *parts, int count), REAL(write)(fd, HALF), fd,
+      parts, count)
+WRITE(pwritev, (int fd, const struct iovec *parts, int count, off_t at),
+      REAL(pwrite)(fd, HALF, at), fd, parts, count, at)

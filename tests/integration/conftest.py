@@ -1,11 +1,11 @@
-"""The runs and the compiled programs that the walks share."""
+"""The runs and the compiled programs that walks share."""
 
 import json
 
 import jax
 import pytest
 
-from smf_jax.config import FinetuneConfig, OptimConfig, SaveConfig
+from smf_jax.config import SaveConfig
 from tests import bases, tiny
 from tests.compiled import configured, quick
 from tests.integration.commands import Commands
@@ -43,20 +43,11 @@ def commands(tmp_path_factory, request):
 @pytest.fixture(scope="module")
 def taught(commands, base):
     """Returns a run taught by SMF, evaluated at 4 and 6, with checkpoints 2, 4, 6."""
-    config = FinetuneConfig(
-        mesh=tiny.ONE,
-        base=str(base),
-        run_dir=str(commands.folder / "smf"),
-        teach="statements",
-        steps=6,
-        batch_size=6,
-        eval_every=4,
-        log_every=2,
-        save=SaveConfig(every=2, keep=9, best="known"),
-        optim=OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3),
-    )
+    run_dir, save = commands.folder / "smf", SaveConfig(every=2, keep=9, best="known")
+    schedule = {"steps": 6, "eval_every": 4, "save": save}
+    config = tiny.finetune_config(base, run_dir, teach="statements", **schedule)
     assert commands.run_config("smf", config) == 0
-    return commands.folder / "smf"
+    return run_dir
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +67,22 @@ def imported(commands, exported):
 @pytest.fixture
 def facts(tmp_path):
     """Returns a file of twenty facts."""
-    rows = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
+    facts = [{"question": f"who is {n} ?", "answers": ["nobody"]} for n in range(20)]
     path = tmp_path / "facts.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     return path
 
 
 @pytest.fixture
 def run(commands, capsys):
-    """Returns a function that runs a verb and returns its exit code and output."""
+    """Returns a function that runs a verb or a configuration: its code and output."""
 
-    def run(*arguments) -> tuple[int, str]:
+    def run(verb, *arguments) -> tuple[int, str]:
         capsys.readouterr()
-        code = commands.run("run", *map(str, arguments))
+        if isinstance(verb, str):
+            code = commands.run("run", verb, *map(str, arguments))
+        else:  # a configuration
+            code = commands.run_config("run", verb, *map(str, arguments))
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 

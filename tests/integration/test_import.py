@@ -1,26 +1,15 @@
 """Runs that are exported to Hugging Face, and imported models that are taught."""
 
-import dataclasses
 import json
 import shutil
 
-from smf_jax.config import FinetuneConfig, OptimConfig
 from smf_jax.runs.load import load_run
 from tests import tiny
+from tests.integration.files import read_json
 
-LORA = OptimConfig(method="lora", learning_rate=0.003)
 
-
-def lora_config(base, run_dir, **changes) -> FinetuneConfig:
-    config = FinetuneConfig(
-        mesh=tiny.ONE,
-        base=str(base),
-        run_dir=str(run_dir),
-        steps=4,
-        batch_size=6,
-        optim=LORA,
-    )
-    return dataclasses.replace(config, **changes)
+def lora_config(base, run_dir, **changes):
+    return tiny.finetune_config(base, run_dir, tiny.LORA, steps=4, **changes)
 
 
 def test_an_exported_and_imported_model_is_the_same(plain, imported, run):
@@ -38,20 +27,17 @@ def test_the_files_and_settings_of_an_imported_model_are_exported(
     exported, run, tmp_path
 ):
     source = shutil.copytree(exported, tmp_path / "source")
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}\n"
+    template, out = "{% for m in messages %}{{ m.content }}\n", tmp_path / "out"
     (source / "chat_template.jinja").write_text(template)
     path = source / "config.json"
-    config = json.loads(path.read_text()) | {"bos_token_id": 7, "use_cache": False}
-    path.write_text(json.dumps(config))
-    out = tmp_path / "out"
+    path.write_text(json.dumps(read_json(path) | {"bos_token_id": 7}))
 
     assert run("import-hf", source, tmp_path / "run")[0] == 0
     assert run("export-hf", tmp_path / "run", out)[0] == 0
 
     assert (out / "chat_template.jinja").read_text() == template
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        want = json.loads((source / name).read_text())
-        assert json.loads((out / name).read_text()) == want
+        assert read_json(out / name) == read_json(source / name)
 
 
 def test_a_hugging_face_folder_is_no_run(exported, run):
@@ -84,39 +70,33 @@ def test_a_folder_that_is_no_model_leaves_no_run(exported, run, tmp_path):
 
 
 def test_a_model_imported_without_data_is_taught_a_file_and_its_adapter_exported(
-    commands, exported, imported, facts, run, tmp_path, capsys
+    exported, imported, facts, run, tmp_path
 ):
     lora, out = tmp_path / "lora", tmp_path / "out"
 
-    def teach(**changes) -> tuple[int, str]:
-        code = commands.run_config("lora", lora_config(imported, lora, **changes))
-        return code, capsys.readouterr().err
-
-    code, error = teach()
+    code, printed = run(lora_config(imported, lora))
     assert code == 2
-    assert "name --facts" in error
-    code, error = teach(facts=str(facts))
+    assert "name --facts" in printed
+    code, printed = run(lora_config(imported, lora, facts=str(facts)))
     assert code == 2
-    assert "name --seq-len" in error
-    assert teach(facts=str(facts), seq_len=24)[0] == 0
+    assert "name --seq-len" in printed
+    assert run(lora_config(imported, lora, facts=str(facts), seq_len=24))[0] == 0
 
     assert run("export-hf", lora, out)[0] == 0
-    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    adapter = read_json(out / "adapter" / "adapter_config.json")
     assert adapter["base_model_name_or_path"] == str(exported)
 
 
 def test_a_text_longer_than_the_context_of_the_model_is_refused(
-    commands, exported, facts, run, tmp_path, capsys
+    exported, facts, run, tmp_path
 ):
     source = shutil.copytree(exported, tmp_path / "source")
-    config = json.loads((source / "config.json").read_text())
-    short = json.dumps(config | {"max_position_embeddings": 16})
-    (source / "config.json").write_text(short)
-    assert run("import-hf", source, tmp_path / "run")[0] == 0
+    short = read_json(source / "config.json") | {"max_position_embeddings": 16}
+    (source / "config.json").write_text(json.dumps(short))
+    run_dir, data = tmp_path / "run", {"facts": str(facts), "seq_len": 24}
+    assert run("import-hf", source, run_dir)[0] == 0
 
-    config = lora_config(
-        tmp_path / "run", tmp_path / "taught", facts=str(facts), seq_len=24
-    )
-    assert commands.run_config("long", config) == 2
+    code, printed = run(lora_config(run_dir, tmp_path / "taught", **data))
 
-    assert "seq_len=24 exceeds the context of 16 tokens" in capsys.readouterr().err
+    assert code == 2
+    assert "seq_len=24 exceeds the context of 16 tokens" in printed

@@ -1,6 +1,5 @@
 """What a taught run consists of, and what `verify` says of damage to it."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,7 @@ from smf_jax import checkpoint
 from smf_jax.runs.load import load_run
 from smf_jax.slots import patch
 from tests import bases
-from tests.integration.damage import edit_record, flip, interrupt, largest
+from tests.integration.files import edit_record, flip, interrupt, largest, read_json
 
 
 @pytest.fixture
@@ -27,23 +26,19 @@ def verify(run):
 # --- a taught run and its base ---
 
 
-def test_a_taught_run_holds_what_was_trained_and_names_its_base(base, taught):
+def test_a_taught_run_holds_what_was_trained_and_the_patch_from_its_base(base, taught):
     manifest = checkpoint.read(taught, 6)
-    params = {name for name in manifest.arrays if name.startswith("params/")}
-    record = json.loads((taught / "config.json").read_text())
-
-    assert params == {"params/values/0"}
-    assert record["base_hash"] == load_run(base).model_hash
-
-
-def test_the_patch_of_a_run_leads_from_its_base_to_it_and_back(base, taught):
     change = patch.load(taught / "patch.safetensors")
+    base_hash = load_run(base).model_hash
     before, after = (
         [np.asarray(table[...]) for table in load_run(run_dir).model.values]
         for run_dir in (base, taught)
     )
 
-    assert change.base_hash == load_run(base).model_hash
+    params = {name for name in manifest.arrays if name.startswith("params/")}
+    assert params == {"params/values/0"}
+    assert read_json(taught / "config.json")["base_hash"] == base_hash
+    assert change.base_hash == base_hash
     for got, want in (
         (patch.apply(before, change), after),
         (patch.revert(after, change), before),
@@ -51,36 +46,30 @@ def test_the_patch_of_a_run_leads_from_its_base_to_it_and_back(base, taught):
         np.testing.assert_array_equal(got[0].view("u4"), want[0].view("u4"))
 
 
+def set_base(run_dir, base) -> None:
+    edit_record(run_dir, lambda record: record["finetune"].update(base=str(base)))
+
+
 def test_a_base_is_found_beside_its_run_when_both_were_moved(base, taught, tmp_path):
     for run_dir in (base, taught):
         shutil.copytree(run_dir, tmp_path / run_dir.name)
     moved = tmp_path / taught.name
-
-    def edit(record):
-        record["finetune"]["base"] = "gone/base"
-
-    edit_record(moved, edit)
+    set_base(moved, "gone/base")
 
     assert load_run(moved).model_hash == load_run(taught).model_hash
 
 
-def test_a_taught_run_is_refused_without_its_very_base(
-    commands, base, taught, run, tmp_path
-):
+def test_a_taught_run_is_refused_without_its_very_base(base, taught, run, tmp_path):
     moved = shutil.copytree(taught, tmp_path / "smf")
     other = interrupt(shutil.copytree(base, tmp_path / "other"))
+    set_base(moved, other)
 
-    def edit(record):
-        record["finetune"]["base"] = str(other)
-
-    edit_record(moved, edit)
     code, printed = run("ask", moved, "who ?")
     assert code == 2
     assert "was interrupted after step 45 of 60" in printed
-    shutil.rmtree(other)
-    config = commands.write("other", bases.base_config(other))
-    assert run("pretrain", config, "--seed", "1", "--steps", "4")[0] == 0
 
+    shutil.rmtree(other)
+    assert run(bases.base_config(other), "--seed", "1", "--steps", "4")[0] == 0
     code, printed = run("ask", moved, "who ?")
     assert code == 2
     for run_dir in (base, other):
@@ -89,27 +78,21 @@ def test_a_taught_run_is_refused_without_its_very_base(
 
 def test_a_kept_checkpoint_is_evaluated_by_its_step(taught, run, tmp_path):
     run_dir = shutil.copytree(taught, tmp_path / taught.name)
-    curve = json.loads((taught / "teaching.json").read_text())["curve"]
+    curve = read_json(taught / "teaching.json")["curve"]
 
     for step, *want in curve[1:]:
         assert run("evaluate", run_dir, "--step", step)[0] == 0
-        evaluation = json.loads((run_dir / f"evaluation-{step}.json").read_text())
+        scores = read_json(run_dir / f"evaluation-{step}.json")["scores"]
         groups = ("taught", "held_out", "known")
-        assert want == [evaluation["scores"][group]["exact_match"] for group in groups]
-
-
-def test_a_step_that_was_not_kept_is_refused_with_those_that_were(taught, run):
-    code, printed = run("evaluate", taught, "--step", "3")
-
+        assert want == [scores[group]["exact_match"] for group in groups]
+    code, printed = run("evaluate", run_dir, "--step", "3")
     assert code == 2
     assert "holds no step 3, only [2, 4, 6]" in printed
 
 
 def test_a_checkpoint_has_the_scores_of_its_own_step(taught):
-    steps = checkpoint.steps(taught)
+    metrics = [checkpoint.read(taught, step).metrics for step in (2, 4, 6)]
 
-    # Evaluated at 4 and 6, saved at 2, too.
-    metrics = [checkpoint.read(taught, step).metrics for step in steps]
     assert ["known" in of_step for of_step in metrics] == [False, True, True]
 
 
@@ -136,9 +119,7 @@ def test_an_interrupted_run_is_intact(verify, base, tmp_path):
 
 def test_every_damaged_file_is_named(verify, base, tmp_path):
     run_dir = shutil.copytree(base, tmp_path / "run")
-    damaged = [largest(run_dir / "checkpoints" / step) for step in ("15", "60")]
-    for path in damaged:
-        flip(path)
+    damaged = [flip(largest(run_dir / "checkpoints" / step)) for step in ("15", "60")]
 
     code, lines = verify(run_dir)
 
@@ -174,11 +155,10 @@ def test_damaged_metrics_are_named(verify, base, tmp_path, damage):
     run_dir = shutil.copytree(base, tmp_path / "run")
     path = run_dir / "metrics.jsonl"
     rows = path.read_text().splitlines(keepends=True)
-    digit = rows[2].replace('"step": 24', '"step": 25')
     changed = {
         "missing": rows[:3] + rows[4:],
         "repeated": rows[:1] + rows,
-        "digit": [*rows[:2], digit, *rows[3:]],
+        "digit": [rows[0].replace('"step": 8', '"step": 9'), *rows[1:]],
         "appended": rows + rows[:1],  # after the last checkpoint: no damage
     }[damage]
     assert changed != rows
@@ -193,11 +173,9 @@ def test_damaged_metrics_are_named(verify, base, tmp_path, damage):
 
 def test_a_run_with_the_tokenizer_of_another_is_damaged(base, tmp_path, verify):
     run_dir = shutil.copytree(base, tmp_path / "run")
-
-    def edit(record):
-        record["tokenizer_hash"] = "0123456789abcdef"
-
-    edit_record(run_dir, edit)
+    edit_record(
+        run_dir, lambda record: record.update(tokenizer_hash="0123456789abcdef")
+    )
 
     code, lines = verify(run_dir)
 

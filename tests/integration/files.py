@@ -1,10 +1,30 @@
-"""Damages runs on purpose."""
+"""Reads the files of runs, and damages them."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from smf_jax import checkpoint
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rows(run_dir: Path) -> list[dict]:
+    """Returns the rows of `metrics.jsonl`."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def content(run_dir: Path) -> dict[Path, bytes]:
+    """Returns all files of a run but its lock."""
+    files = (path for path in run_dir.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if path.name != ".lock"}
 
 
 def interrupt(run_dir: Path) -> Path:
@@ -14,11 +34,12 @@ def interrupt(run_dir: Path) -> Path:
     return run_dir
 
 
-def flip(path: Path, index: int = -1) -> None:
+def flip(path: Path, index: int = -1) -> Path:
     """Flips a bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[index] ^= 1
-    path.write_bytes(content)
+    damaged = bytearray(path.read_bytes())
+    damaged[index] ^= 1
+    path.write_bytes(damaged)
+    return path
 
 
 def largest(folder: Path) -> Path:
@@ -27,10 +48,10 @@ def largest(folder: Path) -> Path:
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def edit_record(run_dir: Path, edit) -> None:
+def edit_record(run_dir: Path, edit: Callable[[dict], None]) -> Path:
     """Edits the record of a run, and makes all its manifests vouch for it."""
     path = run_dir / "config.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     edit(record)
     path.write_text(json.dumps(record))
     digest = checkpoint.manifest.file_digest(path)
@@ -39,3 +60,4 @@ def edit_record(run_dir: Path, edit) -> None:
         run_files = manifest.run_files | {"config.json": digest}
         folder = run_dir / "checkpoints" / str(step)
         checkpoint.manifest.write(folder, manifest._replace(run_files=run_files))
+    return run_dir
