@@ -33,7 +33,6 @@ class DemoConfig:
     background: str | None = None  # JSONL(.gz) of texts; needs --facts
     seed: int = 0  # seed of the world, new parameters and data order
     seq_len: int = 64  # longest question with its answer, in tokens
-    sweep: bool = False  # teach at all learning rates of a method, not only the best
 
     def __post_init__(self):
         require(
@@ -46,7 +45,7 @@ class DemoConfig:
 class Recipe:
     """How a method teaches."""
 
-    learning_rates: tuple[float, ...]  # the best first
+    learning_rate: float  # the best of those in README's tables
     optim: OptimConfig
     teach: Teach = "statements"  # so that questions are new to the model
     batch_size: int = 32  # facts per step
@@ -116,32 +115,25 @@ FULL = dataclasses.replace(LORA, method="full")
 # The best rate forgets least at equal learning: see the tables in README.md. All
 # methods take the same number of steps on the same batches.
 WORLD_RECIPES = {
-    "smf": Recipe((1500.0, 750.0, 3000.0), SMF),
+    "smf": Recipe(1500.0, SMF),
     # The best rates finish learning only with little decay.
-    "lora": Recipe(
-        (1e-3, 3e-4, 3e-3), dataclasses.replace(LORA, end_lr_fraction=0.565)
-    ),
-    "full": Recipe(
-        (3e-4, 1e-4, 1e-3), dataclasses.replace(FULL, end_lr_fraction=0.565)
-    ),
+    "lora": Recipe(1e-3, dataclasses.replace(LORA, end_lr_fraction=0.565)),
+    "full": Recipe(3e-4, dataclasses.replace(FULL, end_lr_fraction=0.565)),
 }
 # For a retrofitted base. Its memory layer is added to the feed-forward with a scale
 # below 1, so gradients of table rows are smaller.
-RETROFIT_RECIPE = dataclasses.replace(
-    WORLD_RECIPES["smf"], learning_rates=(30_000.0, 15_000.0, 60_000.0)
-)
+RETROFIT_RECIPE = dataclasses.replace(WORLD_RECIPES["smf"], learning_rate=30_000.0)
 FILE_RECIPES = {
-    "smf": Recipe((350.0, 175.0, 700.0), SMF, teach="questions", batch_size=64),
-    "lora": Recipe((1e-3, 3e-4, 3e-3), LORA, teach="questions", batch_size=64),
-    "full": Recipe((3e-4, 1e-4, 1e-3), FULL, teach="questions", batch_size=64),
+    "smf": Recipe(350.0, SMF, teach="questions", batch_size=64),
+    "lora": Recipe(1e-3, LORA, teach="questions", batch_size=64),
+    "full": Recipe(3e-4, FULL, teach="questions", batch_size=64),
 }
 
 
 def finetune_config(
-    recipe: Recipe, base: str, run_dir: str, *, seed: int = 0, rate: float | None = None
+    recipe: Recipe, base: str, run_dir: str, *, seed: int = 0
 ) -> FinetuneConfig:
-    """Returns the finetuning of a recipe, by default at its best learning rate."""
-    rate = recipe.learning_rates[0] if rate is None else rate
+    """Returns the finetuning of a recipe."""
     return FinetuneConfig(
         base=base,
         run_dir=run_dir,
@@ -150,5 +142,5 @@ def finetune_config(
         batch_size=recipe.batch_size,
         eval_every=recipe.steps // EVALUATIONS,
         seed=seed,
-        optim=dataclasses.replace(recipe.optim, learning_rate=rate),
+        optim=dataclasses.replace(recipe.optim, learning_rate=recipe.learning_rate),
     )

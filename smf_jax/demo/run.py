@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from smf_jax.verbs.finetune import finetune
 from smf_jax.verbs.pretrain import pretrain
 from smf_jax.verbs.usage import collect_usage
 
-SUMMARY, SWEEP = "summary.json", "sweep.json"
+SUMMARY = "summary.json"
 
 
 def run(config: DemoConfig, console: Console) -> None:
@@ -74,19 +73,19 @@ def compare(
         start = time.perf_counter()
         corpus = load_corpus(base.data)
         _pretrain_once(base, corpus.hash, console)
-        for stale in (SUMMARY, SWEEP, REPORT, FRONTIER):
+        for stale in (SUMMARY, REPORT, FRONTIER):
             (out / stale).unlink(missing_ok=True)
         if not (Path(base.run_dir) / USAGE).exists():
             collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
-        methods, sweep = {}, []
+        methods = {}
         for name, recipe in recipes.items():
-            for task in _tasks(config, base, name, recipe, len(corpus.new)):
-                row, n = _teach_once(task, console)
-                rate = task.optim.learning_rate
-                sweep.append({"method": name, "learning_rate": rate} | row)
-                methods.setdefault(name, row)
+            run_dir = str(out / name)
+            task = finetune_config(recipe, base.run_dir, run_dir, seed=config.seed)
+            size = min(task.batch_size, len(corpus.new))
+            task = dataclasses.replace(task, batch_size=size)
+            methods[name], n = _teach_once(task, console)
         matched = min(row["learned"] for row in methods.values())
-        for row in [*methods.values(), *sweep]:
+        for row in methods.values():
             kept = kept_at(row["curve"], matched)
             row["forgotten_at_matched_learning"] = (
                 None if kept is None else forgotten(row["before"], kept)
@@ -98,26 +97,9 @@ def compare(
             "n": n,
             "methods": methods,
         }
-        if config.sweep:
-            write_json(out / SWEEP, sweep)
         write_json(out / SUMMARY, summary)
         multihost.barrier("summary written")
         _print_summary(summary, console)
-
-
-def _tasks(
-    config: DemoConfig, base: PretrainConfig, name: str, recipe: Recipe, num_facts: int
-) -> Iterator[FinetuneConfig]:
-    """Yields how a recipe teaches: at its best rate, and in a sweep at all others."""
-    best, *worse = recipe.learning_rates
-    for rate in (best, *worse) if config.sweep else (best,):
-        run_dir = Path(config.out) / (
-            name if rate == best else f"sweep/{name}-{rate:g}"
-        )
-        task = finetune_config(
-            recipe, base.run_dir, str(run_dir), seed=config.seed, rate=rate
-        )
-        yield dataclasses.replace(task, batch_size=min(task.batch_size, num_facts))
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:

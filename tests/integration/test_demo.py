@@ -14,8 +14,8 @@ from tests.tiny import pretrain_config
 SMF = OptimConfig(method="smf", optimizer="sgd", top_t=3)
 # Two recipes of one method, which share compiled programs.
 RECIPES = {
-    "fast": demo.Recipe((5.0, 1.0), SMF, steps=5),
-    "slow": demo.Recipe((0.5,), SMF, steps=5),
+    "fast": demo.Recipe(5.0, SMF, steps=5),
+    "slow": demo.Recipe(0.5, SMF, steps=5),
 }
 NUM_NEW, NUM_KNOWN = 12, 24  # three and six people, four relations
 ROW = {
@@ -38,7 +38,7 @@ def out(tmp_path_factory):
 
 def run_demo(out, steps: int = 60, recipes=RECIPES) -> tuple[dict, str]:
     """Returns the summary on disk and the printed text."""
-    config = demo.DemoConfig(out=str(out), sweep=True)
+    config = demo.DemoConfig(out=str(out))
     console = Console(file=io.StringIO(), width=80, soft_wrap=True)
     demo.compare(config, pretrain_config(out / "base", steps), recipes, console)
     return json.loads((out / "summary.json").read_text()), console.file.getvalue()
@@ -79,13 +79,6 @@ def test_the_table_fits_80_columns_and_says_n(first):
     assert f"n: learned {NUM_NEW}, reworded {NUM_NEW}, kept {NUM_KNOWN}" in table
 
 
-def test_a_sweep_teaches_at_every_rate(first, out):
-    rows = json.loads((out / "sweep.json").read_text())
-
-    rates = [(row["method"], row["learning_rate"]) for row in rows]
-    assert rates == [("fast", 5.0), ("fast", 1.0), ("slow", 0.5)]
-
-
 def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, out):
     record = json.loads((out / "fast" / "config.json").read_text())
 
@@ -94,8 +87,7 @@ def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, out):
 
 def test_an_interrupted_demo_continues_and_does_nothing_twice(first, out):
     summary, printed = first
-    for name in ("summary.json", "sweep.json"):
-        (out / name).unlink()
+    (out / "summary.json").unlink()
     shutil.rmtree(out / "slow")  # it was interrupted before this method
     checkpoint = out / "fast" / "checkpoints" / "5" / "manifest.json"
     written = checkpoint.stat().st_mtime_ns
@@ -145,4 +137,3 @@ def test_every_recipe_fits_its_base(name):
         config = demo.finetune_config(recipes[name], "base", "run")
 
         assert config.optim.top_t <= memory.num_slots
-        assert len(recipes[name].learning_rates) >= 3

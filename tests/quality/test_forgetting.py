@@ -70,10 +70,8 @@ def teach(method: str, rate: float, base: str, run_dir: Path, seed: int):
         top_t=1000,
         lora=LoraConfig(rank=16, alpha=32.0),
     )
-    recipe = dataclasses.replace(
-        recipe, optim=optim, teach="questions", batch_size=16, steps=TEACH_STEPS
-    )
-    config = demo.finetune_config(recipe, base, str(run_dir), seed=seed, rate=rate)
+    recipe = demo.Recipe(rate, optim, "questions", batch_size=16, steps=TEACH_STEPS)
+    config = demo.finetune_config(recipe, base, str(run_dir), seed=seed)
     config = dataclasses.replace(config, mesh=ONE)
     return finetune(config, Console(file=io.StringIO())).curve()
 
