@@ -52,9 +52,8 @@ class OpenRun(NamedTuple):
 
     run_dir: Path
     start: int | None  # the checkpoint that it resumes from; None: a new run
-    progress: dict[
-        str, Any
-    ]  # JSON saved with the next checkpoint; at start, that of the last
+    # JSON saved with the next checkpoint; at start, that of the last one
+    progress: dict[str, Any]
     scores: dict[str, float]  # of the model as it is, for `save.best`
     console: Console
 

@@ -66,7 +66,13 @@ def load(path: Path, model_hash: str, num_tables: int, num_slots: int) -> Backgr
     missing = f"{path} does not exist: run `smf usage {path.parent}` first"
     require(path.is_file(), missing)
     arrays, metadata = tensor_file.load(path, "usage")
-    frequency = arrays["document_frequency"]
+    frequency = arrays.get("document_frequency")
+    require(
+        frequency is not None
+        and frequency.dtype == np.int32
+        and {"num_documents", "model_hash"} <= metadata.keys(),
+        f"{path} is not a usage file: run `smf usage` again",
+    )
     require(
         frequency.shape == (num_tables, num_slots),
         f"{path} counts tables of shape {frequency.shape}, but the model's are "

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smf_jax.config import require
+from smf_jax.config import ConfigError, require
 from smf_jax.slots import tensor_file
 
 ROWS_PER_TRANSFER = 8192  # from devices to the host
@@ -157,10 +157,14 @@ def load(path: Path) -> Patch:
       ConfigError: The file is missing or damaged, or holds rows that are not finite.
     """
     arrays, metadata = tensor_file.load(path, "patch")
-    tables = tuple(
-        TableDiff(*(arrays[f"{number}/{name}"] for name in TableDiff._fields))
-        for number in range(metadata["tables"])
-    )
+    try:
+        tables = tuple(
+            TableDiff(*(arrays[f"{number}/{name}"] for name in TableDiff._fields))
+            for number in range(metadata["tables"])
+        )
+        base_hash = metadata["base_hash"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a patch file: lacks {error}") from error
     for slots, before, after in tables:
         require(
             slots.dtype == np.int32
@@ -174,4 +178,4 @@ def load(path: Path) -> Patch:
             bool(np.isfinite(after.astype(np.float32)).all()),
             f"{path} would write rows that are not finite",
         )
-    return Patch(tables, metadata["base_hash"])
+    return Patch(tables, base_hash)

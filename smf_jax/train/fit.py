@@ -9,6 +9,7 @@ from typing import NamedTuple
 import grain
 from flax import nnx
 from jaxtyping import PyTree
+from rich.console import Console
 
 from smf_jax import checkpoint, multihost
 from smf_jax.config import TrainConfig
@@ -154,18 +155,24 @@ def _observer(
 
         def observe(number: int, metrics: Metrics, batch: Batch) -> None:
             saver.check()
-            rows, parts = len(batch.tokens), config.grad_accum_steps
-            padding = training.layout.padding_rows(rows, parts)
-            if number == done + 1 and padding:
-                line = (
-                    f"batches: {rows} rows padded by {padding}, for equal rows a "
-                    f"device in each of {parts} part{'s' if parts > 1 else ''}"
-                )
-                console.print(line, highlight=False)
+            if number == done + 1:
+                _print_padding(training.layout, batch, config.grad_accum_steps, console)
             guard(number, metrics, batch)
             log_metrics(number, metrics)
 
         yield observe
+
+
+def _print_padding(
+    layout: MeshLayout, batch: Batch, parts: int, console: Console
+) -> None:
+    rows = len(batch.tokens)
+    if padding := layout.padding_rows(rows, parts):
+        console.print(
+            f"batches: {rows} rows padded by {padding}, for equal rows a device in "
+            f"each of {parts} part{'s' if parts > 1 else ''}",
+            highlight=False,
+        )
 
 
 def _is_due(step: int, last: int, every: int) -> bool:

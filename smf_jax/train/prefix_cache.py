@@ -20,6 +20,7 @@ from smf_jax.config import FinetuneConfig, ModelConfig, require
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Prefix
 from smf_jax.sharding import MeshLayout
+from smf_jax.train.metrics_log import PLAIN_LINES
 
 MAX_SHARE = 0.5  # of a host's memory
 GIB = 2**30
@@ -58,7 +59,7 @@ def with_prefixes(
     """Returns each fact's rows, equally many, with the model's `Prefix` of them."""
     layout = nnx.merge(graph, *params).layout
     rows = len(facts[0].tokens)
-    cached = []
+    cached, printed = [], 0
     starts = track(
         range(0, len(facts), facts_per_batch),
         "prefixes",
@@ -67,6 +68,10 @@ def with_prefixes(
     )
     for start in starts:
         multihost.busy(f"prefixes, from fact {start}")
+        tenth = start * PLAIN_LINES // len(facts)
+        if not console.is_terminal and tenth > printed:
+            printed = tenth
+            console.print(f"prefixes {start}/{len(facts)}", highlight=False)
         some = facts[start : start + facts_per_batch]
         padding = some[-1:] * (facts_per_batch - len(some))  # for one compilation
         batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some, *padding)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from smf_jax.config import ConfigError
+from smf_jax.slots import document_frequency, tensor_file
 from smf_jax.slots.document_frequency import (
     Background,
     collect,
@@ -71,3 +72,17 @@ def test_the_usage_of_another_table_is_refused_with_both_shapes(path, tables, sl
 def test_a_missing_file_is_refused_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(ConfigError, match=r"does not exist.*smf usage"):
         load(tmp_path / "usage.safetensors", "model 1", TABLES, NUM_SLOTS)
+
+
+def test_a_file_of_another_type_or_without_its_counts_is_refused(tmp_path):
+    path, metadata = tmp_path / "usage.safetensors", {"num_documents": 3}
+    counts = {"document_frequency": np.zeros((1, 6), np.int32)}
+    whole = metadata | {"model_hash": "model"}
+    for arrays, about in (
+        ({"other": np.zeros(1, np.int32)}, whole),
+        ({"document_frequency": np.zeros((1, 6), np.int64)}, whole),
+        (counts, metadata),
+    ):
+        tensor_file.save(path, "usage", arrays, about)
+        with pytest.raises(ConfigError, match="is not a usage file"):
+            document_frequency.load(path, "model", 1, 6)
