@@ -1,4 +1,4 @@
-"""Reports versions and devices, and combinations of them with known problems."""
+"""Reports versions, devices and extras, and what has known problems."""
 
 import os
 import platform
@@ -7,19 +7,26 @@ from importlib.metadata import version
 
 import jax
 
+from smf_jax.extras import EXTRAS, install_command, is_installed
+
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 SLOW_SCATTER = ("0.10.2", "0.11.0")  # openxla/xla#46225
 WRONG_SCATTER = (0, 11, 2)  # first version with openxla/xla#49143, in a scan
 
 
 def examine() -> Iterator[str]:
-    """Yields lines about versions and devices, then lines about what to change."""
-    yield f"python {platform.python_version()}  {platform.platform()}"
+    """Yields lines about versions, devices and extras, then about what to change."""
+    python = f"python {platform.python_version()}  {platform.platform()}"
+    yield f"smf_jax {version('smf-jax')}  {python}"
     yield "  ".join(f"{name} {version(name)}" for name in LIBRARIES)
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
     yield f"{len(devices)} x {', '.join(kinds)} ({jax.default_backend()})"
     yield f"{os.cpu_count()} CPU cores"
+    for extra, (purpose, _) in EXTRAS.items():
+        missing = f"not installed: {install_command(extra)}"
+        state = "installed" if is_installed(extra) else missing
+        yield f"extra {extra} ({purpose}): {state}"
     yield from list(_problems()) or ["no known problems"]
 
 
@@ -43,4 +50,5 @@ def _problems() -> Iterator[str]:
         )
     has_driver = os.path.exists("/proc/driver/nvidia/version")
     if jax.default_backend() == "cpu" and has_driver:
-        yield "CHANGE jax does not see this host's NVIDIA GPU: install smf-jax[cuda]"
+        command = install_command("cuda")
+        yield f"CHANGE jax does not see this host's NVIDIA GPU: {command}"

@@ -264,7 +264,7 @@ def test_help_without_a_file_says_how_to_list_its_settings(capsys, verb):
         cli.main([verb, "--help"])
 
     out = capsys.readouterr().out
-    assert "--optim" not in out
+    assert "--optim.warmup-steps" not in out
     assert f"smf {verb} configs/NAME.py --help" in " ".join(out.split())
 
 

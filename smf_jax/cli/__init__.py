@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import NoReturn
 
 from rich.console import Console
@@ -30,10 +31,11 @@ HELP = """usage: smf VERB [OPTIONS] [--debug]
   bench      benchmark this machine            smf bench --out runs/bench
   verify     check the integrity of a run      smf verify runs/world
   doctor     check versions and devices        smf doctor
+  completion print a shell's completion script smf completion bash
 
-`smf VERB --help` lists the options of a verb. With any verb, --debug prints the
-traceback of an error, and --coordinator HOST:PORT --num-processes N
---process-id I make this process one of N.
+`smf VERB --help` lists the options of a verb; smf --version prints the version.
+With any verb, --debug prints the traceback of an error, and --coordinator
+HOST:PORT --num-processes N --process-id I make this process one of N.
 
 Exit codes: 0 success; 1 failure (damaged, diverged, not healed, does not fit);
 2 wrong input; 69 another process is lost or stuck; 75 stopped, nothing lost;
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        print(f"smf_jax {version('smf-jax')}")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:

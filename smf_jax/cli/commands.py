@@ -1,4 +1,4 @@
-"""The verbs of the `smf` command but import-hf, export-hf, retrofit and plan."""
+"""The verbs of the `smf` command; models.py and plan.py hold some of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import RunDir, load_config, parse, recorded_mesh
+from smf_jax.cli.files import RunDir, load_config, recorded_mesh
 from smf_jax.cli.models import export_hf, import_hf, retrofit
+from smf_jax.cli.options import parse
 from smf_jax.cli.plan import plan
 from smf_jax.config import (
     USAGE_DOCUMENTS,
@@ -160,9 +161,7 @@ def bench(arguments: Sequence[str], console: Console) -> None:
     from smf_jax.bench import run
     from smf_jax.bench.config import BenchConfig
 
-    # AvoidSubcommands: `model.memory` may be None.
-    options = tyro.conf.configure(tyro.conf.AvoidSubcommands)(BenchConfig)
-    run.run(parse(options, "bench", arguments), console)
+    run.run(parse(BenchConfig, "bench", arguments), console)
 
 
 def doctor(arguments: Sequence[str], console: Console) -> None:
@@ -178,7 +177,29 @@ def doctor(arguments: Sequence[str], console: Console) -> None:
     from smf_jax import doctor
 
     for line in doctor.examine():
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
+
+
+def completion(arguments: Sequence[str], console: Console) -> None:
+    """Prints a script that completes this command in a shell."""
+    from smf_jax.cli.completion import Shell, write_script
+
+    metavar = tyro.conf.arg(metavar="SHELL")
+
+    def options(shell: Annotated[tyro.conf.Positional[Shell], metavar], /):
+        """Print a script that completes verbs, options, choices and file names.
+
+        Example: smf completion bash > ~/.local/share/bash-completion/completions/smf
+
+        For zsh, write it to a file _smf in a directory of $fpath, and for fish to
+        ~/.config/fish/completions/smf.fish.
+
+        Args:
+          shell: bash, zsh or fish
+        """
+        return shell
+
+    print(write_script(VERBS, parse(options, "completion", arguments)))
 
 
 def _print_scores(questions: Any, points: Sequence[Any], console: Console) -> None:
@@ -201,6 +222,6 @@ VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
         *(demo, pretrain, usage, finetune, evaluate, ask),
-        *(import_hf, retrofit, export_hf, plan, bench, verify, doctor),
+        *(import_hf, retrofit, export_hf, plan, bench, verify, doctor, completion),
     )
 }

@@ -1,28 +1,31 @@
-"""Parses command lines, and configuration files with overrides."""
+"""Reads configuration files, with overrides, and what a run has recorded."""
 
+import functools
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from smf_jax.cli.options import HELP, LIST, options_of, parse
 from smf_jax.config import ConfigError, MeshConfig, require
 
 RunDir = Annotated[
     tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help="run directory")
 ]
 EXAMPLES = {"pretrain": "world", "retrofit": "retrofit_world", "finetune": "smf_world"}
+USED_MOST = {
+    "pretrain": "run-dir steps optim.learning-rate data.background data.facts",
+    "retrofit": "base run-dir steps optim.learning-rate data.background",
+    "finetune": "base run-dir facts steps batch-size optim.learning-rate optim.top-t",
+}
 # Errors that a mistake in the Python of a configuration file may raise.
 FILE_ERRORS = (
     *(SyntaxError, ImportError, NameError, TypeError, AttributeError),
     *(ArithmeticError, LookupError, ValueError, OSError),
 )
-
-
-def parse(options: Callable, verb: str, arguments: Sequence[str]) -> Any:
-    """Returns what `options` returns for the arguments of a verb."""
-    return tyro.cli(options, args=list(arguments), prog=f"smf {verb}")
 
 
 def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, Any]:
@@ -34,8 +37,10 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
     if arguments and not arguments[0].startswith("-"):
         default = read_config(Path(arguments[0]), (kind,), verb)
         return _parse_config(kind, verb, default, arguments[1:])
-    if {"-h", "--help"} & {*arguments}:
+    if HELP & {*arguments}:
         _parse_config(kind, verb, None, ["--help"])
+    if arguments[:1] == LIST[:1]:
+        _parse_config(kind, verb, tyro.MISSING, LIST)
     raise ConfigError(f"name a configuration file: smf {verb} configs/NAME.py")
 
 
@@ -97,15 +102,30 @@ def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str])
         """
         return config, resume, allow_fallback
 
-    config, resume, allow_fallback = tyro.cli(
+    config, resume, allow_fallback = parse(
         options,
-        args=list(arguments),
-        prog=f"smf {verb} CONFIG",
-        description=f"{kind.__doc__}\n\n"
-        f"Run `smf {verb} configs/NAME.py --help` for all settings.\n\n"
-        f"Example: smf {verb} configs/{EXAMPLES[verb]}.py",
-        config=(tyro.conf.AvoidSubcommands,),
+        f"{verb} CONFIG",
+        arguments,
+        _describe(kind, verb, default) if HELP & {*arguments} else "",
     )
     from smf_jax.runs.open import Resume
 
     return config, Resume(resume, allow_fallback)
+
+
+def _describe(kind: type, verb: str, default: Any) -> str:
+    """Returns what the help of a verb says above all options."""
+    listed = options_of(functools.partial(parse, kind, verb))
+    meanings = {flag: each["meaning"] for each in listed for flag in each["flags"]}
+    flags = [f"--{name}" for name in USED_MOST[verb].split()]
+    width = max(map(len, flags))
+    indent = " " * (width + 4)
+    lines = [
+        fill(f"  {flag:{width}}  {meanings[flag]}", 80, subsequent_indent=indent)
+        for flag in flags
+    ]
+    paragraphs = [kind.__doc__, "\n".join(["Used most:", *lines])]
+    if default is None:
+        paragraphs += [f"Run `smf {verb} configs/NAME.py --help` for all settings."]
+    paragraphs += [f"Example: smf {verb} configs/{EXAMPLES[verb]}.py"]
+    return "\n\n".join(paragraphs)

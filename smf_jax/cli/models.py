@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import RunDir, load_config, parse
+from smf_jax.cli.files import RunDir, load_config
+from smf_jax.cli.options import parse
 from smf_jax.config import DataConfig, RetrofitConfig
 
 
@@ -18,11 +19,11 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
         run: RunDir,
         /,
-        revision: str | None = None,
-        ignore: tuple[str, ...] = (),
         facts: str | None = None,
         background: str | None = None,
         seq_len: int = 64,
+        revision: str | None = None,
+        ignore: tuple[str, ...] = (),
     ):
         """Import a Llama, Mistral, Qwen2, Qwen3 or SmolLM model as RUN.
 
@@ -32,11 +33,11 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
 
         Args:
           source: directory, or repository OWNER/NAME
-          revision: branch, tag or commit of the repository
-          ignore: unsupported keys of config.json to ignore
           facts: JSONL(.gz) of facts to evaluate and teach
           background: JSONL(.gz) of background texts
           seq_len: tokens per packed row of facts and texts
+          revision: branch, tag or commit of the repository
+          ignore: unsupported keys of config.json to ignore
         """
         return source, run, revision, ignore, facts, background, seq_len
 

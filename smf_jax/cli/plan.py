@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from smf_jax.cli.files import read_config, shown
+from smf_jax.cli.options import HELP, LIST, parse
 from smf_jax.config import FinetuneConfig, PretrainConfig, RetrofitConfig, require
 
 KINDS = (PretrainConfig, RetrofitConfig, FinetuneConfig)
@@ -49,7 +49,8 @@ def plan(arguments: Sequence[str], console: Console) -> int:
 def _parse(arguments: Sequence[str]) -> tuple:
     has_file = bool(arguments) and not arguments[0].startswith("-")
     usage = "name a configuration file: smf plan configs/NAME.py"
-    require(has_file or bool({"-h", "--help"} & {*arguments}), usage)
+    lists = bool(HELP & {*arguments}) or arguments[:1] == LIST[:1]
+    require(has_file or lists, usage)
     default = read_config(Path(arguments[0]), KINDS, "plan") if has_file else None
 
     def options(
@@ -78,12 +79,7 @@ def _parse(arguments: Sequence[str]) -> tuple:
         """
         return config, topology, texts, timeout, json
 
-    return tyro.cli(
-        options,
-        args=list(arguments[has_file:]),
-        prog="smf plan CONFIG",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    return parse(options, "plan CONFIG", arguments[has_file:])
 
 
 def _lineage(config: Any) -> Any:

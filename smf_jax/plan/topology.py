@@ -9,6 +9,7 @@ import re
 from typing import Any, NamedTuple
 
 from smf_jax.config import ConfigError, require
+from smf_jax.extras import install_command
 
 
 class Topology(NamedTuple):
@@ -63,7 +64,7 @@ def require_compiler(topology: Topology) -> None:
     module = "jax_cuda13_plugin" if topology.family in GPUS else "libtpu"
     require(
         importlib.util.find_spec(module) is not None,
-        f"compiling for {topology.name} needs {module}: pip install smf-jax[plan]",
+        f"compiling for {topology.name} needs {module}: {install_command('plan')}",
     )
 
 
