@@ -1,7 +1,7 @@
 """Teaches the 1,000 new facts of the demo's world by LoRA.
 
 Command: smf finetune configs/lora_world.py   (after configs/world.py and its usage)
-Machine and result: see "Results" in README.md.
+Machine and result: see docs/reference/results.md.
 """
 
 from smf_jax.config import FinetuneConfig

@@ -1,7 +1,7 @@
 """The demo's base without memory layers: a 1M model that learns the same facts.
 
 Command: smf pretrain configs/plain_world.py
-Machine and result: see "A model from elsewhere" in README.md.
+Machine and result: see docs/reference/results.md.
 """
 
 import dataclasses

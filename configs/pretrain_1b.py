@@ -5,7 +5,7 @@ heads, context and tokenizer, which neither states, are those of Llama 2.
 Data: JSONL(.gz) of texts, `--data.background`; the paper trains on 1T tokens.
 Command: smf plan configs/pretrain_1b.py --topology v5e-16 v5p-8 h100x8
   smf pretrain configs/pretrain_1b.py --data.background TEXTS.jsonl.gz
-Machine and result: compiled for these, see "Will it fit?" in README.md; not run yet.
+Machine and result: compiled for these, see docs/reference/benchmarks.md; not run yet.
 """
 
 from smf_jax.config import (

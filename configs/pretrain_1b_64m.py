@@ -3,7 +3,7 @@
 Method: the largest table of arXiv:2412.09764: 275 GB of float32 values.
 Command: smf plan configs/pretrain_1b_64m.py --topology v5p-128
   smf pretrain configs/pretrain_1b_64m.py --data.background TEXTS.jsonl.gz
-Machine and result: compiled for it, see "Will it fit?" in README.md; not run yet.
+Machine and result: compiled for it, see docs/reference/benchmarks.md; not run yet.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ is trained, on the base's own training data.
 Command: smf retrofit configs/retrofit_world.py   (after configs/plain_world.py, and
   smf export-hf runs/plain_world runs/exported_world
   smf import-hf runs/exported_world runs/imported_world)
-Machine and result: see "A model from elsewhere" in README.md.
+Machine and result: see docs/reference/results.md.
 """
 
 from smf_jax.config import RetrofitConfig

@@ -2,7 +2,7 @@
 
 Command: smf finetune configs/smf_retrofit_world.py   (after configs/retrofit_world.py
   and smf usage runs/retrofit_world)
-Machine and result: see "A model from elsewhere" in README.md.
+Machine and result: see docs/reference/results.md.
 """
 
 from smf_jax.config import FinetuneConfig

@@ -5,7 +5,7 @@ Data: JSONL(.gz) of facts with 64 `statements` each, `--facts`.
 Command: smf plan configs/smf_triviaqa.py --base configs/pretrain_1b.py --texts 64
     --compute.scan-layers --topology v5e-16 v5p-8 h100x8
   smf finetune configs/smf_triviaqa.py --facts FACTS.jsonl   (after smf usage)
-Machine and result: compiled for these, see "Will it fit?" in README.md; not run yet.
+Machine and result: compiled for these, see docs/reference/benchmarks.md; not run yet.
 """
 
 from smf_jax.config import ComputeConfig, FinetuneConfig, MeshConfig, OptimConfig

@@ -3,7 +3,7 @@
 Command: smf plan configs/smf_triviaqa_64m.py --base configs/pretrain_1b_64m.py
     --texts 64 --topology v5p-128
   smf finetune configs/smf_triviaqa_64m.py --facts FACTS.jsonl   (after smf usage)
-Machine and result: compiled for it, see "Will it fit?" in README.md; not run yet.
+Machine and result: compiled for it, see docs/reference/benchmarks.md; not run yet.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 Method: product-key memory layers (arXiv:2412.09764); the optimizer is Muon.
 Command: smf pretrain configs/world.py && smf usage runs/world
-Machine and result: see "Results" in README.md.
+Machine and result: see docs/reference/results.md.
 """
 
 import dataclasses
