@@ -112,7 +112,12 @@ def _run_verb(
         if not {"-h", "--help"} & {*arguments}:
             multihost.initialize(cluster_flags)
             _require_same_command(verb, arguments)
-        console = Console(soft_wrap=True, quiet=not multihost.is_main())
+        # Notebooks and CI force rich to draw progress bars into pipes.
+        console = Console(
+            soft_wrap=True,
+            quiet=not multihost.is_main(),
+            force_terminal=sys.stdout.isatty(),
+        )
         console.on_broken_pipe = functools.partial(_discard_output, console)
         code = VERBS[verb](arguments, console) or 0
     except BrokenPipeError:

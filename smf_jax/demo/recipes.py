@@ -45,7 +45,7 @@ class DemoConfig:
 class Recipe:
     """How a method teaches."""
 
-    learning_rate: float  # the best of those in README's tables
+    learning_rate: float  # the best in docs/reference/results.md
     optim: OptimConfig
     teach: Teach = "statements"  # so that questions are new to the model
     batch_size: int = 32  # facts per step
@@ -112,7 +112,7 @@ LORA = OptimConfig(
 )
 FULL = dataclasses.replace(LORA, method="full")
 
-# The best rate forgets least at equal learning: see the tables in README.md. All
+# The best rate forgets least at equal learning: see docs/reference/results.md. All
 # methods take the same number of steps on the same batches.
 WORLD_RECIPES = {
     "smf": Recipe(1500.0, SMF),

@@ -37,6 +37,12 @@ def product_key_top_k(
 
     On a mesh each device ranks its own part of the batch. `top_k` is at most num_keys.
 
+    >>> query = jnp.array([[[[1.0], [2.0]]]])  # one token, one head, two halves
+    >>> keys = jnp.array([[[[0.0], [3.0]], [[1.0], [5.0]]]])  # two half-keys each
+    >>> slots, scores = product_key_top_k(query, keys, 2)
+    >>> slots.tolist(), scores.tolist()
+    ([[[3, 1]]], [[[13.0, 10.0]]])
+
     Source: Lample et al. 2019, arXiv:1907.05242.
     """
     rank = functools.partial(_rank, top_k=top_k, platform=platform or layout.platform)

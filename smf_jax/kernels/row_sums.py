@@ -33,6 +33,10 @@ def weighted_rows(
 
     No row leaves its device: sums are added over devices that hold different slots. For
     the table's gradient, tokens are gathered instead.
+
+    >>> values = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    >>> weighted_rows(values, jnp.array([[0, 2]]), jnp.array([[0.5, 0.25]])).tolist()
+    [[1.0, 0.5]]
     """
 
     def local(values, slots, weights):

@@ -91,6 +91,12 @@ def only_rows(
     either the dense gradient, with the shape of its parameter, or compact, with one row
     for each of `slots`; its update has the same form. (Adding a dense 0 turns -0.0 into
     0.0; `table.at[slots].add(update, mode="drop")` adds a compact update.)
+
+    >>> tx, table = only_rows(optax.sgd(0.5)), jnp.ones((3, 2))
+    >>> slots = jnp.array([2])
+    >>> updates, _ = tx.update(jnp.ones((3, 2)), tx.init(table), table, slots=slots)
+    >>> optax.apply_updates(table, updates).tolist()
+    [[1.0, 1.0], [1.0, 1.0], [0.5, 0.5]]
     """
 
     def update(

@@ -58,6 +58,15 @@ def diff(
 
     Tables may be split over devices and processes: only the changed rows are gathered.
     An iterator `before` can restore one table at a time.
+
+    >>> before, after = np.zeros((4, 2), np.float32), np.zeros((4, 2), np.float32)
+    >>> after[2] = 1
+    >>> patch = diff([before], [after], base_hash="")
+    >>> patch.tables[0].slots.tolist()
+    [2]
+    >>> (reverted,) = revert(apply([before], patch), patch)
+    >>> np.array_equal(reverted, before)
+    True
     """
     tables = []
     for old, new in zip(before, after, strict=True):

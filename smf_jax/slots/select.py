@@ -27,6 +27,10 @@ def count_reads(
     """Returns how often tokens read each slot, padding excluded.
 
     On a mesh, tokens are [..., batch, seq], and counts are split as slots are.
+
+    >>> slots = jnp.array([[0, 2], [2, 3], [1, 1]])
+    >>> count_reads(slots, jnp.array([True, True, False]), num_slots=4).tolist()
+    [1, 0, 2, 1]
     """
     ones = jnp.broadcast_to(is_token[..., None], slots.shape).astype(jnp.int32)
 
@@ -57,6 +61,10 @@ def tfidf(
         counts[i] / sum(counts) * log((num_documents + 1) / (document_frequency[i] + 1))
 
     A "document" is one background batch, as in the paper. Scores are in nats.
+
+    >>> counts, frequency = jnp.array([2, 2, 0]), jnp.array([100, 0, 0])
+    >>> tfidf(counts, frequency, num_documents=100)  # log(101) / 2
+    Array([0.       , 2.3075602, 0.       ], dtype=float32)
 
     Source: Lin et al. 2025, arXiv:2510.15103.
     """
@@ -126,6 +134,9 @@ def top_slots(
     If fewer than `top_t` score above 0, the rest is padding: different ids of num_slots
     or more, which writes of rows drop. On a mesh, scores are split as slots are: each
     device ranks its own, and then all rank the best of each.
+
+    >>> top_slots(jnp.array([0.5, 0.0, 2.0, 0.0]), top_t=3).tolist()
+    [2, 0, 6]
     """
 
     def local(scores):
