@@ -1,15 +1,20 @@
-# Two commands on a machine with Python 3.11 or later: `make demo` and `make test`.
+# On a machine with Python 3.11 or later: `make demo`, `make test` and `make docs`.
 PYTHON ?= python3
 VENV := .venv
 OUT ?= runs/demo
+SITE := docs/_build/html
+COMMA := ,
 # PyTorch, which tests compare with, is installed only where they must not be skipped:
 # its CUDA build takes gigabytes.
 # So are the compilers for TPU and GPU of `smf plan`: 0.5 GB, and 1.4 GB on disk.
-EXTRAS := test$(if $(SMF_REQUIRE_TORCH),-torch)$(if $(SMF_REQUIRE_PLAN),-plan)
+TORCH := $(if $(SMF_REQUIRE_TORCH),$(COMMA)torch)
+PLAN := $(if $(SMF_REQUIRE_PLAN),$(COMMA)plan)
+DOCS := $(if $(filter docs site links tutorials figures wheel,$(MAKECMDGOALS)),$(COMMA)docs)
+EXTRAS := test$(TORCH)$(PLAN)$(DOCS)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 KEEP_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=127:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs site links tutorials figures wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,5 +36,28 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
+# Builds the documentation, and opens it in a browser.
+docs: site
+	$(PYTHON) -m webbrowser "file://$(CURDIR)/$(SITE)/index.html"
+
+site: $(INSTALLED)
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going docs $(SITE)
+
+# Checks links to other sites, for which the network is needed.
+links: $(INSTALLED)
+	$(VENV)/bin/sphinx-build --quiet -b linkcheck docs docs/_build/links
+
+# Executes the notebooks in place: their outputs are committed.
+tutorials: $(INSTALLED)
+	cd docs/tutorials && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" "$(CURDIR)/$(VENV)/bin/jupyter" execute --inplace *.ipynb
+
+# Draws the figures of the documentation from the runs of `make demo`.
+figures: $(INSTALLED)
+	$(VENV)/bin/python docs/figures.py $(OUT)
+
+wheel: $(INSTALLED)
+	$(VENV)/bin/python -m build --wheel
+	$(VENV)/bin/twine check --strict dist/*.whl
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

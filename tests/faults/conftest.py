@@ -34,7 +34,9 @@ from tests.faults.children import (
 
 EACH = os.environ.get("SMF_HURT_EACH") == "1"  # each file operation, not one of a kind
 MISSED = 8  # seconds of silence after which one of several processes is missed
-SAVED = 75  # the exit code of a run that was told to stop, as README.md has it
+SAVED = (
+    75  # the exit code of a run that was told to stop, see docs/reference/exit_codes.md
+)
 STEPS, SAVE_EVERY, EVAL_EVERY = 9, 3, 4  # step 9 is both saved and evaluated
 METHODS = {
     "smf": OptimConfig(method="smf", learning_rate=0.05, top_t=3),  # AdamW on rows

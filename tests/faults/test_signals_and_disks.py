@@ -13,7 +13,7 @@ from smf_jax import checkpoint
 from tests.faults.children import ROOT
 from tests.faults.conftest import EACH, SAVED, must_end_well, outcome
 
-AT_ONCE = 130  # exit code, as README.md has it
+AT_ONCE = 130  # exit code, see docs/reference/exit_codes.md
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The configurations of the paper's model fit the devices that README.md lists."""
+"""The configurations of the paper's model fit the devices of the benchmarks page."""
 
 import json
 import os
@@ -18,7 +18,7 @@ EACH = pytest.mark.skipif(
     os.environ.get("SMF_PLAN_EACH") != "1",
     reason="takes minutes of CPU; SMF_PLAN_EACH=1 compiles for every topology",
 )
-# The last three are GiB per device, from README.md: table, peak, sent per step.
+# The last three are GiB per device, from benchmarks.md: table, peak, sent per step.
 FITTING = [
     ("v5e-16", *MILLION, 1, 1.98, 0.99),
     pytest.param(("h100x8", *MILLION, 1, 3.11, 1.20), marks=EACH),
