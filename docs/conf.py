@@ -17,6 +17,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "generated_pages",
+    "mathml",
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
@@ -34,6 +35,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_use_rtype = False
 
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = "smf_jax"
 html_static_path = ["static"]
@@ -43,4 +45,5 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "use_download_button": False,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the sidebar has the search field
 }
