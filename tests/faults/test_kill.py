@@ -12,7 +12,7 @@ from tests.faults.conftest import EACH, STEPS, must_end_well, outcome
 
 MOMENTS = random.Random(0)
 KILLS = {
-    job: sorted(MOMENTS.sample(range(1, STEPS + 1), 2))
+    job: sorted(MOMENTS.sample(range(1, STEPS + 1), 2 if EACH else 1))
     for job in ("pretrain", "smf", "lora", "full", "retrofit")
 }
 # Small runs, from resuming over the last save to the removal of an older checkpoint,
