@@ -143,7 +143,7 @@ def read_one_fact(demo: Path) -> FactReads:
     config = lineage_of(read_record(demo / "smf")).finetune
     memory, quiet = base.memory, Console(quiet=True)
     # As the run itself loads them.
-    questions, _, facts, background = finetune._load_task(config, base, quiet)
+    questions, _, facts, background = finetune.load_task(config, base, quiet)
     batch = next(fact_batches(facts, config.batch_size, config.seed))
     # Only the table trains, so every step reads the same.
     prefix = jax.jit(base.model.prefix)

@@ -71,7 +71,7 @@ def finetune(
     """
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
-        task = _load_task(config, base, console)
+        task = load_task(config, base, console)
         method = make_method(config.optim, config.steps)
         model, layout = base.model, base.model.layout
         before = []
@@ -113,7 +113,12 @@ def finetune(
     return Finetuned(run.run_dir, points, task.questions, trainable)
 
 
-def _load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
+def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
+    """Returns the questions, texts, rows of facts and background of a run.
+
+    Raises:
+      ConfigError: A file is missing or broken, or there is nothing to teach.
+    """
     corpus = corpus_of(base)
     questions = load_questions(corpus, config.facts, config.teach, console)
     require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
