@@ -3,16 +3,26 @@
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(tex2mathml(node.astext()))
-    raise nodes.SkipNode
+    _render(translator, node, as_block=False)
 
 
 def _block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(tex2mathml(node.astext(), as_block=True))
+    _render(translator, node, as_block=True)
+
+
+def _render(translator: Any, node: nodes.Element, as_block: bool) -> None:
+    try:
+        translator.body.append(tex2mathml(node.astext(), as_block=as_block))
+    except MathError as error:
+        LOGGER.warning("%s: %s", error, node.astext(), location=node)
     raise nodes.SkipNode
 
 

@@ -22,6 +22,7 @@ _PUBLIC = {
     "MeshLayout": "sharding",
     "ModelConfig": "config",
     "OptimConfig": "config",
+    "Reads": "model.memory",
     "Transformer": "model.transformer",
     "count_reads": "slots.select",
     "init_state": "train.state",

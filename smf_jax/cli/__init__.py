@@ -39,7 +39,7 @@ HOST:PORT --num-processes N --process-id I make this process one of N.
 
 Exit codes: 0 success; 1 failure (damaged, diverged, not healed, does not fit);
 2 wrong input; 69 another process is lost or stuck; 75 stopped, nothing lost;
-130 interrupted, not saved.
+130 interrupted: the last checkpoint stands.
 """
 
 

@@ -78,7 +78,7 @@ class MemoryConfig:
 
     @property
     def num_tables(self) -> int:
-        """Number of value tables: 1 if all memory layers share it."""
+        """Number of value tables; 1 if all memory layers share one."""
         return 1 if self.share_values else len(self.layers)
 
 

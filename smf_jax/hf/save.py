@@ -79,6 +79,10 @@ def export_model(
         files.write_model_json(partial / files.CONFIG, described)
         _write_tensors(partial, model, dtype)
         _write_tokenizer(partial, tokenizer, carried)
+        # safetensors writes files that only their owner can read.
+        mode = (partial / files.CONFIG).stat().st_mode
+        for path in partial.rglob("*.safetensors"):
+            path.chmod(mode)
         _require_same(model, import_model(partial, ignore), dtype)
         if folder.exists():
             folder.rmdir()

@@ -26,7 +26,9 @@ from smf_jax.config import (
 from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
 from smf_jax.runs.files import CONFIG, read_json
 
-LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers")
+LIBRARIES = (
+    *("smf-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
+)
 
 
 class Lineage(NamedTuple):
@@ -147,7 +149,7 @@ def describe(
 
 
 def code_version() -> dict[str, Any]:
-    """Returns the commit of the running code, and the versions of its libraries."""
+    """Returns the commit of the running code, and versions, its own included."""
     versions = {name: version(name) for name in LIBRARIES}
     versions["python"] = platform.python_version()
     return {"git_commit": _git_commit(), "versions": versions}

@@ -19,7 +19,9 @@ from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.evaluate.perplexity import mean_loss
 from smf_jax.evaluate.questions import Questions, evaluate_model, load_questions
+from smf_jax.model.block import Block
 from smf_jax.model.build import add_memory
+from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
 from smf_jax.runs.files import RETROFIT, write_json
@@ -89,7 +91,10 @@ def retrofit(
             current = nnx.merge(graph, *params)
             loss = mean_loss(current, data.held_out, config.data.batch_size)
             slots = _slot_stats(count, layout, params, config, data)
-            curve.append({"step": step, "loss": loss, "slots": slots})
+            scales = [float(block.memory_scale[...]) for block in _added(current)]
+            curve.append(
+                {"step": step, "loss": loss, "slots": slots, "memory_scale": scales}
+            )
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
@@ -122,6 +127,11 @@ def _measure(model, tokenizer: Tokenizer, loss: float, data: Data) -> Measures:
     evaluation = evaluate_model(model, tokenizer, data.questions, [], 0)
     scores = {name: of._asdict() for name, of in evaluation.scores.items()}
     return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
+
+
+def _added(model: Transformer) -> list[Block]:
+    """Returns the blocks whose memory is added to their feed-forward."""
+    return [block for block in model.blocks if block.memory_scale is not None]
 
 
 def _slot_stats(count, layout: MeshLayout, params, config, data: Data) -> list[dict]:
@@ -169,4 +179,6 @@ def _table(report: Measures) -> Table:
         table.add_row(
             f"exact match, {group}", *(f"{of['exact_match']:.3f}" for of in pair)
         )
+    for scale in after["memory_scale"]:
+        table.add_row("memory scale", f"{0:.4f}", f"{scale:.4f}")
     return table

@@ -44,6 +44,15 @@ def test_a_directory_that_is_not_empty_is_left_alone(model, export, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_every_file_may_be_read_by_those_who_may_read_the_configuration(
+    model, export, tmp_path
+):
+    export(model)
+
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_configuration_of_another_model_leaves_nothing(model, export, tmp_path):
     config = save.write_config(model.config) | {"rope_theta": 7.0}
 

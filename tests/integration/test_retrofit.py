@@ -60,6 +60,8 @@ def test_a_retrofit_reports_and_draws_its_losses_and_how_slots_are_used(healed):
         assert 0 < slots["read"] <= 1
         assert slots["kl_to_uniform"] >= 0
         assert 0 < slots["top_percent"] <= 1
+    (scale,) = report["after"]["memory_scale"]
+    assert scale == float(load_run(healed).model.blocks[1].memory_scale[...])
     for model in (report["base"], report["after"]):
         assert model["perplexity"] == pytest.approx(np.exp(model["loss"]))
         assert model["scores"].keys() == {"taught", "held_out", "known"}
