@@ -49,7 +49,7 @@ links: $(INSTALLED)
 
 # Executes the notebooks in place: their outputs are committed.
 tutorials: $(INSTALLED)
-	cd docs/tutorials && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" "$(CURDIR)/$(VENV)/bin/jupyter" execute --inplace *.ipynb
+	$(VENV)/bin/python docs/run_notebooks.py
 
 # Draws the figures of the documentation from the runs of `make demo`.
 figures: $(INSTALLED)

@@ -35,6 +35,19 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_use_rtype = False
 
+
+def setup(app):
+    """Shortens the name of JAX's array type in signatures."""
+
+    def shorten(app, what, name, obj, options, signature, returns):
+        texts = (signature, returns)
+        return tuple(
+            text and text.replace("jaxlib._jax.Array", "Array") for text in texts
+        )
+
+    app.connect("autodoc-process-signature", shorten)
+
+
 html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = "smf_jax"

@@ -88,7 +88,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         step: int | None = None,
         mesh: MeshConfig = recorded,
     ):
-        """Score RUN on new facts, paraphrases of them, and pretraining facts.
+        """Score RUN on new facts, in two wordings, and on known facts.
 
         Example: smf evaluate runs/smf_world
 

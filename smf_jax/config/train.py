@@ -18,7 +18,8 @@ from smf_jax.config.model import MemoryConfig, ModelConfig
 from smf_jax.config.optim import OptimConfig
 
 USAGE_DOCUMENTS = 200  # background batches for document frequencies; paper: 1000
-# Training loss, or exact match on taught facts, paraphrases of them, and known facts.
+# Training loss, or exact match on new facts as taught or in a held-out wording, or on
+# known facts.
 Metric = Literal["loss", "taught", "held_out", "known"]
 
 

@@ -89,7 +89,11 @@ def finetune(
             return evaluate_model(model, base.tokenizer, *about)
 
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
-        points = points or [evaluate(0, training.state.trainable)]
+        if not points:
+            asked = sum(map(len, task.questions.groups().values()))
+            console.print(f"evaluating the base: {asked:,} questions", highlight=False)
+            points = [evaluate(0, training.state.trainable)]
+            _warn_of_unknown(points[0], task.questions, console)
         run.progress["points"] = _saved(points)
         trainable = _count_trainable(method, training.state)
         batches = _batches(config, task, training, console)
@@ -111,6 +115,16 @@ def finetune(
                     change = patch.diff(restored, tables, base.model_hash)
                 _write_outputs(run.run_dir, task, points, trainable, change)
     return Finetuned(run.run_dir, points, task.questions, trainable)
+
+
+def _warn_of_unknown(base: Evaluation, questions: Questions, console: Console) -> None:
+    known = base.scores.get("known")
+    if known is not None and known.exact_match == 0:
+        console.print(
+            f"WARNING: the base answers none of the {len(questions.known):,} known "
+            "facts as they are asked: forgetting does not show in them, only in texts",
+            style="bold red",
+        )
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
