@@ -15,10 +15,12 @@ from typing import Any
 _PUBLIC = {
     "Background": "slots.document_frequency",
     "Batch": "data.batches",
+    "ComputeConfig": "config",
     "LoraConfig": "config",
     "MemoryConfig": "config",
     "MemoryLayer": "model.memory",
     "MemoryValues": "model.memory",
+    "MeshConfig": "config",
     "MeshLayout": "sharding",
     "ModelConfig": "config",
     "OptimConfig": "config",
