@@ -21,6 +21,7 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         /,
         facts: str | None = None,
         background: str | None = None,
+        new_fraction: float = 0.5,
         seq_len: int = 64,
         revision: str | None = None,
         ignore: tuple[str, ...] = (),
@@ -35,18 +36,22 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
           source: directory, or repository OWNER/NAME
           facts: JSONL(.gz) of facts to evaluate and teach
           background: JSONL(.gz) of background texts
+          new_fraction: share of `facts` to teach; 0: all are to be kept
           seq_len: tokens per packed row of facts and texts
           revision: branch, tag or commit of the repository
           ignore: unsupported keys of config.json to ignore
         """
-        return source, run, revision, ignore, facts, background, seq_len
+        data = None
+        if facts is not None or background is not None:
+            data = DataConfig(
+                facts=facts,
+                background=background,
+                new_fraction=new_fraction,
+                seq_len=seq_len,
+            )
+        return source, run, revision, ignore, data
 
-    source, run, revision, ignore, facts, background, seq_len = parse(
-        options, "import-hf", arguments
-    )
-    data = None
-    if facts is not None or background is not None:
-        data = DataConfig(facts=facts, background=background, seq_len=seq_len)
+    source, run, revision, ignore, data = parse(options, "import-hf", arguments)
     from smf_jax.runs.convert import import_run
 
     path = import_run(source, run, revision, ignore, data, console)

@@ -20,11 +20,11 @@ MEMORY_TYPE = "smf_memory"
 MAX_LAYERS = 10_000  # more are a mistake, which would take long to notice
 # Keys that change no logit of a text within the context.
 _IGNORED = """
-    _name_or_path architectures model_type transformers_version bos_token_id
+    architectures model_type transformers_version bos_token_id
     eos_token_id pad_token_id unk_token_id attention_dropout initializer_range
     max_position_embeddings max_length temperature top_p top_k do_sample return_dict
     output_attentions output_hidden_states repetition_penalty
-    _attn_implementation_autoset max_sequence_length model_max_length use_cache
+    max_sequence_length model_max_length use_cache
     pretraining_tp dtype torch_dtype is_llama_config no_rope_layer_interval
     max_window_layers tokenizer_class transformers.js_config unsloth_version
     unsloth_fixed
@@ -144,7 +144,8 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     names = [
         name
         for name, value in config.items()
-        if name not in _KNOWN and value not in (None, False, 0, "", [], {})
+        if not (name in _KNOWN or name.startswith("_"))  # provenance
+        and value not in (None, False, 0, "", [], {})
     ]
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         names.append("hidden_act")

@@ -48,10 +48,11 @@ class Run(NamedTuple):
     def data(self) -> DataConfig:
         """The data of pretraining or retrofitting; raises `ConfigError` without."""
         data = self.lineage.data
+        advice = "" if self.model.config.memory else ", or retrofit it"
         require(
             data is not None,
             f"{self.run_dir} was imported without data: import it with --facts or "
-            "--background, or retrofit it",
+            f"--background{advice}",
         )
         return data
 

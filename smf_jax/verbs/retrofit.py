@@ -69,6 +69,7 @@ def retrofit(
         data = _load_data(config, base, console)
         before = run.progress.get("before")
         if before is None:
+            console.print("evaluating the base")
             loss = mean_loss(base.model, data.held_out, config.data.batch_size)
             before = _measure(base.model, base.tokenizer, loss, data)
         model = add_memory(base.model, config.memory, config.seed)

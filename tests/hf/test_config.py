@@ -104,6 +104,12 @@ def test_a_key_may_be_ignored_by_name():
         read_config(config, ignore=["other"])
 
 
+def test_keys_of_provenance_need_not_be_ignored_by_name():
+    names = {"_name_or_path": "a", "_model_name_or_path": "b", "_commit_hash": "c"}
+
+    assert read_config(LLAMA | names) == read_config(LLAMA)
+
+
 def test_the_defaults_of_families_are_known():
     llama, smollm3 = read_config(LLAMA), read_config(SMOLLM3)
 

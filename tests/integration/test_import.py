@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from smf_jax.runs.load import load_run
+from smf_jax.runs.load import corpus_of, load_run
 from tests import tiny
 from tests.integration.files import read_json
 
@@ -67,6 +67,21 @@ def test_a_folder_that_is_no_model_leaves_no_run(exported, run, tmp_path):
     (line,) = printed.splitlines()
     assert str(broken / "tokenizer.json") in line
     assert not (tmp_path / "run").exists()
+
+
+def test_facts_of_an_import_are_to_be_kept_or_some_of_them_taught(
+    exported, facts, run, tmp_path
+):
+    shares = {}
+    for fraction in ("0", "0.5"):
+        run_dir = tmp_path / fraction
+        data = ("--facts", facts, "--new-fraction", fraction)
+        assert run("import-hf", exported, run_dir, *data)[0] == 0
+        corpus = corpus_of(load_run(run_dir))
+        shares[fraction] = len(corpus.new), len(corpus.known)
+
+    total = sum(shares["0"])
+    assert shares == {"0": (0, total), "0.5": (total // 2, total - total // 2)}
 
 
 def test_a_model_imported_without_data_is_taught_a_file_and_its_adapter_exported(
