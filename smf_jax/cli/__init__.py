@@ -18,20 +18,20 @@ from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
 HELP = """usage: smf VERB [OPTIONS] [--debug]
 
-  demo        pretrain, teach, compare methods  smf demo --out runs/demo
-  pretrain    train a model from scratch        smf pretrain configs/world.py
-  usage       count background reads of slots   smf usage runs/world
-  finetune    teach new facts to a model        smf finetune configs/smf_world.py
-  evaluate    score new and known facts         smf evaluate runs/smf_world
-  ask         answer one question               smf ask RUN "who ... ?"
-  import-hf   import a Hugging Face model       smf import-hf OWNER/NAME RUN
-  retrofit    add memory layers to a model      smf retrofit configs/NAME.py
-  export-hf   export a model to Hugging Face    smf export-hf RUN DIRECTORY
-  plan        check if a run fits TPUs or GPUs  smf plan CONFIG --topology v5e
-  bench       benchmark this machine            smf bench --out runs/bench
-  verify      check the integrity of a run      smf verify runs/world
-  doctor      check versions and devices        smf doctor
-  completion  complete commands in a shell      smf completion bash
+  demo       pretrain, teach, compare methods  smf demo --out runs/demo
+  pretrain   train a model from scratch        smf pretrain configs/world.py
+  usage      count background reads of slots   smf usage runs/world
+  finetune   teach new facts to a model        smf finetune configs/smf_world.py
+  evaluate   score new and known facts         smf evaluate runs/smf_world
+  ask        answer one question               smf ask RUN "who ... ?"
+  import-hf  import a Hugging Face model       smf import-hf OWNER/NAME RUN
+  retrofit   add memory layers to a model      smf retrofit configs/NAME.py
+  export-hf  export a model to Hugging Face    smf export-hf RUN DIRECTORY
+  plan       check if a run fits TPUs or GPUs  smf plan CONFIG --topology v5e-8
+  bench      benchmark this machine            smf bench --out runs/bench
+  verify     check the integrity of a run      smf verify runs/world
+  doctor     check versions and devices        smf doctor
+  completion complete commands in a shell      smf completion bash
 
 `smf VERB --help` lists the options of a verb; smf --version prints the version.
 With any verb, --debug prints the traceback of an error, and --coordinator
