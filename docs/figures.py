@@ -43,7 +43,7 @@ PARTS = ("before the name", "name", "after the name", "answer")
 FORWARD = (
     ("tokens", "[batch, seq]"),
     ("lower layers", "[batch, seq, dim]"),
-    ("query", "[batch, seq, num_heads, 2, key_dim / 2]"),
+    ("query", "[batch, seq, heads, 2, key_dim/2]"),
     ("product keys, top_k", "slots, weights: [batch, seq, reads]"),
     ("weighted sums of rows", "[batch, seq, value_dim]"),
     ("gate, output, upper layers", "[batch, seq, dim]"),
