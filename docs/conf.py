@@ -26,7 +26,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Notebooks are executed by tests/docs, and their outputs stored.
+# `make tutorials` executes the notebooks, and stores their outputs.
 nb_execution_mode = "off"
 nb_merge_streams = True
 
@@ -35,19 +35,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 80
 napoleon_use_rtype = False
-
-
-def setup(app):
-    """Shortens the name of JAX's array type in signatures."""
-
-    def shorten(app, what, name, obj, options, signature, returns):
-        texts = (signature, returns)
-        return tuple(
-            text and text.replace("jaxlib._jax.Array", "Array") for text in texts
-        )
-
-    app.connect("autodoc-process-signature", shorten)
-
 
 html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
@@ -61,3 +48,15 @@ html_theme_options = {
     "home_page_in_toc": True,
     "navbar_persistent": [],  # the sidebar has the search field
 }
+
+
+def setup(app):
+    """Shortens the name of JAX's array type in signatures."""
+
+    def shorten(app, what, name, obj, options, signature, returns):
+        texts = (signature, returns)
+        return tuple(
+            text and text.replace("jaxlib._jax.Array", "Array") for text in texts
+        )
+
+    app.connect("autodoc-process-signature", shorten)

@@ -139,29 +139,21 @@ def _default(field: dataclasses.Field) -> str:
 def _link(value: Any) -> str:
     """Returns a link to the table of a value's class, with what differs from it."""
     name = type(value).__name__
-    blank = {
-        field.name: field.default
-        for field in dataclasses.fields(value)
-        if field.default is not dataclasses.MISSING
-    }
     changed = [
-        f"`{name}={getattr(value, name)!r}`"
-        for name, default in blank.items()
-        if getattr(value, name) != default
+        f"`{field.name}={getattr(value, field.name)!r}`"
+        for field in dataclasses.fields(value)
+        if field.default not in (dataclasses.MISSING, getattr(value, field.name))
     ]
     return " ".join([f"[{name}](#{name.lower()})", *changed])
 
 
-def write_pages(app: Any) -> None:
+def write_pages(app: Any, settings: Any) -> None:
     """Writes both pages, before Sphinx looks for its sources."""
-    for name, text in (
-        ("cli", command_line()),
-        ("configuration", configuration()),
-    ):
-        (REFERENCE / f"{name}.md").write_text(text)
+    (REFERENCE / "cli.md").write_text(command_line())
+    (REFERENCE / "configuration.md").write_text(configuration())
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Registers the extension."""
-    app.connect("config-inited", lambda app, _: write_pages(app))
+    app.connect("config-inited", write_pages)
     return {"parallel_read_safe": True}

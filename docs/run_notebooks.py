@@ -1,7 +1,4 @@
-"""Executes the notebooks of the tutorials, and stores their outputs in place.
-
-python docs/run_notebooks.py [NAME ...]
-"""
+"""Executes notebooks in place: `python docs/run_notebooks.py [NAME ...]`."""
 
 import os
 import sys

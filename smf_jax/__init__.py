@@ -6,7 +6,8 @@ background corpus selects the few slots that may change, and only those rows are
 updated (Lin et al. 2025, arXiv:2510.15103).
 
 The public names below are imported on first use. `smf --help` is the command line;
-`examples/` shows the layer in a model of your own and the step in a loop of your own.
+`docs/tutorials/own_flax_model.ipynb` shows the layer in a model of your own, and
+`examples/own_loop.py` the step in a loop of your own.
 """
 
 import importlib

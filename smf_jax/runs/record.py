@@ -26,9 +26,7 @@ from smf_jax.config import (
 from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
 from smf_jax.runs.files import CONFIG, read_json
 
-LIBRARIES = (
-    *("smf-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
-)
+LIBRARIES = "smf-jax jax flax optax orbax-checkpoint grain tokenizers".split()
 
 
 class Lineage(NamedTuple):

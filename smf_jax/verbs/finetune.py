@@ -238,7 +238,9 @@ def _background(
     config: FinetuneConfig, base: Run, console: Console
 ) -> Background | None:
     method = config.optim.method
-    memory = base.memory if method in ("smf", "memory") else None
+    if method not in ("smf", "memory"):
+        return None
+    memory = base.memory  # raises if there is none to train
     if method != "smf":
         return None
     require(
