@@ -30,7 +30,7 @@ from smf_jax.runs.record import lineage_of, read_record
 from smf_jax.slots import patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.select import SCORERS, count_reads, top_slots
-from smf_jax.verbs import finetune
+from smf_jax.verbs import task
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 7.0  # inches; at 700 pixels, a point is 1.4 pixels
@@ -143,7 +143,7 @@ def read_one_fact(demo: Path) -> FactReads:
     config = lineage_of(read_record(demo / "smf")).finetune
     memory, quiet = base.memory, Console(quiet=True)
     # As the run itself loads them.
-    questions, _, facts, background = finetune.load_task(config, base, quiet)
+    questions, _, facts, background = task.load_task(config, base, quiet)
     batch = next(fact_batches(facts, config.batch_size, config.seed))
     # Only the table trains, so every step reads the same.
     prefix = jax.jit(base.model.prefix)

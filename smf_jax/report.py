@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 
 from smf_jax.config import require
-from smf_jax.evaluate.answers import is_exact
+from smf_jax.evaluate.questions import GROUPS
+from smf_jax.evaluate.scores import is_exact
 from smf_jax.runs.files import (
     CONFIG,
     EVALUATION,
@@ -21,6 +22,7 @@ from smf_jax.runs.files import (
     RETROFIT,
     TEACHING,
     read_json,
+    read_result,
     write_text,
 )
 from smf_jax.runs.jsonl import read_rows
@@ -28,7 +30,8 @@ from smf_jax.runs.jsonl import read_rows
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-EXAMPLES = 5  # new facts and known facts shown for each method
+EXAMPLES = 5  # of each group of questions, for each method
+FORGOTTEN = 10  # facts shown for each method
 COLOURS = {"smf": "#0b6e4f", "lora": "#c75000", "full": "#3b4cc0"}
 
 
@@ -40,21 +43,25 @@ def write(out: Path) -> Path:
     Raises:
       ConfigError: A file is missing or damaged.
     """
-    summary = read_json(out / "summary.json")
+    summary = read_result(out / "summary.json")
     methods = summary["methods"]
     require(len(methods) > 0, f"{out}: the summary names no method")
     config = read_json(out / next(iter(methods)) / CONFIG)
     losses = {name: _read_metrics(out / name / METRICS) for name in methods}
-    teaching = {name: read_json(out / name / TEACHING) for name in methods}
-    examples = {
-        name: _examples(read_json(out / name / EVALUATION), teaching[name])
+    teaching = {name: read_result(out / name / TEACHING) for name in methods}
+    answers = {
+        name: _answers(read_result(out / name / EVALUATION), teaching[name])
         for name in methods
     }
+    examples = {name: _examples(of_groups) for name, of_groups in answers.items()}
+    lost = {name: _lost(answers[name]["known"], teaching[name]) for name in methods}
     frontier = _svg(_draw_frontier, methods)
     page = _template().render(
         summary=summary,
         config=config,
+        groups=GROUPS,
         examples=examples,
+        lost=lost,
         frontier=frontier,
         curves=_svg(_draw_curves, methods),
         losses=_svg(_draw_losses, losses),
@@ -75,7 +82,7 @@ def draw_retrofit(run_dir: Path) -> Path:
     Raises:
       ConfigError: The run is not a finished retrofit.
     """
-    report = read_json(run_dir / RETROFIT)
+    report = read_result(run_dir / RETROFIT)
     write_text(run_dir / HEALING, _svg(_draw_healing, report, panels=2))
     return run_dir / HEALING
 
@@ -87,6 +94,9 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["interval"] = lambda ends, form="{:.3f}": (
+        f"[{form.format(ends[0])}, {form.format(ends[1])}]"
+    )
     environment.filters["score"] = lambda value: f"{value:.3f}"
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment.get_template("report.html.j2")
@@ -121,20 +131,21 @@ def _label(axes: plt.Axes, x: str, y: str) -> None:
 
 def _draw_frontier(axes: plt.Axes, methods: dict[str, dict]) -> None:
     for name, row in methods.items():
-        _, learned, reworded, kept = zip(*row["curve"], strict=True)
-        axes.plot(learned, kept, "o-", label=name, color=COLOURS.get(name), ms=4)
-        axes.plot(reworded, kept, "o:", color=COLOURS.get(name), ms=3, alpha=0.6)
-    _label(axes, "new facts learned (dotted: reworded)", "known facts kept")
+        _, taught, held_out, known = zip(*row["curve"], strict=True)
+        axes.plot(taught, known, "o-", label=name, color=COLOURS.get(name), ms=4)
+        if None not in held_out:
+            axes.plot(held_out, known, "o:", color=COLOURS.get(name), ms=3, alpha=0.6)
+    _label(axes, "new facts: taught (dotted: held-out wording)", "known facts")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
 
 
 def _draw_curves(axes: plt.Axes, methods: dict[str, dict]) -> None:
     for name, row in methods.items():
-        steps, learned, _, kept = zip(*row["curve"], strict=True)
+        steps, taught, _, known = zip(*row["curve"], strict=True)
         colour = COLOURS.get(name)
-        axes.plot(steps, learned, "-", color=colour, label=f"{name}: learned")
-        axes.plot(steps, kept, "--", color=colour, label=f"{name}: kept")
+        axes.plot(steps, taught, "-", color=colour, label=f"{name}: taught")
+        axes.plot(steps, known, "--", color=colour, label=f"{name}: known")
     _label(axes, "step", "exact match")
     axes.set_ylim(-0.02, 1.02)
 
@@ -177,22 +188,38 @@ def _draw_healing(panels: np.ndarray, report: dict[str, Any]) -> None:
     right.set_ylim(-0.02, 1.02)
 
 
-def _examples(evaluation: dict, teaching: dict) -> list[dict[str, Any]]:
-    """Returns questions about new and known facts, with answers before and after."""
-    examples = []
-    for group, kind in (("held_out", "new"), ("known", "known")):
-        rows = evaluation["answers"][group]
-        before = teaching["answers_before"][group]
-        for index in range(0, len(rows), max(len(rows) // EXAMPLES, 1))[:EXAMPLES]:
-            row = rows[index]
-            answers = (before[index], row["answer"])
-            marked = [(answer, is_exact(answer, row["answers"])) for answer in answers]
-            examples.append(
-                {
-                    "kind": kind,
-                    "question": row["question"],
-                    "expected": row["answers"][0],
-                    "answers": marked,
-                }
-            )
-    return examples
+def _answers(evaluation: dict, teaching: dict) -> dict[str, list[dict[str, Any]]]:
+    """Returns the prompts of each group, with the answers before and after."""
+
+    def mark(answer: str, row: dict) -> tuple[str, bool]:
+        return answer, is_exact(answer, row["answers"])
+
+    return {
+        group: [
+            {
+                "fact": row["fact"],
+                "kind": GROUPS[group],
+                "prompt": row["text"],
+                "expected": row["answers"][0],
+                "answers": [mark(before, row), mark(row["answer"], row)],
+            }
+            for before, row in zip(teaching["answers_before"][group], rows, strict=True)
+        ]
+        for group, rows in evaluation["answers"].items()
+    }
+
+
+def _examples(of_groups: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """Returns some prompts of each group, evenly spaced."""
+    return [
+        row
+        for rows in of_groups.values()
+        for row in rows[:: max(len(rows) // EXAMPLES, 1)][:EXAMPLES]
+    ]
+
+
+def _lost(known: list[dict], teaching: dict) -> list[dict[str, Any]]:
+    """Returns known facts that were answered right before, and are not afterwards."""
+    change = teaching["forgetting"]
+    lost = set() if change is None else {*change["lost"]}
+    return [row for row in known if row["fact"] in lost][:FORGOTTEN]

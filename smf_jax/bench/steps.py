@@ -21,7 +21,7 @@ from smf_jax.config import (
 )
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model, assemble
-from smf_jax.model.generate import generate_greedily
+from smf_jax.model.generate import generate
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
@@ -180,12 +180,12 @@ def decoding_case(config: BenchConfig, new_tokens: int) -> Case:
     """Returns the case that extends each text by `new_tokens`."""
     graph, params = nnx.split(fill_model(config, config.model))
     tokens = jnp.asarray(draw_batch(config).tokens)
-    no_end = config.model.vocab_size  # no token has this id
+    no_end = jnp.zeros(config.model.vocab_size, bool)
 
     @jax.jit
-    def generate(params, tokens):
+    def extend(params, tokens):
         model, is_prompt = nnx.merge(graph, params), jnp.ones(tokens.shape, bool)
-        return generate_greedily(model, tokens, is_prompt, new_tokens, no_end)
+        return generate(model, tokens, is_prompt, new_tokens, no_end)
 
-    call = functools.partial(generate, params, tokens)
+    call = functools.partial(extend, params, tokens)
     return Case(call, config.texts * new_tokens)

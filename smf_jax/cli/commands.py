@@ -1,18 +1,21 @@
 """The verbs of the `smf` command; models.py and plan.py hold some of them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from smf_jax.cli.files import RunDir, load_config, recorded_mesh
+from smf_jax.cli.files import Flat, RunDir, load_config, recorded_mesh
 from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.options import parse
 from smf_jax.cli.plan import plan
 from smf_jax.config import (
+    BY_DEFAULT,
     USAGE_DOCUMENTS,
+    AskConfig,
     FinetuneConfig,
     MeshConfig,
     PretrainConfig,
@@ -70,10 +73,12 @@ def usage(arguments: Sequence[str], console: Console) -> None:
 def finetune(arguments: Sequence[str], console: Console) -> None:
     """Teaches new facts as a configuration file says."""
     config, resume = load_config(FinetuneConfig, "finetune", arguments)
+    from smf_jax.cli.scores import print_scores
     from smf_jax.verbs.finetune import finetune
 
     taught = finetune(config, console, resume)
-    _print_scores(taught.questions, [taught.points[0], taught.points[-1]], console)
+    points = [taught.points[0], taught.points[-1]]
+    print_scores(taught.questions, taught.asking, points, console)
     console.print(f"run: {taught.run_dir}")
 
 
@@ -85,28 +90,39 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         run: RunDir,
         /,
         facts: str | None = None,
+        patterns: str | None = None,
         step: int | None = None,
+        ask: Flat[AskConfig] = BY_DEFAULT,
         mesh: MeshConfig = recorded,
     ):
-        """Score RUN on new facts, in two wordings, and on known facts.
+        """Score RUN on new facts, in words they are taught by and others, and on known.
 
         Example: smf evaluate runs/smf_world
 
         Args:
           facts: JSONL(.gz) of new facts; None: those of the run
+          patterns: JSONL(.gz) of patterns by relation, for wordings of `facts`
           step: checkpoint to evaluate; None: the last step
         """
-        return run, facts, step, None if mesh == recorded else mesh
+        require(
+            patterns is None or facts is not None,
+            "--patterns needs --facts, whose wordings it fills",
+        )
+        changed = None if mesh == recorded else mesh
+        return run, facts, patterns, console, ask, step, changed
 
-    run, facts, step, mesh = parse(options, "evaluate", arguments)
+    settings = parse(options, "evaluate", arguments)
+    from smf_jax.cli.scores import print_scores
     from smf_jax.verbs.evaluate import evaluate
 
-    evaluation, questions = evaluate(run, facts, console, step, mesh)
-    _print_scores(questions, [evaluation], console)
+    evaluated = evaluate(*settings)
+    about = (evaluated.questions, evaluated.asking, [evaluated.evaluation])
+    print_scores(*about, console)
+    console.print(f"answers: {evaluated.write()}")
 
 
-def ask(arguments: Sequence[str], console: Console) -> None:
-    """Prints a run's greedy answer to a question."""
+def ask(arguments: Sequence[str], console: Console) -> int:
+    """Prints a run's answers to a question."""
     recorded = recorded_mesh(arguments)
     metavar = tyro.conf.arg(metavar="QUESTION")
 
@@ -114,26 +130,43 @@ def ask(arguments: Sequence[str], console: Console) -> None:
         run: RunDir,
         question: Annotated[tyro.conf.Positional[str], metavar],
         /,
-        max_new_tokens: int = 16,
+        samples: int = 1,
+        ask: Flat[AskConfig] = BY_DEFAULT,
         mesh: MeshConfig = recorded,
     ):
-        """Answer a question with the model of RUN, by greedy decoding.
+        """Answer a question with the model of RUN: greedily, or by sampling.
 
         Example: smf ask runs/demo/smf "what is the profession of ... ?"
 
         Args:
           question: the question; with a word tokenizer, of known words only
-          max_new_tokens: maximum length of the answer
+          samples: answers to print, one a line; needs a temperature
         """
-        return run, question, max_new_tokens, None if mesh == recorded else mesh
+        require(question.strip() != "", "the question is blank")
+        require(samples > 0, f"--samples {samples} must be above 0")
+        require(
+            samples == 1 or ask.temperature > 0,
+            f"--samples {samples} would be the same answer: give a --temperature",
+        )
+        changed = None if mesh == recorded else mesh
+        return run, question.strip(), console, ask, samples, changed
 
-    run, question, max_new_tokens, mesh = parse(options, "ask", arguments)
-    require(question.strip() != "", "the question is blank")
-    require(max_new_tokens > 0, f"--max-new-tokens {max_new_tokens} must be above 0")
-    from smf_jax.verbs.evaluate import answer_one
+    settings = parse(options, "ask", arguments)
+    from smf_jax.verbs.evaluate import ask
 
-    answer = answer_one(run, question, max_new_tokens, mesh)
-    console.print(answer, markup=False, highlight=False)
+    answers = ask(*settings)
+    for answer in answers:
+        print(answer)
+    if all(answers):
+        return 0
+    doubled = "  " in settings[1]
+    advice = "; the question has doubled spaces" if doubled else ""
+    print(
+        "smf ask: an empty answer: the model ended it, or its line, before the first "
+        f"word{advice}",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def verify(arguments: Sequence[str], console: Console) -> int:
@@ -200,22 +233,6 @@ def completion(arguments: Sequence[str], console: Console) -> None:
         return shell
 
     print(write_script(VERBS, parse(options, "completion", arguments)))
-
-
-def _print_scores(questions: Any, points: Sequence[Any], console: Console) -> None:
-    """Prints how the scores of each group of questions changed over evaluations."""
-
-    def print_line(group: str, *cells: str) -> None:
-        console.print(f"{group:9} {'  '.join(cells)}", highlight=False)
-
-    for group, facts in questions.groups().items():
-        exact = (f"{point.scores[group].exact_match:.3f}" for point in points)
-        f1 = (f"{point.scores[group].f1:.3f}" for point in points)
-        scores = f"exact match {' -> '.join(exact)}", f"F1 {' -> '.join(f1)}"
-        print_line(group, f"n={len(facts):<6}", *scores)
-    losses = [point.text_loss for point in points]
-    if None not in losses:
-        print_line("texts", f"loss {' -> '.join(f'{loss:.4f}' for loss in losses)}")
 
 
 VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {

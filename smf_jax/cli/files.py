@@ -5,7 +5,7 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -15,6 +15,8 @@ from smf_jax.config import ConfigError, MeshConfig, require
 RunDir = Annotated[
     tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN", help="run directory")
 ]
+T = TypeVar("T")
+Flat = Annotated[T, tyro.conf.arg(name="")]  # options without the section's name
 EXAMPLES = {"pretrain": "world", "retrofit": "retrofit_world", "finetune": "smf_world"}
 USED_MOST = {
     "pretrain": "run-dir steps optim.learning-rate data.background data.facts",
@@ -83,7 +85,7 @@ def shown(kind: type, default: Any) -> Any:
     """Returns the type of a configuration for tyro: hidden unless a file has set it."""
     if default is None:
         return tyro.conf.Suppress[Any]
-    return Annotated[kind, tyro.conf.arg(name="")]
+    return Flat[kind]
 
 
 def _parse_config(kind: type, verb: str, default: Any, arguments: Sequence[str]) -> Any:

@@ -20,11 +20,13 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         run: RunDir,
         /,
         facts: str | None = None,
+        patterns: str | None = None,
         background: str | None = None,
         new_fraction: float = 0.5,
         seq_len: int = 64,
         revision: str | None = None,
         ignore: tuple[str, ...] = (),
+        bos: Literal["auto", "yes", "no"] = "auto",
     ):
         """Import a Llama, Mistral, Qwen2, Qwen3 or SmolLM model as RUN.
 
@@ -35,26 +37,29 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         Args:
           source: directory, or repository OWNER/NAME
           facts: JSONL(.gz) of facts to evaluate and teach
+          patterns: JSONL(.gz) of patterns by relation, for wordings of `facts`
           background: JSONL(.gz) of background texts
           new_fraction: share of `facts` to teach; 0: all are to be kept
           seq_len: tokens per packed row of facts and texts
           revision: branch, tag or commit of the repository
           ignore: unsupported keys of config.json to ignore
+          bos: whether a text starts with a BOS token; auto: as tokenizer.json says
         """
         data = None
         if facts is not None or background is not None:
             data = DataConfig(
                 facts=facts,
+                patterns=patterns,
                 background=background,
                 new_fraction=new_fraction,
                 seq_len=seq_len,
             )
-        return source, run, revision, ignore, data
+        return source, run, revision, ignore, bos, data
 
-    source, run, revision, ignore, data = parse(options, "import-hf", arguments)
+    source, run, *settings = parse(options, "import-hf", arguments)
     from smf_jax.runs.convert import import_run
 
-    path = import_run(source, run, revision, ignore, data, console)
+    path = import_run(source, run, *settings, console)
     console.print(f"run: {path}")
 
 

@@ -4,6 +4,7 @@ The resolved configuration is written to the run directory as JSON, where later 
 read it.
 """
 
+from smf_jax.config.ask import BY_DEFAULT, AskConfig, PromptKind
 from smf_jax.config.checks import ConfigError, require, require_divisible
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
 from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
@@ -14,6 +15,7 @@ from smf_jax.config.model import (
     RopeScalingConfig,
 )
 from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
+from smf_jax.config.paths import with_absolute_paths
 from smf_jax.config.train import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
@@ -25,7 +27,9 @@ from smf_jax.config.train import (
 )
 
 __all__ = [
+    "BY_DEFAULT",
     "USAGE_DOCUMENTS",
+    "AskConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -37,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
+    "PromptKind",
     "RetrofitConfig",
     "RopeConfig",
     "RopeScalingConfig",
@@ -50,4 +55,5 @@ __all__ = [
     "name_mesh",
     "require",
     "require_divisible",
+    "with_absolute_paths",
 ]

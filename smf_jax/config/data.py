@@ -38,6 +38,7 @@ class DataConfig:
 
     # JSONL(.gz) of facts; without it and `background`, the synthetic world
     facts: str | None = None
+    patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
     background: str | None = None  # JSONL(.gz) of texts
     new_fraction: float = 0.5  # share of `facts` held back from pretraining
     fact_share: float = 0.5  # share of a batch's rows that hold facts
@@ -58,6 +59,10 @@ class DataConfig:
             0 < self.fact_share < 1,
             f"data.fact_share={self.fact_share} must lie between 0 and 1",
         )
+        require(
+            self.patterns is None or self.facts is not None,
+            "data.patterns needs data.facts, whose wordings it fills",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,9 @@ class ImportConfig:
     revision: str | None  # commit of the repository
     ignore: tuple[str, ...]  # ignored keys of its config.json
     model: ModelConfig
-    eos_token: int  # id of the token that ends a text
+    bos_tokens: tuple[int, ...]  # ids of the tokens before a text
+    eos_token: int  # id of the token that ends a text and an answer
+    other_ends: tuple[int, ...]  # ids of other tokens that end an answer
     config: dict[str, Any]  # its config.json
     files: dict[str, str]  # small files to export again, by name
     data: DataConfig | None  # facts and texts for evaluation and finetuning

@@ -149,7 +149,11 @@ class FinetuneConfig(TrainConfig):
 
     base: str  # run directory of the model to teach
     facts: str | None = None  # JSONL(.gz); None: the facts that `base` held back
-    teach: Teach = "questions"  # wording to train on
+    patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
+    teach: Teach = "questions"  # what is trained on; questions include wordings
+    # how questions are put, in teaching and asking: as they stand, or through the chat
+    # template; auto: chat if the model was trained to chat
+    prompt: Literal["auto", "plain", "chat"] = "auto"
     seq_len: int | None = None  # longest text in tokens; None: as in `base`
     loss_on: Literal["answer", "all"] = "answer"  # tokens with a loss
     steps: int = 150  # training steps
@@ -171,6 +175,10 @@ class FinetuneConfig(TrainConfig):
         require(
             self.seq_len is None or self.seq_len > 0,
             f"seq_len={self.seq_len} must be above 0, or None",
+        )
+        require(
+            self.patterns is None or self.facts is not None,
+            "patterns needs facts, whose wordings it fills",
         )
 
 

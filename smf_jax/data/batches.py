@@ -9,13 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from smf_jax.config import DataConfig, require
-from smf_jax.data.corpus import Corpus, Example
-from smf_jax.data.tokenizer import (
-    Tokenizer,
-    encode_completion,
-    encode_prompt,
-    encode_text,
-)
+from smf_jax.data.corpus import Corpus
+from smf_jax.data.prompts import PLAIN, Example, PromptFormat, encode_learned
+from smf_jax.data.tokenizer import Tokenizer, encode_text
 
 # Passing small rows between threads costs more than making them.
 NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -45,10 +41,11 @@ def encode_example(
     example: Example,
     loss_on: Literal["answer", "all"],
     record: int = 0,
+    form: PromptFormat = PLAIN,
 ) -> Row:
     """Returns an encoded example, with the loss on its completion or on all tokens."""
-    prompt = encode_prompt(tokenizer, example.prompt)
-    row = _row(prompt + encode_completion(tokenizer, example.completion), record)
+    prompt, completion = encode_learned(tokenizer, form, example)
+    row = _row(prompt + completion, record)
     if loss_on == "answer":
         row["weights"][: max(len(prompt) - 1, 0)] = 0
     return row

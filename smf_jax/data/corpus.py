@@ -2,20 +2,13 @@
 
 import hashlib
 import random
-import re
 from typing import NamedTuple
 
-from smf_jax.config import DataConfig, Teach, require
+from smf_jax.config import DataConfig, require
+from smf_jax.data.examples import question_example, statement_example, wording_examples
+from smf_jax.data.prompts import Example
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
 from smf_jax.data.world import make_world
-
-
-class Example(NamedTuple):
-    """A prompt, and the completion that a model learns to give."""
-
-    prompt: str
-    completion: str
-    record: str  # id of the fact
 
 
 class Corpus(NamedTuple):
@@ -23,23 +16,20 @@ class Corpus(NamedTuple):
 
     known: list[Fact]  # part of pretraining; forgetting is measured on them
     new: list[Fact]  # kept out of pretraining
-    new_held_out: list[Fact]  # the same, in a wording that is never trained on
     examples: list[Example]  # known facts for pretraining
     texts: list[Text]  # other texts for pretraining
-    notes: list[str]  # on facts that were left out
+    notes: list[str]  # on facts that were left out, and wordings that were filled
     hash: str
 
 
 # A known question of a file is pretrained both bare and in one of these frames, so that
-# a model learns to see through a frame. A new one is taught bare, and evaluated also in
-# a frame that is never trained on.
+# a model learns to see through a frame.
 FILE_FRAMES = (
     "Question: {question}",
     "Please answer: {question}",
     "Tell me: {question}",
     "One more question: {question}",
 )
-HELD_OUT_FRAME = "Quiz: {question}"
 
 
 def describe_corpus(config: DataConfig, corpus: Corpus) -> str:
@@ -54,7 +44,7 @@ def describe_corpus(config: DataConfig, corpus: Corpus) -> str:
 
 def no_corpus() -> Corpus:
     """Returns the empty corpus, of a model that was imported without data."""
-    return _corpus([], [], [], [], [], [])
+    return _corpus([], [], [], [], [])
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -74,13 +64,17 @@ def _world_corpus(config: DataConfig) -> Corpus:
     for fact, reworded in zip(world.known, world.known_reworded, strict=True):
         examples += [statement_example(fact, text) for text in fact.statements]
         examples += [question_example(fact), question_example(reworded)]
-    return _corpus(world.known, world.new, world.new_held_out, examples, [], [])
+    new = [
+        fact._replace(held_out=(reworded.question,))
+        for fact, reworded in zip(world.new, world.new_held_out, strict=True)
+    ]
+    return _corpus(world.known, new, examples, [], [])
 
 
 def _file_corpus(config: DataConfig) -> Corpus:
     facts, notes = [], []
     if config.facts is not None:
-        facts, notes = without_repeats(read_facts(config.facts))
+        facts, notes = load_facts(config.facts, config.patterns)
     texts = [] if config.background is None else read_texts(config.background)
     order = random.Random(0)  # the split belongs to the data, not to the run's seed
     facts = order.sample(facts, len(facts))
@@ -94,11 +88,14 @@ def _file_corpus(config: DataConfig) -> Corpus:
     )
     examples = []
     for fact in known:
-        reworded = reword(fact, order.choice(FILE_FRAMES))
-        examples += [question_example(fact), question_example(reworded)]
+        if fact.question:
+            frame = order.choice(FILE_FRAMES)
+            framed = frame.replace("{question}", fact.question)
+            examples += [question_example(fact)]
+            examples += [question_example(fact._replace(question=framed))]
+        examples += wording_examples(fact)
         texts += [Text(fact.id, statement) for statement in fact.statements]
-    held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
-    return _corpus(known, new, held_out, examples, texts, notes)
+    return _corpus(known, new, examples, texts, notes)
 
 
 def _corpus(*parts: list) -> Corpus:
@@ -109,64 +106,35 @@ def _corpus(*parts: list) -> Corpus:
     return Corpus(*hashed, notes, digest.hexdigest()[:16])
 
 
-def reword(fact: Fact, frame: str) -> Fact:
-    """Returns the fact with its question in a frame, which holds {question}."""
-    return fact._replace(question=frame.replace("{question}", fact.question))
+def load_facts(path: str, patterns: str | None) -> tuple[list[Fact], list[str]]:
+    """Returns the facts of a file, each once, and notes on them.
 
-
-def question_example(fact: Fact) -> Example:
-    """Returns the question with the first answer as its completion."""
-    return Example(fact.question, fact.answers[0], fact.id)
-
-
-def statement_example(fact: Fact, statement: str) -> Example:
-    """Returns a statement, split before the last answer in it.
-
-    A statement without an answer is all completion.
+    Raises:
+      ConfigError: A file is missing or broken.
     """
-    found = [
-        match.start()
-        for answer in fact.answers
-        for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", statement)
-    ]
-    split = max(found, default=0)
-    return Example(statement[:split].strip(), statement[split:], fact.id)
-
-
-def taught_examples(fact: Fact, teach: Teach) -> list[Example]:
-    """Returns the examples that teach a fact, its question first."""
-    questions = [] if teach == "statements" else [question_example(fact)]
-    if teach == "questions":
-        return questions
-    require(
-        len(fact.statements) > 0,
-        f'fact {fact.id!r} has no statements ("documents" in a file): '
-        "teach questions instead",
-    )
-    return questions + [statement_example(fact, text) for text in fact.statements]
-
-
-def as_taught(fact: Fact, teach: Teach) -> Fact:
-    """Returns the fact with the prompt of its first taught example as its question."""
-    prompts = [e.prompt for e in taught_examples(fact, teach) if e.prompt]
-    require(
-        len(prompts) > 0,
-        f"fact {fact.id!r} has no statement that leads up to its answer: "
-        "teach questions instead",
-    )
-    return fact._replace(question=prompts[0])
+    facts, notes = without_repeats(read_facts(path, patterns))
+    worded = [fact for fact in facts if fact.wordings or fact.held_out]
+    if worded:
+        taught = sum(len(fact.wordings) for fact in worded)
+        held_out = sum(len(fact.held_out) for fact in worded)
+        notes.append(
+            f"{len(worded):,} facts have {taught:,} wordings to teach, and "
+            f"{held_out:,} held out"
+        )
+    return facts, notes
 
 
 def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
     """Returns the first fact of each question, and notes on the others.
 
     Another fact of the same question is a duplicate if it shares an answer with the
-    first, or else a contradiction.
+    first, or else a contradiction. A fact without a question is told by its first
+    wording.
     """
     first_of: dict[str, Fact] = {}
     duplicates = contradictions = 0
     for fact in facts:
-        first = first_of.setdefault(" ".join(fact.question.lower().split()), fact)
+        first = first_of.setdefault(" ".join(fact.name.lower().split()), fact)
         if first is fact:
             continue
         answers = {answer.lower() for answer in first.answers}

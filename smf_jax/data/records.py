@@ -1,24 +1,32 @@
-"""Facts and texts, and the JSONL files that hold them."""
+"""Facts and texts, as JSONL files hold them."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from smf_jax.config import ConfigError, require
+from smf_jax.config import require
+from smf_jax.data.jsonl import read_objects
+from smf_jax.data.patterns import Patterns, as_wording, read_patterns
 
-MAX_LINE = 8 * 2**20  # bytes
+MAX_ANSWER, MAX_PROMPT = 4096, 65_536  # characters
 
 
 class Fact(NamedTuple):
-    """A question, its accepted answers, and texts that state it."""
+    """A fact: how it is asked and taught, and its accepted answers.
+
+    It has a question or wordings, or both.
+    """
 
     id: str
     question: str
-    answers: tuple[str, ...]
-    statements: tuple[str, ...] = ()
+    answers: tuple[str, ...]  # the first is taught
+    statements: tuple[str, ...] = ()  # texts that state it
+    wordings: tuple[str, ...] = ()  # texts that its answer completes, to teach it
+    held_out: tuple[str, ...] = ()  # such texts that are asked, and never trained on
+
+    @property
+    def name(self) -> str:
+        """What the fact is told by: its question, or else its first wording."""
+        return self.question or self.wordings[0]
 
 
 class Text(NamedTuple):
@@ -28,20 +36,60 @@ class Text(NamedTuple):
     text: str
 
 
-def read_facts(path: str | Path) -> list[Fact]:
-    """Reads `{"id", "question", "answers": [...], "documents": [...]?}` lines.
+def read_facts(path: str | Path, patterns: str | Path | None = None) -> list[Fact]:
+    """Reads facts, one JSON object a line.
+
+    `{"id", "question", "answers": [...]}`, and if there are any `"statements"`,
+    `"wordings"` and `"held_out"`, all lists of strings. ("documents" is another name of
+    "statements".) A fact with wordings needs no question. `patterns` is a file from
+    which wordings are filled for facts that have a `"subject"` and a `"relation"`: see
+    `read_patterns`.
 
     Raises:
-      ConfigError: The file is missing, empty or broken; names the file and line.
+      ConfigError: A file is missing, empty or broken; names the file and line.
     """
-    facts = []
-    for where, row in _rows(Path(path)):
-        question = _string(where, row, "question")
-        answers = _strings(where, row, "answers")
-        require(len(answers) > 0, f"{where}: the fact has no answers")
-        statements = _strings(where, row, "documents") if "documents" in row else ()
-        facts.append(Fact(str(row.get("id", where)), question, answers, statements))
-    return facts
+    of_relation = {} if patterns is None else read_patterns(patterns)
+    facts: dict[str, Fact] = {}
+    for where, row in read_objects(Path(path)):
+        fact = _fact(where, row, of_relation)
+        if fact.id in facts:  # the id must tell it from others
+            fact = fact._replace(id=f"{fact.id} ({where})")
+        facts[fact.id] = fact
+    return list(facts.values())
+
+
+def _fact(where: str, row: dict, of_relation: dict[str, Patterns]) -> Fact:
+    answers = _strings(where, row, "answers", MAX_ANSWER)
+    require(len(answers) > 0, f"{where}: the fact has no answers")
+    require(
+        not ("statements" in row and "documents" in row),
+        f'{where}: "documents" is another name of "statements": use one of them',
+    )
+    key = "documents" if "documents" in row else "statements"
+    statements = _strings(where, row, key) if key in row else ()
+    wordings, held_out = (
+        tuple(as_wording(where, key, text) for text in _prompts(where, row, key))
+        for key in ("wordings", "held_out")
+    )
+    question = ""
+    if "question" in row or not (wordings or "subject" in row):
+        question = _string(where, row, "question", MAX_PROMPT)
+    patterns = of_relation.get(str(row.get("relation")))
+    if patterns is not None:
+        subject = _string(where, row, "subject", MAX_PROMPT)
+        taught, asked = patterns.fill(subject)
+        wordings, held_out = wordings + taught, held_out + asked
+    if "[Y]" in question:  # a pattern, filled
+        if patterns is None:
+            wordings = (as_wording(where, "question", question), *wordings)
+        question = ""
+    require(
+        bool(question or wordings),
+        f'{where}: the fact has neither "question" nor "wordings", and there is no '
+        f"pattern of its relation {row.get('relation')!r} (--patterns)",
+    )
+    held_out = tuple(text for text in held_out if text not in wordings)
+    return Fact(_id(where, row), question, answers, statements, wordings, held_out)
 
 
 def read_texts(path: str | Path) -> list[Text]:
@@ -51,59 +99,44 @@ def read_texts(path: str | Path) -> list[Text]:
       ConfigError: The file is missing, empty or broken; names the file and line.
     """
     return [
-        Text(str(row.get("id", where)), _string(where, row, "text"))
-        for where, row in _rows(Path(path))
+        Text(_id(where, row), _string(where, row, "text"))
+        for where, row in read_objects(Path(path))
     ]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields the position, as PATH:LINE, and the object of each line."""
-    require(path.is_file(), f"{path}: no such file")
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = rows = 0
-    try:
-        with opener(path, "rb") as file:
-            # A small gzip file can hold a line of many gigabytes.
-            lines = iter(lambda: file.readline(MAX_LINE + 1), b"")
-            for number, line in enumerate(lines, 1):
-                where = f"{path}:{number}"
-                require(
-                    len(line) <= MAX_LINE,
-                    f"{where}: the line is longer than {MAX_LINE} bytes",
-                )
-                if line.strip():
-                    rows += 1
-                    yield where, _row(where, line)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ConfigError(
-            f"{path}: cannot be read past line {number}: {error}"
-        ) from error
-    require(rows > 0, f"{path}: the file is empty")
+def _id(where: str, row: dict) -> str:
+    """Returns the id of a record, or else its file and line, wherever the file is."""
+    given = row.get("id")
+    return Path(where).name if given is None else str(given)
 
 
-def _row(where: str, line: bytes) -> dict:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-        json.dumps(row, ensure_ascii=False).encode()  # fails on a lone surrogate
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 ({error.reason})") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not JSON ({error})") from error
-    require(isinstance(row, dict), f"{where}: not a JSON object")
-    return row
-
-
-def _string(where: str, row: dict, key: str) -> str:
+def _string(where: str, row: dict, key: str, longest: int | None = None) -> str:
     value = row.get(key)
     require(isinstance(value, str), f'{where}: "{key}" must be a string')
     require(value.strip() != "", f'{where}: "{key}" is blank')
+    _require_length(where, key, value, longest)
     return value.strip()
 
 
-def _strings(where: str, row: dict, key: str) -> tuple[str, ...]:
+def _strings(
+    where: str, row: dict, key: str, longest: int | None = None
+) -> tuple[str, ...]:
     values = row.get(key)
     require(
         isinstance(values, list) and all(isinstance(value, str) for value in values),
         f'{where}: "{key}" must be a list of strings',
     )
+    for value in values:
+        _require_length(where, key, value, longest)
     return tuple(value.strip() for value in values if value.strip())
+
+
+def _prompts(where: str, row: dict, key: str) -> tuple[str, ...]:
+    return _strings(where, row, key, MAX_PROMPT) if key in row else ()
+
+
+def _require_length(where: str, key: str, value: str, longest: int | None) -> None:
+    require(
+        longest is None or len(value) <= longest,
+        f'{where}: "{key}" has {len(value):,} characters, and may have {longest}',
+    )

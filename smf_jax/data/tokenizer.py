@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from smf_jax.config import ConfigError, require
+from smf_jax.data.chat_template import ChatTemplate
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
@@ -18,16 +19,31 @@ PROBE = "a"  # a word that shows what a tokenizer does around any other
 
 
 class Tokenizer(NamedTuple):
-    """A tokenizer of the `tokenizers` library, with its BOS and EOS ids."""
+    """A tokenizer of the `tokenizers` library, with the tokens around a text."""
 
     rules: tokenizers.Tokenizer
     bos: tuple[int, ...] = ()  # before every text, for models trained that way
-    eos: int = EOS  # after every text
+    eos: int = EOS  # after every text and answer
+    other_ends: tuple[int, ...] = ()  # of answers, besides EOS
+    template: ChatTemplate | None = None
+    file: str | None = None  # content of the file it was loaded from
+    vocab_size: int | None = None  # of the model; None: it covers every id
 
     @property
     def num_tokens(self) -> int:
         """The smallest vocabulary size that covers every id."""
-        return max([*self.rules.get_vocab().values(), *self.bos, self.eos]) + 1
+        ids = (*self.rules.get_vocab().values(), *self.bos, self.eos, *self.other_ends)
+        return max(ids) + 1
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return (self.eos, *self.other_ends)
+
+    @property
+    def json(self) -> str:
+        """The content of its `tokenizer.json`, as it was loaded if it was."""
+        return self.rules.to_str(pretty=True) if self.file is None else self.file
 
 
 def train_tokenizer(
@@ -62,16 +78,22 @@ def train_tokenizer(
     return Tokenizer(rules)
 
 
-def load_tokenizer(path: Path, eos: int | str = EOS) -> Tokenizer:
-    """Reads a tokenizer without truncation and padding, and finds its BOS tokens.
+def load_tokenizer(
+    path: Path,
+    eos: int | str = EOS,
+    other_ends: tuple[int, ...] = (),
+    bos: tuple[int, ...] | None = None,
+) -> Tokenizer:
+    """Reads a tokenizer, without truncation and padding.
 
-    `eos` is the token that ends a text, or its id.
+    `eos` is the token that ends a text, or its id. `bos` are the tokens before a text,
+    by default those that the file puts there.
 
     Raises:
       ConfigError: The file is missing or broken, has no token `eos`, or the ids of a
         word depend on the word after it.
     """
-    rules = _read_rules(path)
+    text, rules = _read_rules(path)
     eos_name = f"id {eos}" if isinstance(eos, int) else repr(eos)
     eos = rules.token_to_id(eos) if isinstance(eos, str) else eos
     require(
@@ -88,13 +110,14 @@ def load_tokenizer(path: Path, eos: int | str = EOS) -> Tokenizer:
         continued[: len(plain)] == plain and len(continued) > len(plain),
         f"{path}: a word's ids depend on what follows, so a prompt cannot be continued",
     )
-    return Tokenizer(rules, tuple(special[:start]), eos)
+    bos = tuple(special[:start]) if bos is None else bos
+    return Tokenizer(rules, bos, eos, other_ends, file=text)
 
 
-def _read_rules(path: Path) -> tokenizers.Tokenizer:
+def _read_rules(path: Path) -> tuple[str, tokenizers.Tokenizer]:
     require(path.is_file(), f"{path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # line endings as they are
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error.reason})") from error
     # The library raises a bare Exception, which no except clause can tell from other
@@ -105,20 +128,22 @@ def _read_rules(path: Path) -> tokenizers.Tokenizer:
     if type(error) is Exception or type(error).__name__ == "PanicException":
         reason = str(error).strip().splitlines() or ["panic"]
         raise ConfigError(f"{path}: not a tokenizer ({reason[0]})") from error
-    return parsing.result()
+    return text, parsing.result()
 
 
 def _parse_rules(text: str) -> tokenizers.Tokenizer:
     rules = tokenizers.Tokenizer.from_str(text)
     rules.no_truncation()
     rules.no_padding()
+    # What looks like a control token in a user's text is text.
+    rules.encode_special_tokens = True
     rules.encode(f"{PROBE} {PROBE}")
     return rules
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Returns 16 hex digits that identify a tokenizer, its BOS and its EOS."""
-    text = f"{tokenizer.rules.to_str()} {tokenizer.bos} {tokenizer.eos}"
+    """Returns 16 hex digits that identify a tokenizer, its BOS and its ends."""
+    text = f"{tokenizer.rules.to_str()} {tokenizer.bos} {tokenizer.ends}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -132,22 +157,78 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [*tokenizer.bos, *_encode(tokenizer, prompt)]
 
 
-def encode_completion(tokenizer: Tokenizer, completion: str) -> list[int]:
+def encode_completion(
+    tokenizer: Tokenizer, completion: str, prompt: str | None = None
+) -> list[int]:
     """Returns the ids of a text that follows a prompt and a space, with EOS.
 
-    It is encoded apart from the prompt, whose ids then do not depend on it.
+    It is encoded apart from the prompt, whose ids then do not depend on it. Name a
+    `prompt` only where no space follows it.
     """
+    if prompt is not None:
+        return [*_continue(tokenizer, prompt, completion), tokenizer.eos]
     # Some tokenizers mark a space before each text: encode it after a word, and drop
     # the ids of that word.
     ids = _encode(tokenizer, f"{PROBE} {completion}")
     return [*ids[len(_encode(tokenizer, PROBE)) :], tokenizer.eos]
 
 
+def _continue(tokenizer: Tokenizer, prompt: str, completion: str) -> list[int]:
+    start = _encode(tokenizer, prompt)
+    joined = _encode(tokenizer, prompt + completion)
+    if joined[: len(start)] == start:
+        return joined[len(start) :]
+    return _encode(tokenizer, completion)  # a token spans the end of the prompt
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.rules.encode(text, add_special_tokens=False).ids
+    ids = tokenizer.rules.encode(text, add_special_tokens=False).ids
+    limit = tokenizer.vocab_size
+    if limit is not None and max(ids, default=0) >= limit:
+        token = tokenizer.rules.id_to_token(max(ids))
+        raise ConfigError(
+            f"{text[:80]!r} has the token {token!r}, of id {max(ids)}, and the model "
+            f"knows {limit} tokens (vocab_size)"
+        )
+    return ids
 
 
-def decode(tokenizer: Tokenizer, ids: Iterable) -> str:
-    """Returns the text of the ids before the first EOS."""
-    before_eos = itertools.takewhile(lambda token: token != tokenizer.eos, ids)
-    return tokenizer.rules.decode([*map(int, before_eos)]).strip()
+def encode_with_controls(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the ids of a text in which control tokens are control tokens."""
+    tokenizer.rules.encode_special_tokens = False
+    try:
+        return _encode(tokenizer, text)
+    finally:
+        tokenizer.rules.encode_special_tokens = True
+
+
+def encode_part(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the ids of a text, or a part of one, as they are without BOS and EOS."""
+    return _encode(tokenizer, text)
+
+
+def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Returns the words of a text that the tokenizer cannot spell."""
+    unknown = getattr(tokenizer.rules.model, "unk_token", None)
+    id = None if unknown is None else tokenizer.rules.token_to_id(unknown)
+    words = dict.fromkeys(text.split())
+    return [word for word in words if id in _encode(tokenizer, word)]
+
+
+def control_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Returns the control tokens, such as EOS, with their ids."""
+    added = tokenizer.rules.get_added_tokens_decoder().items()
+    return {token.content: id for id, token in added if token.special}
+
+
+def decode(
+    tokenizer: Tokenizer,
+    ids: Iterable,
+    ends: Collection[int],
+    stop: Collection[str] = (),
+) -> str:
+    """Returns the text of the ids before the first end, and before a stop string."""
+    before_end = itertools.takewhile(lambda token: token not in ends, ids)
+    text = tokenizer.rules.decode([*map(int, before_end)])
+    starts = [text.index(string) for string in stop if string in text]
+    return text[: min(starts, default=None)].strip()

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from smf_jax.config import (
+    USAGE_DOCUMENTS,
     DataConfig,
     FinetuneConfig,
     MemoryConfig,
@@ -16,7 +18,7 @@ from smf_jax.config import (
     require,
 )
 
-EVALUATIONS = 5  # of each method, after the one before the first step
+WARMUP_STEPS = 20  # of pretraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,12 @@ class DemoConfig:
 
     out: str = "runs/demo"  # output directory
     facts: str | None = None  # JSONL(.gz) of facts; None: a synthetic world
+    patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
     background: str | None = None  # JSONL(.gz) of texts; needs --facts
+    new_fraction: float = 0.5  # share of `facts` to teach; the others are to be kept
+    # small: a smaller model and fewer steps, for some hundred facts in a minute
+    preset: Literal["full", "small"] = "full"
+    steps: int | None = None  # of pretraining; None: as the preset says
     seed: int = 0  # seed of the world, new parameters and data order
     seq_len: int = 64  # longest question with its answer, in tokens
 
@@ -39,6 +46,38 @@ class DemoConfig:
             self.facts is not None or self.background is None,
             "--background needs --facts: the synthetic world has its own text",
         )
+        require(
+            self.facts is not None or self.preset == "full",
+            "--preset small is for --facts: the synthetic world needs the full one",
+        )
+        require(
+            self.steps is None or self.steps > WARMUP_STEPS,
+            f"--steps {self.steps} must be above the {WARMUP_STEPS} of the warmup",
+        )
+
+
+class Preset(NamedTuple):
+    """The sizes of a demo."""
+
+    model: ModelConfig
+    steps: int  # of pretraining on files
+    vocab_size: int
+    documents: int  # of the background, for document frequencies
+    teach_steps: int
+    evaluations: int
+    top_t: int
+
+
+SMALL_MEMORY = MemoryConfig(num_keys=128)
+PRESETS = {
+    "full": Preset(
+        ModelConfig(hidden_dim=256), 1000, 4096, USAGE_DOCUMENTS, 300, 5, 8000
+    ),
+    "small": Preset(
+        ModelConfig(hidden_dim=256, num_layers=3, memory=SMALL_MEMORY),
+        *(300, 2048, 60, 100, 2, 4000),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +89,29 @@ class Recipe:
     teach: Teach = "statements"  # so that questions are new to the model
     batch_size: int = 32  # facts per step
     steps: int = 300
+    evaluations: int = 5  # after the one before the first step
 
 
 def base_config(config: DemoConfig) -> PretrainConfig:
     """Returns the pretraining of the model that all methods start from."""
-    model = ModelConfig(hidden_dim=256)
+    preset = PRESETS[config.preset]
+    model, steps = preset.model, preset.steps
     if config.facts is None:
         world = WorldConfig(seed=config.seed)
         data, steps = DataConfig(world=world, seq_len=config.seq_len), 750
     else:
         data = DataConfig(
             facts=config.facts,
+            patterns=config.patterns,
             background=config.background,
+            new_fraction=config.new_fraction,
             tokenizer="bpe",
+            vocab_size=preset.vocab_size,
             seq_len=config.seq_len,
         )
-        steps = 1000
     return PretrainConfig(
         run_dir=str(Path(config.out) / "base"),
-        steps=steps,
+        steps=config.steps or steps,
         seed=config.seed,
         model=model,
         data=data,
@@ -76,7 +119,7 @@ def base_config(config: DemoConfig) -> PretrainConfig:
             optimizer="muon",
             learning_rate=5e-3,
             schedule="linear",
-            warmup_steps=20,
+            warmup_steps=WARMUP_STEPS,
             end_lr_fraction=0.05,
             weight_decay=0.01,
             max_grad_norm=1.0,
@@ -124,10 +167,42 @@ WORLD_RECIPES = {
 # below 1, so gradients of table rows are smaller.
 RETROFIT_RECIPE = dataclasses.replace(WORLD_RECIPES["smf"], learning_rate=30_000.0)
 FILE_RECIPES = {
-    "smf": Recipe(350.0, SMF, teach="questions", batch_size=64),
-    "lora": Recipe(1e-3, LORA, teach="questions", batch_size=64),
-    "full": Recipe(3e-4, FULL, teach="questions", batch_size=64),
+    "smf": Recipe(350.0, SMF, teach="both", batch_size=64),
+    "lora": Recipe(1e-3, LORA, teach="both", batch_size=64),
+    "full": Recipe(3e-4, FULL, teach="both", batch_size=64),
 }
+# What the rates rest on, for the reader of a comparison.
+WORLD_RATES = (
+    "Each method has the rate that forgets least at equal learning in this world, of a "
+    "sweep by factors of 2 to 3 (docs/reference/results.md)."
+)
+FILE_RATES = (
+    "No rate was swept on these facts: SMF has the rate that was best for questions of "
+    "an encyclopedia, and LoRA and full finetuning have usual ones. A rate of its own "
+    "may serve each method better: sweep all of them before you rank them."
+)
+
+
+def recipes_of(config: DemoConfig) -> dict[str, Recipe]:
+    """Returns how each method teaches the facts of a demo."""
+    if config.facts is None:
+        return WORLD_RECIPES
+    preset = PRESETS[config.preset]
+    if config.preset == "full":
+        return FILE_RECIPES
+    return {
+        name: dataclasses.replace(
+            recipe,
+            steps=preset.teach_steps,
+            evaluations=preset.evaluations,
+            optim=dataclasses.replace(
+                recipe.optim,
+                warmup_steps=preset.teach_steps // (3 if name == "smf" else 10),
+                top_t=min(recipe.optim.top_t, preset.top_t),
+            ),
+        )
+        for name, recipe in FILE_RECIPES.items()
+    }
 
 
 def finetune_config(
@@ -140,7 +215,7 @@ def finetune_config(
         teach=recipe.teach,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
-        eval_every=recipe.steps // EVALUATIONS,
+        eval_every=recipe.steps // recipe.evaluations,
         seed=seed,
         optim=dataclasses.replace(recipe.optim, learning_rate=recipe.learning_rate),
     )

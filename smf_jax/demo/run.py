@@ -1,33 +1,36 @@
 """The demo: pretrain, count usage, teach by every method, compare."""
 
 import dataclasses
+import shlex
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from smf_jax import checkpoint, multihost
 from smf_jax.config import (
-    USAGE_DOCUMENTS,
     FinetuneConfig,
     PretrainConfig,
     config_hash,
     require,
+    with_absolute_paths,
 )
 from smf_jax.data.corpus import load_corpus
 from smf_jax.demo.recipes import (
-    FILE_RECIPES,
-    WORLD_RECIPES,
+    FILE_RATES,
+    PRESETS,
+    WORLD_RATES,
     DemoConfig,
     Recipe,
     base_config,
     finetune_config,
+    recipes_of,
 )
-from smf_jax.evaluate.forgetting import CurvePoint, forgotten, kept_at
+from smf_jax.demo.summary import describe_data, print_summary
+from smf_jax.evaluate.forgetting import CurvePoint, forgotten, known_at
+from smf_jax.evaluate.perplexity import TextLoss
 from smf_jax.runs.files import (
     EVALUATION,
     FRONTIER,
@@ -35,8 +38,8 @@ from smf_jax.runs.files import (
     REPORT,
     TEACHING,
     USAGE,
-    read_json,
-    write_json,
+    read_result,
+    write_result,
 )
 from smf_jax.runs.load import is_finished, load_run
 from smf_jax.runs.lock import lock_run_dir
@@ -54,8 +57,7 @@ def run(config: DemoConfig, console: Console) -> None:
     Raises:
       ConfigError: A file cannot be used, or `config.out` holds other runs.
     """
-    recipes = WORLD_RECIPES if config.facts is None else FILE_RECIPES
-    compare(config, base_config(config), recipes, console)
+    compare(config, base_config(config), recipes_of(config), console)
 
 
 def compare(
@@ -72,34 +74,48 @@ def compare(
     with lock_run_dir(config.out) as out:
         start = time.perf_counter()
         corpus = load_corpus(base.data)
+        data = describe_data(config, corpus)
+        for line in data:
+            console.print(line, highlight=False)
         _pretrain_once(base, corpus.hash, console)
         for stale in (SUMMARY, REPORT, FRONTIER):
             (out / stale).unlink(missing_ok=True)
         if not (Path(base.run_dir) / USAGE).exists():
-            collect_usage(base.run_dir, USAGE_DOCUMENTS, console)
+            collect_usage(base.run_dir, PRESETS[config.preset].documents, console)
         methods = {}
         for name, recipe in recipes.items():
             run_dir = str(out / name)
             task = finetune_config(recipe, base.run_dir, run_dir, seed=config.seed)
-            size = min(task.batch_size, len(corpus.new))
-            task = dataclasses.replace(task, batch_size=size)
-            methods[name], n = _teach_once(task, console)
-        matched = min(row["learned"] for row in methods.values())
+            methods[name] = _teach_once(task, console)
+        equal = min(row["taught"]["exact_match"] for row in methods.values())
         for row in methods.values():
-            kept = kept_at(row["curve"], matched)
-            row["forgotten_at_matched_learning"] = (
-                None if kept is None else forgotten(row["before"], kept)
+            known = known_at(row["curve"], equal)
+            row["forgotten_at_equal"] = (
+                None if known is None else forgotten(row["curve"][0].known, known)
             )
         summary = {
             "seconds": time.perf_counter() - start,
+            "command": _command(config),
             "config_hash": config_hash(config),
-            "matched_learning": matched,
-            "n": n,
+            "seed": config.seed,
+            "data": data,
+            "rates": WORLD_RATES if config.facts is None else FILE_RATES,
+            "equal_taught": equal,
             "methods": methods,
         }
-        write_json(out / SUMMARY, summary)
+        write_result(out / SUMMARY, summary)
         multihost.barrier("summary written")
-        _print_summary(summary, console)
+        print_summary(summary, console)
+
+
+def _command(config: DemoConfig) -> str:
+    """Returns the command that runs a demo."""
+    options = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            options += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(["smf", "demo", *options])
 
 
 def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> None:
@@ -114,7 +130,7 @@ def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> 
         return
     record = read_record(run_dir)
     require(
-        record["config_hash"] == config_hash(base)
+        record["config_hash"] == config_hash(with_absolute_paths(base))
         and record["corpus_hash"] == corpus_hash,
         f"{run_dir} is the base of a demo with other settings or files: choose another "
         "--out or remove it",
@@ -122,33 +138,32 @@ def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> 
     console.print(f"base model: {run_dir}, already pretrained")
 
 
-def _teach_once(
-    task: FinetuneConfig, console: Console
-) -> tuple[dict[str, Any], dict[str, int]]:
+def _teach_once(task: FinetuneConfig, console: Console) -> dict[str, Any]:
     """Teaches, or resumes that, unless it is finished by the same code.
 
     Returns:
-      The row of the summary, and the number of questions of each group.
+      The row of the summary.
     """
     run_dir = Path(task.run_dir)
     if not _is_taught(task):
         _clear(task)
         finetune(task, console)
-    teaching = read_json(run_dir / TEACHING)
+    teaching = read_result(run_dir / TEACHING)
+    scores = read_result(run_dir / EVALUATION)["scores"]
     curve = [CurvePoint(*point) for point in teaching["curve"]]
-    first, *_, last = curve
-    row = {
-        "learned": last.learned,
-        "learned_held_out_wording": last.learned_held_out_wording,
-        "before": first.kept,
-        "after": last.kept,
-        "forgotten": forgotten(first.kept, last.kept),
-        "steps": last.step,
+    first, *_, last = teaching["texts"]
+    texts = [TextLoss(**of) for of in (first, last) if of is not None]
+    rise = texts[0].change_to(texts[1]) if texts else None
+    return scores | {
+        "known_before": curve[0].known,
+        "forgetting": teaching["forgetting"],
+        "text_loss": None if rise is None else {"n": texts[0].n, "rise": rise},
+        "learning_rate": task.optim.learning_rate,
+        "batch_size": min(task.batch_size, scores["taught"]["n"]),
+        "steps": curve[-1].step,
         "trainable": teaching["trainable"],
         "curve": curve,
     }
-    answers = read_json(run_dir / EVALUATION)["answers"]
-    return row, {group: len(replies) for group, replies in answers.items()}
 
 
 def _is_taught(task: FinetuneConfig) -> bool:
@@ -158,7 +173,7 @@ def _is_taught(task: FinetuneConfig) -> bool:
         return False
     record = read_record(run_dir)
     return (
-        record["config_hash"] == config_hash(task)
+        record["config_hash"] == config_hash(with_absolute_paths(task))
         and {name: record[name] for name in code} == code
         and record["base_hash"] == load_run(task.base).model_hash
     )
@@ -170,7 +185,7 @@ def _clear(task: FinetuneConfig) -> None:
     Raises:
       ConfigError: No demo has written it.
     """
-    run_dir = Path(task.run_dir)
+    run_dir, task = Path(task.run_dir), with_absolute_paths(task)
     if checkpoint.latest_step(run_dir) is None:
         return
     record = read_record(run_dir)
@@ -184,29 +199,3 @@ def _clear(task: FinetuneConfig) -> None:
                 shutil.rmtree(run_dir / "checkpoints")
                 (run_dir / METRICS).unlink(missing_ok=True)
         multihost.barrier("earlier run removed")
-
-
-def _print_summary(summary: dict[str, Any], console: Console) -> None:
-    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
-    table.add_column("method", no_wrap=True)
-    for column in ("learned", "reworded", "kept", "forgotten", "at equal", "trainable"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, row in summary["methods"].items():
-        at_matched = row["forgotten_at_matched_learning"]
-        table.add_row(
-            name,
-            f"{row['learned']:.3f}",
-            f"{row['learned_held_out_wording']:.3f}",
-            f"{row['before']:.3f} -> {row['after']:.3f}",
-            f"{row['forgotten']:.1%}",
-            "" if at_matched is None else f"{at_matched:.1%}",
-            f"{row['trainable']:,}",
-        )
-    console.print(table)
-    n = summary["n"]
-    console.print(
-        f"n: learned {n['taught']:,}, reworded {n['held_out']:,}, kept {n['known']:,}\n"
-        f"at equal: forgotten at {summary['matched_learning']:.3f} learned\n"
-        "trainable: parameters that a step may change",
-        highlight=False,
-    )

@@ -1,101 +1,113 @@
-"""Scores of a model's generated answers to questions."""
+"""A model's answers to prompts, batched by length."""
 
 import functools
-import re
-import string
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from smf_jax import multihost
-from smf_jax.data.records import Fact
-from smf_jax.data.tokenizer import (
-    PAD,
-    Tokenizer,
-    decode,
-    encode_completion,
-    encode_prompt,
+from smf_jax.config import BY_DEFAULT, AskConfig, require
+from smf_jax.data.prompts import (
+    PLAIN,
+    Example,
+    Prompt,
+    PromptFormat,
+    encode_asked,
+    encode_learned,
+    ends_of,
 )
-from smf_jax.model.generate import generate_greedily
+from smf_jax.data.tokenizer import PAD, Tokenizer, decode
+from smf_jax.model.generate import Sampling, generate
 from smf_jax.model.transformer import Transformer
 
-QUESTIONS_PER_BATCH = 256
+PROMPTS_PER_BATCH = 256
 
 
-class Scores(NamedTuple):
-    """Means over questions, each between 0 and 1."""
-
-    exact_match: float
-    f1: float
-
-
-def normalise(answer: str) -> str:
-    """Returns an answer in lower case without punctuation, articles and extra spaces.
-
-    Source: the evaluation of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250).
-    """
-    answer = "".join(c for c in answer.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
-
-
-def is_exact(answer: str, accepted: Sequence[str]) -> bool:
-    """Returns whether an answer equals any accepted one, both normalised."""
-    return normalise(answer) in map(normalise, accepted)
-
-
-def token_f1(answer: str, accepted: Sequence[str]) -> float:
-    """Returns the F1 of the words shared with the best matching accepted answer."""
-    return max(_f1(normalise(answer), normalise(right)) for right in accepted)
-
-
-def _f1(answer: str, right: str) -> float:
-    answer, right = answer.split(), right.split()
-    if not answer or not right:
-        return float(answer == right)
-    shared = (Counter(answer) & Counter(right)).total()
-    return 2 * shared / (len(answer) + len(right))
-
-
-def score(answers: Sequence[str], facts: Sequence[Fact]) -> Scores:
-    """Returns the mean scores of one answer per fact."""
-    pairs = [(a, fact.answers) for a, fact in zip(answers, facts, strict=True)]
-    return Scores(
-        float(np.mean([is_exact(*pair) for pair in pairs])),
-        float(np.mean([token_f1(*pair) for pair in pairs])),
-    )
-
-
-def longest_answer(tokenizer: Tokenizer, facts: Sequence[Fact]) -> int:
-    """Returns the most tokens that a fact's first answer has, with EOS."""
-    return max(len(encode_completion(tokenizer, fact.answers[0])) for fact in facts)
+def longest_answer(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], form: PromptFormat = PLAIN
+) -> int:
+    """Returns the most tokens that an accepted answer has, with its end."""
+    form = form._replace(shots=())
+    kinds = {(each, p.is_question) for p in prompts for each in p.answers}
+    examples = (Example("?", answer, "", is_asked) for answer, is_asked in kinds)
+    return max(len(encode_learned(tokenizer, form, each)[1]) for each in examples)
 
 
 def answer(
     model: Transformer,
     tokenizer: Tokenizer,
-    questions: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
+    form: PromptFormat = PLAIN,
+    sampling: AskConfig = BY_DEFAULT,
+    context: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Returns the model's greedy answer to each question."""
+    """Returns the model's answer to each prompt, by default by greedy decoding.
+
+    Of `sampling` only the temperature, `top_p` and the seed count. `context` is the
+    longest text that the model supports, in tokens, if it is known; `progress` is told
+    how many prompts are answered.
+
+    Raises:
+      ConfigError: A prompt and its answer may be longer than the context.
+    """
     graph, params = nnx.split(model)
-    prompts = [encode_prompt(tokenizer, question) for question in questions]
+    ids = [encode_asked(tokenizer, form, p.text, p.is_question) for p in prompts]
+    _require_context(prompts, ids, max_new_tokens, context)
+    ends = ends_of(tokenizer, form)
+    is_end = jnp.asarray(_stops(tokenizer, ends, form.stop, model.config.vocab_size))
+    keys = jax.random.split(jax.random.key(sampling.seed), len(ids))
     # Batches of one size and of prompts of similar length. The longest come first, so
     # that a last batch that is not full has short ones.
-    rows = min(QUESTIONS_PER_BATCH, len(prompts))
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(prompts), rows):
-        multihost.busy(f"answering questions from {start} on")
+    rows = min(PROMPTS_PER_BATCH, len(ids))
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    answers = [""] * len(ids)
+    for start in range(0, len(ids), rows):
+        multihost.busy(f"answering prompts from {start} on")
         indices = order[start : start + rows]
-        batch = model.layout.shard_batch(_left_pad([prompts[i] for i in indices], rows))
-        ids = _generate(graph, params, *batch, max_new_tokens, tokenizer.eos)
-        for index, row in zip(indices, np.asarray(ids), strict=False):
-            answers[index] = decode(tokenizer, row)
+        batch = model.layout.shard_batch(_left_pad([ids[i] for i in indices], rows))
+        draws = None
+        if sampling.temperature > 0:
+            padded = np.resize(indices, rows)
+            draws = Sampling(keys[padded], sampling.temperature, sampling.top_p)
+        tokens = _generate(graph, params, *batch, max_new_tokens, is_end, draws)
+        for index, row in zip(indices, np.asarray(tokens), strict=False):
+            answers[index] = decode(tokenizer, row, ends, form.stop)
+        progress(start + len(indices))
     return answers
+
+
+def _require_context(
+    prompts: Sequence[Prompt],
+    ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    context: int | None,
+) -> None:
+    longest = max(range(len(ids)), key=lambda index: len(ids[index]))
+    length = len(ids[longest])
+    require(
+        context is None or length + max_new_tokens <= context,
+        f"a prompt of {length:,} tokens and an answer of {max_new_tokens:,} exceed the "
+        f"context of {context:,} tokens of the model (max_position_embeddings): "
+        f"{prompts[longest].text[:60]!r}",
+    )
+
+
+def _stops(
+    tokenizer: Tokenizer, ends: Sequence[int], stop: Sequence[str], vocab_size: int
+) -> np.ndarray:
+    """Returns which tokens end an answer, or complete a stop string by themselves."""
+    stops = np.zeros(vocab_size, bool)
+    stops[[token for token in ends if token < vocab_size]] = True
+    if stop:
+        for token in range(min(vocab_size, tokenizer.num_tokens)):
+            text = tokenizer.rules.decode([token])
+            stops[token] |= any(each in text for each in stop)
+    return stops
 
 
 def _left_pad(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,8 +127,8 @@ def _left_pad(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarr
     return tokens, np.arange(width) >= width - lengths[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens", "eos"))
-def _generate(graph, params, tokens, is_prompt, max_new_tokens, eos):
+@functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
+def _generate(graph, params, tokens, is_prompt, max_new_tokens, is_end, sampling):
     model = nnx.merge(graph, params)
-    ids = generate_greedily(model, tokens, is_prompt, max_new_tokens, eos)
+    ids = generate(model, tokens, is_prompt, max_new_tokens, is_end, sampling)
     return model.layout.constrain(ids)  # replicated, so that every host can read them

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,17 +10,35 @@ from flax import nnx
 
 from smf_jax import multihost
 from smf_jax.data.batches import Batch
+from smf_jax.evaluate.intervals import Interval, ratio_interval
 from smf_jax.model.loss import sum_losses
 from smf_jax.model.transformer import Transformer
 
 
-def mean_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> float:
-    """Returns the weighted mean loss of all targets in nats, the log of perplexity.
+class TextLoss(NamedTuple):
+    """The weighted mean loss of all targets in nats, the log of perplexity."""
 
-    The single rows, all of one width, are computed in batches of `batch_size`.
-    """
+    n: int  # rows
+    loss: float
+    loss_95: Interval
+    sums: list[float]  # of each row's losses
+    weights: list[float]  # of each row's targets
+
+    def change_to(self, after: "TextLoss") -> tuple[float, Interval]:
+        """Returns how the loss of the same rows changed, with its 95 % interval.
+
+        The interval is narrower than those of the two losses, since a row that is hard
+        before is hard afterwards.
+        """
+        changes = np.subtract(after.sums, self.sums)
+        change = float(changes.sum() / np.sum(self.weights))
+        return change, ratio_interval(changes, self.weights)
+
+
+def text_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> TextLoss:
+    """Returns the loss on single rows, all of one width, in batches of `batch_size`."""
     graph, params = nnx.split(model)
-    loss = weight = 0.0
+    sums = []
     for start in range(0, len(rows), batch_size):
         multihost.busy(f"loss of rows from {start} on")
         part = rows[start : start + batch_size]
@@ -28,13 +47,20 @@ def mean_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> flo
         batch = jax.tree.map(
             lambda *leaves, padding=padding: np.pad(np.stack(leaves), padding), *part
         )
-        loss += float(_summed_loss(graph, params, model.layout.shard_batch(batch)))
-        weight += float(batch.weights.sum())
-    return loss / weight
+        losses = _row_losses(graph, params, model.layout.shard_batch(batch))
+        sums += np.asarray(losses, float)[: len(part)].tolist()
+    weights = [float(row.weights.sum()) for row in rows]
+    loss = sum(sums) / sum(weights)
+    return TextLoss(len(rows), loss, ratio_interval(sums, weights), sums, weights)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _summed_loss(graph, params, batch):
+def _row_losses(graph, params, batch):
     model = nnx.merge(graph, params)
     hidden, _ = model.hidden(batch.tokens, batch.positions, batch.segments)
-    return sum_losses(model, hidden, batch.targets, batch.weights)
+
+    def loss_of(row):
+        return sum_losses(model, *jax.tree.map(lambda leaf: leaf[None], row))
+
+    losses = jax.lax.map(loss_of, (hidden, batch.targets, batch.weights))
+    return model.layout.constrain(losses)  # replicated, so that every host can read

@@ -7,37 +7,38 @@ from rich.console import Console
 
 from smf_jax.config import Teach
 from smf_jax.data.batches import Batch
-from smf_jax.data.corpus import (
-    HELD_OUT_FRAME,
-    Corpus,
-    as_taught,
-    reword,
-    without_repeats,
-)
-from smf_jax.data.records import Fact, read_facts
+from smf_jax.data.corpus import Corpus, load_facts
+from smf_jax.data.examples import held_out_prompts, known_prompt, taught_prompts
+from smf_jax.data.prompts import Prompt
+from smf_jax.data.records import Fact
 from smf_jax.data.tokenizer import Tokenizer
-from smf_jax.evaluate.answers import Scores, answer, longest_answer, score
+from smf_jax.evaluate.answers import answer, longest_answer
+from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.forgetting import CurvePoint
-from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.evaluate.perplexity import TextLoss, text_loss
+from smf_jax.evaluate.scores import Scores, score
 from smf_jax.model.lora import merge_lora
 from smf_jax.model.transformer import Transformer
+from smf_jax.progress import progress
 
 TEXTS_PER_BATCH = 16
+# The groups of questions, as users read them.
+GROUPS = {"taught": "taught", "held_out": "held-out wording", "known": "known"}
 
 
 class Questions(NamedTuple):
-    """Facts to teach and facts to keep, worded as questions."""
+    """Facts to teach, and the prompts that ask for them and for known facts."""
 
     new: list[Fact]  # to be taught
-    taught: list[Fact]  # the same, in the wording that teaches them
-    held_out: list[Fact]  # the same, in a wording that is never trained on
-    known: list[Fact]  # from pretraining
+    taught: list[Prompt]  # new facts, in the words that teach them
+    held_out: list[Prompt]  # new facts, in words that are never trained on
+    known: list[Prompt]  # facts of pretraining
     hash: str  # of all of them, and of their corpus
 
-    def groups(self) -> dict[str, list[Fact]]:
+    def groups(self) -> dict[str, list[Prompt]]:
         """Returns the groups that are not empty, by name."""
-        groups = {"taught": self.taught, "held_out": self.held_out, "known": self.known}
-        return {name: facts for name, facts in groups.items() if facts}
+        groups = {name: getattr(self, name) for name in GROUPS}
+        return {name: prompts for name, prompts in groups.items() if prompts}
 
 
 class Evaluation(NamedTuple):
@@ -46,7 +47,7 @@ class Evaluation(NamedTuple):
     step: int
     scores: dict[str, Scores]  # of each group of `Questions`
     answers: dict[str, list[str]]
-    text_loss: float | None = None  # on texts of its training, in nats a token
+    texts: TextLoss | None = None  # on texts of its training
 
     def exact_matches(self) -> dict[str, float]:
         """Returns the exact match of each group."""
@@ -55,47 +56,54 @@ class Evaluation(NamedTuple):
     def on_curve(self) -> CurvePoint:
         """Returns the exact matches as a point of a method's curve."""
         matches = self.exact_matches()
-        return CurvePoint(
-            self.step, matches["taught"], matches["held_out"], matches.get("known")
-        )
+        return CurvePoint(self.step, *map(matches.get, CurvePoint._fields[1:]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the evaluation in types that JSON has."""
         scores = {group: scores._asdict() for group, scores in self.scores.items()}
-        return self._asdict() | {"scores": scores}
+        texts = self.texts and self.texts._asdict()
+        return self._asdict() | {"scores": scores, "texts": texts}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Evaluation":
         """Returns the evaluation that `to_json` was called on."""
         scores = {group: Scores(**of) for group, of in content["scores"].items()}
-        return cls(**content | {"scores": scores})
+        texts = content["texts"] and TextLoss(**content["texts"])
+        return cls(**content | {"scores": scores, "texts": texts})
 
 
 def load_questions(
-    corpus: Corpus, facts: str | None, teach: Teach, console: Console
+    corpus: Corpus,
+    facts: str | None,
+    patterns: str | None,
+    teach: Teach,
+    console: Console,
 ) -> Questions:
     """Returns the questions for a run and the runs taught from it.
 
     The new facts are those of the file `facts`, or else those that were held back from
-    the run's corpus; `teach` is the wording that is trained on.
+    the run's corpus; `teach` is what is trained on.
     """
-    new, held_out = corpus.new, corpus.new_held_out
+    new = corpus.new
     if facts is not None:
-        new, notes = without_repeats(read_facts(facts))
+        new, notes = load_facts(facts, patterns)
         for note in notes:
             console.print(f"data: {note}")
-        held_out = [reword(fact, HELD_OUT_FRAME) for fact in new]
-    known = {fact.question.lower() for fact in corpus.known}
-    overlap = sum(fact.question.lower() in known for fact in new)
+    known = {fact.name.lower() for fact in corpus.known}
+    overlap = sum(fact.name.lower() in known for fact in new)
     if overlap:
         console.print(
             f"data: {overlap} of the {len(new)} new facts are known facts, too: scores "
             "of forgetting are invalid"
         )
-    taught = [as_taught(fact, teach) for fact in new]
+    taught, held_out = (
+        [prompt for fact in new for prompt in prompts_of(fact, teach)]
+        for prompts_of in (taught_prompts, held_out_prompts)
+    )
     content = (corpus.hash, new, taught, held_out)
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    return Questions(new, taught, held_out, corpus.known, digest)
+    old = [known_prompt(fact) for fact in corpus.known]
+    return Questions(new, taught, held_out, old, digest)
 
 
 def evaluate_model(
@@ -104,23 +112,28 @@ def evaluate_model(
     questions: Questions,
     texts: list[Batch],
     step: int,
+    asking: Asking,
+    console: Console,
 ) -> Evaluation:
-    """Returns a model's greedy answers to every question, and its loss on texts.
+    """Returns a model's answers to every question, and its loss on texts.
 
     LoRA is merged in place: evaluated as it is exported, at the cost of the base.
     """
     merge_lora(model)
-    loss = mean_loss(model, texts, TEXTS_PER_BATCH) if texts else None
+    losses = text_loss(model, texts, TEXTS_PER_BATCH) if texts else None
     groups = questions.groups()
     if not groups:
-        return Evaluation(step, {}, {}, loss)
-    facts = [fact for of_group in groups.values() for fact in of_group]
+        return Evaluation(step, {}, {}, losses)
     # All in one call, so that prompts of all groups share batches and programs.
-    prompts = [fact.question for fact in facts]
-    replies = answer(model, tokenizer, prompts, longest_answer(tokenizer, facts))
+    prompts = [prompt for of_group in groups.values() for prompt in of_group]
+    form, config, context = asking
+    length = config.max_new_tokens or longest_answer(tokenizer, prompts, form)
+    title = f"asking after step {step}" if step else "asking"
+    with progress(title, len(prompts), console) as tell:
+        replies = answer(model, tokenizer, prompts, length, form, config, context, tell)
     answers, start = {}, 0
     for name, of_group in groups.items():
         answers[name] = replies[start : start + len(of_group)]
         start += len(of_group)
-    scores = {name: score(answers[name], facts) for name, facts in groups.items()}
-    return Evaluation(step, scores, answers, loss)
+    scores = {name: score(answers[name], prompts) for name, prompts in groups.items()}
+    return Evaluation(step, scores, answers, losses)

@@ -3,16 +3,19 @@
 names.py   the names of parameters
 config.py  `config.json` from and to `ModelConfig`
 files.py   safetensors, index and JSON
-load.py    a model and its tokenizer from a directory
-save.py    and to one, read back and compared; LoRA also as an adapter for PEFT
+load.py    a model from a directory
+tokens.py  its tokenizer, with BOS, the ends of an answer and the chat template
+save.py    both to a directory, read back and compared; LoRA also as an adapter for PEFT
 """
 
 from smf_jax.hf.config import split_config
 from smf_jax.hf.files import carried_files, fetch, read_model_json
-from smf_jax.hf.load import import_model, read_tokenizer
+from smf_jax.hf.load import import_model
 from smf_jax.hf.save import Dtype, ExportError, export_model
+from smf_jax.hf.tokens import Bos, read_tokenizer, template_of
 
 __all__ = [
+    "Bos",
     "Dtype",
     "ExportError",
     "carried_files",
@@ -22,4 +25,5 @@ __all__ = [
     "read_model_json",
     "read_tokenizer",
     "split_config",
+    "template_of",
 ]

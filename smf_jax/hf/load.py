@@ -11,7 +11,6 @@ from jaxtyping import Array
 
 from smf_jax import multihost
 from smf_jax.config import ModelConfig, require
-from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smf_jax.hf import files
 from smf_jax.hf.config import read_config
 from smf_jax.hf.names import hf_name, is_transposed
@@ -99,35 +98,3 @@ def _read(folder: Path, names: dict[str, str]) -> dict[str, Array]:
         name = names.get(tensor_name, tensor_name)
         loaded[name] = jax.device_put(array.T if is_transposed(name) else array)
     return loaded
-
-
-def read_tokenizer(directory: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a model.
-
-    EOS is the `eos_token` of `tokenizer_config.json`, or else the (first)
-    `eos_token_id` of `config.json`. BOS is what `tokenizer.json` puts before a text.
-
-    Raises:
-      ConfigError: There is no `tokenizer.json`, it is broken, or no file names EOS.
-    """
-    folder = Path(directory)
-    require(
-        (folder / files.TOKENIZER).is_file(),
-        f"{folder} holds no {files.TOKENIZER}: save its tokenizer with transformers, "
-        "whose save_pretrained writes one",
-    )
-    eos = None
-    if (folder / files.TOKENIZER_CONFIG).is_file():
-        token = files.read_model_json(folder, files.TOKENIZER_CONFIG).get("eos_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        eos = token if isinstance(token, str) and token else None
-    if eos is None:
-        ids = files.read_model_json(folder, files.CONFIG).get("eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        eos = first if type(first) is int else None
-    require(
-        eos is not None,
-        f"{folder}: neither {files.TOKENIZER_CONFIG} nor {files.CONFIG} names the EOS "
-        "token",
-    )
-    return load_tokenizer(folder / files.TOKENIZER, eos)

@@ -177,8 +177,8 @@ def _to_numpy(name: str, leaf: Array, dtype: Dtype) -> np.ndarray:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, carried) -> None:
-    text = tokenizer.rules.to_str(pretty=True)
-    (folder / files.TOKENIZER).write_text(text, encoding="utf-8")
+    # As it came: older versions of the library cannot read what newer ones write.
+    (folder / files.TOKENIZER).write_bytes(tokenizer.json.encode())
     if carried is None:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -23,13 +23,15 @@ def import_run(
     run_dir: str,
     revision: str | None,
     ignore: Sequence[str],
+    bos: hf.Bos,
     data: DataConfig | None,
     console: Console,
 ) -> Path:
     """Imports a Hugging Face model as a run, and returns its directory.
 
     The source is a directory, or a repository of the hub; `ignore` names keys of its
-    `config.json`. Evaluation and teaching use the data, if there is any.
+    `config.json`, and `bos` says whether a text starts with a BOS token. Evaluation and
+    teaching use the data, if there is any.
 
     Raises:
       ConfigError: The model is missing or unsupported, its tokenizer does not fit, or
@@ -39,22 +41,21 @@ def import_run(
     with open_run(run_dir, console) as run:
         corpus = None if data is None else load_corpus(data)
         folder, commit = hf.fetch(source, revision)
-        tokenizer = hf.read_tokenizer(folder)
         model = hf.import_model(folder, ignore)
+        tokenizer, notes = hf.read_tokenizer(folder, model.config.vocab_size, bos)
+        for note in notes:
+            console.print(f"WARNING: {note}", style="bold red")
         if ignore:
             console.print(f"ignored, as asked: {', '.join(ignore)}")
-        require(
-            tokenizer.num_tokens <= model.config.vocab_size,
-            f"{folder}: the tokenizer has {tokenizer.num_tokens} ids, but the model "
-            f"has {model.config.vocab_size} (vocab_size)",
-        )
         imported = ImportConfig(
             # Absolute, so that PEFT and others find it from any folder.
             source=str(folder.resolve()) if commit is None else source,
             revision=commit,
             ignore=tuple(ignore),
             model=model.config,
+            bos_tokens=tokenizer.bos,
             eos_token=tokenizer.eos,
+            other_ends=tokenizer.other_ends,
             config=hf.read_model_json(folder, "config.json"),
             files=hf.carried_files(folder),
             data=data,

@@ -1,5 +1,6 @@
 """The files of a run directory, and JSON and text written into it atomically."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,32 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not JSON ({error})") from error
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Returns what `write_result` wrote, or raises `ConfigError` if it has changed."""
+    content = read_json(path)
+    require(
+        isinstance(content, dict) and "sha256" in content,
+        f"{path} is damaged, or was written by another version of smf_jax: it has no "
+        "checksum",
+    )
+    checksum = content.pop("sha256")
+    require(
+        checksum == _checksum(content),
+        f"{path} is damaged: checksum mismatch (remove it, and run the command that "
+        "wrote it again)",
+    )
+    return content
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON with its checksum atomically, from the main process."""
+    write_json(path, content | {"sha256": _checksum(content)})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,15 +1,16 @@
 """Loads a finished run: its model, tokenizer and lineage."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import PyTree
 from rich.console import Console
 
-from smf_jax import checkpoint
+from smf_jax import checkpoint, hf
 from smf_jax.config import (
     ComputeConfig,
     ConfigError,
@@ -22,12 +23,12 @@ from smf_jax.config import (
     require,
 )
 from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
-from smf_jax.data.tokenizer import EOS, Tokenizer, load_tokenizer, tokenizer_hash
+from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_hash
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import TRAINABLE
-from smf_jax.runs.files import CONFIG, RETROFIT, TOKENIZER, read_json
+from smf_jax.runs.files import CONFIG, RETROFIT, TOKENIZER, read_result
 from smf_jax.runs.record import Lineage, lineage_of, read_record
 from smf_jax.sharding import MeshLayout, make_layout, with_shardings
 from smf_jax.tree import named
@@ -104,8 +105,7 @@ def load_run(
     # Before any of these files is parsed.
     damaged = checkpoint.run_file_problems(run_dir, checkpoint.read(run_dir, step))
     require(not damaged, "; ".join(damaged))
-    eos = EOS if lineage.imported is None else lineage.imported.eos_token
-    tokenizer = load_tokenizer(run_dir / TOKENIZER, eos)
+    tokenizer = _load_tokenizer(run_dir, lineage)
     require(
         tokenizer_hash(tokenizer) == record["tokenizer_hash"],
         f"{run_dir / TOKENIZER} is not the tokenizer of this model, which has hash "
@@ -116,6 +116,17 @@ def load_run(
     model_hash = checkpoint.params_hash(all_params(model))
     hashes = (record["corpus_hash"], model_hash)
     return Run(run_dir, lineage, model, tokenizer, step, *hashes)
+
+
+def _load_tokenizer(run_dir: Path, lineage: Lineage) -> Tokenizer:
+    path, imported = run_dir / TOKENIZER, lineage.imported
+    if imported is None:
+        return load_tokenizer(path)
+    ends, bos = imported.other_ends, imported.bos_tokens
+    tokenizer = load_tokenizer(path, imported.eos_token, ends, bos)
+    return tokenizer._replace(
+        template=hf.template_of(imported.files), vocab_size=imported.model.vocab_size
+    )
 
 
 def require_context(seq_len: int, run: Run) -> None:
@@ -158,7 +169,7 @@ def warn_unhealed(run: Run, console: Console) -> None:
     record = checkpoint.read(run.run_dir, run.step)
     damaged = checkpoint.output_problems(run.run_dir, record)
     require(not damaged, "; ".join(damaged))
-    if not read_json(run.run_dir / RETROFIT)["healed"]:
+    if not read_result(run.run_dir / RETROFIT)["healed"]:
         line = f"WARNING: {run.run_dir} has not healed (see its {RETROFIT})"
         console.print(line, style="bold red")
 
@@ -235,13 +246,29 @@ def corpus_of(run: Run) -> Corpus:
     """
     if run.lineage.data is None:
         return no_corpus()
-    corpus = load_corpus(run.lineage.data)
+    corpus = load_corpus(located(run, run.lineage.data))
     require(
         run.lineage.finetune is not None or run.corpus_hash == corpus.hash,
         f"the facts or texts of {run.run_dir} have changed since it was trained (hash "
         f"{run.corpus_hash} then, {corpus.hash} now)",
     )
     return corpus
+
+
+def located(run: Run, config: Any) -> Any:
+    """Returns a recorded configuration with its files where they are now.
+
+    If a file is gone, it may have moved together with the run.
+    """
+    changes, then = {}, run.lineage.own
+    for name in ("facts", "patterns", "background"):
+        recorded = getattr(config, name, None)
+        if recorded is None or Path(recorded).exists() or then is run.lineage.imported:
+            continue
+        moved = run.run_dir / os.path.relpath(recorded, then.run_dir)
+        if moved.exists():
+            changes[name] = str(moved)
+    return dataclasses.replace(config, **changes)
 
 
 def find_base(run_dir: Path, base: str) -> Path:
@@ -258,8 +285,10 @@ def find_base(run_dir: Path, base: str) -> Path:
 def model_config(lineage: Lineage, tokenizer: Tokenizer) -> ModelConfig:
     """Returns the configuration of a model with its `vocab_size` filled in."""
     tokens, config = tokenizer.num_tokens, lineage.model
-    require(
-        config.vocab_size == 0 or config.vocab_size >= tokens,
+    require(  # an imported model may know fewer: see `hf.read_tokenizer`
+        config.vocab_size == 0
+        or config.vocab_size >= tokens
+        or lineage.imported is not None,
         f"model.vocab_size={config.vocab_size} is below the {tokens} tokens there are",
     )
     return dataclasses.replace(config, vocab_size=config.vocab_size or tokens)

@@ -31,7 +31,7 @@ LEFTOVERS = {LOCK, f"{CONFIG}.partial"}  # of a run killed before it wrote its r
 # their hashes, not by their paths.
 MAY_CHANGE = (
     r"((pretrain|imported|retrofit|finetune)\.)?"
-    r"(base|source|revision|run_dir|on_nan|save\..*|facts|data\.facts|data\.background"
+    r"(base|source|revision|run_dir|on_nan|save\..*|(data\.)?(facts|patterns|background)"
     r"|mesh\..*|grad_accum_steps|reuse_prefix"
     r"|compute\.remat|compute\.scan_layers|compute\.lookup)"
 )
@@ -74,8 +74,7 @@ class OpenRun(NamedTuple):
             if (self.run_dir / "checkpoints").exists():
                 shutil.rmtree(self.run_dir / "checkpoints")
             write_json(self.run_dir / CONFIG, record)
-            rules = tokenizer.rules.to_str(pretty=True)
-            write_text(self.run_dir / TOKENIZER, rules)
+            write_text(self.run_dir / TOKENIZER, tokenizer.json)
         multihost.barrier("run directory written")
 
 

@@ -22,6 +22,7 @@ from smf_jax.config import (
     RetrofitConfig,
     config_hash,
     require,
+    with_absolute_paths,
 )
 from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
 from smf_jax.runs.files import CONFIG, read_json
@@ -136,10 +137,12 @@ def describe(
     lineage: Lineage, tokenizer: Tokenizer, **hashes: str | None
 ) -> dict[str, Any]:
     """Returns the record of a run: its lineage, versions, and hashes of its inputs."""
+    own = with_absolute_paths(lineage.own)
+    lineage = Lineage(*(own if part is lineage.own else part for part in lineage))
     parts = zip(Lineage._fields, lineage, strict=True)
     return dict.fromkeys(RECORD) | {
         **{name: config and dataclasses.asdict(config) for name, config in parts},
-        "config_hash": config_hash(lineage.own),
+        "config_hash": config_hash(own),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **code_version(),
         **hashes,

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
-from smf_jax.runs.files import PATCH, USAGE
+from smf_jax.runs.files import EVALUATION, PATCH, USAGE, read_result
 from smf_jax.runs.load import Run, is_finished, load_run, warn_unhealed
 from smf_jax.slots import document_frequency, patch
 
@@ -53,6 +53,8 @@ def _output_damage(run_dir: Path, run: Run) -> list[str]:
         damage += _refusal(document_frequency.load, run_dir / USAGE, *expected)
     if (run_dir / PATCH).exists():
         damage += _refusal(patch.load, run_dir / PATCH)
+    for path in sorted(run_dir.glob(f"{Path(EVALUATION).stem}*.json")):
+        damage += _refusal(read_result, path)
     return damage
 
 

@@ -1,14 +1,22 @@
 """Evaluates a run on the facts it was taught and those it should have kept."""
 
+import dataclasses
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from smf_jax import multihost
-from smf_jax.config import MeshConfig, require
+from smf_jax.config import BY_DEFAULT, AskConfig, ConfigError, MeshConfig, require
 from smf_jax.data.batches import Batch, pack_corpus
-from smf_jax.data.corpus import Corpus
+from smf_jax.data.corpus import Corpus, load_facts
+from smf_jax.data.prompts import Prompt, encode_asked
+from smf_jax.data.records import Fact
+from smf_jax.data.tokenizer import unknown_words
 from smf_jax.evaluate.answers import answer
+from smf_jax.evaluate.asking import Asking, make_asking
 from smf_jax.evaluate.questions import (
     Evaluation,
     Questions,
@@ -16,72 +24,192 @@ from smf_jax.evaluate.questions import (
     load_questions,
 )
 from smf_jax.model.lora import merge_lora
-from smf_jax.runs.files import EVALUATION, write_json
-from smf_jax.runs.load import Run, corpus_of, load_run, print_layout, warn_unhealed
+from smf_jax.runs.files import EVALUATION, write_result
+from smf_jax.runs.load import (
+    Run,
+    corpus_of,
+    load_run,
+    located,
+    print_layout,
+    warn_unhealed,
+)
 
 TEXTS = 64  # rows of text for the loss
+MAX_NEW_TOKENS = 32  # of an answer to a single question
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found, and where it is to be written."""
+
+    evaluation: Evaluation
+    questions: Questions
+    asking: Asking
+    path: Path
+
+    def write(self) -> Path:
+        """Writes scores and answers, and returns the path."""
+        write_evaluation(self.path, self.questions, self.evaluation, self.asking)
+        return self.path
 
 
 def evaluate(
     run_dir: str,
     facts: str | None,
+    patterns: str | None,
     console: Console,
+    config: AskConfig = BY_DEFAULT,
     step: int | None = None,
     mesh: MeshConfig | None = None,
-) -> tuple[Evaluation, Questions]:
-    """Evaluates a run on all its questions, and writes scores and answers beside it.
+) -> Evaluated:
+    """Evaluates a run on all its questions.
 
     The checkpoint is that of `step`, by default the last. Another step and other facts
     get a file of their own. The wording called "taught" is that of the run's own
     teaching; for other facts, and for a run that was taught nothing, the questions
     themselves.
+
+    Raises:
+      ConfigError: There is no such run, it has no questions, its files have changed,
+        or the result cannot be written.
     """
     run = load_run(run_dir, step, mesh=mesh)
+    name = Path(EVALUATION).stem
+    name += "" if step is None else f"-{step}"
+    name += "" if facts is None else f"-{Path(facts).name.split('.')[0]}"
+    path = run.run_dir / f"{name}.json"
+    _require_writable(path)
     print_layout(run.model.layout, console)
     warn_unhealed(run, console)
     corpus = corpus_of(run)
-    if facts is None and run.lineage.finetune is not None:
-        own = run.lineage.finetune
-        questions = load_questions(corpus, own.facts, own.teach, console)
+    questions = _questions(run, corpus, facts, patterns, console)
+    multihost.require_same("data", questions.hash)
+    shots = _shots(config, corpus)
+    asking = asking_of(run, config, questions, shots)
+    shown = {fact.id for fact in shots} if config.shots_from is None else set()
+    known = [prompt for prompt in questions.known if prompt.fact not in shown]
+    questions = questions._replace(known=known)
+    texts = sample_texts(run, corpus)
+    about = (questions, texts, run.step, asking, console)
+    evaluation = evaluate_model(run.model, run.tokenizer, *about)
+
+    return Evaluated(evaluation, questions, asking, path)
+
+
+def _questions(
+    run: Run,
+    corpus: Corpus,
+    facts: str | None,
+    patterns: str | None,
+    console: Console,
+) -> Questions:
+    own = run.lineage.finetune
+    if facts is None and own is not None:
+        own = located(run, own)
+        about = (own.facts, own.patterns, own.teach)
+        questions = load_questions(corpus, *about, console)
         require(
             questions.hash == run.corpus_hash,
-            f"the facts of {run_dir} have changed since it was taught (hash "
+            f"the facts of {run.run_dir} have changed since it was taught (hash "
             f"{run.corpus_hash} then, {questions.hash} now)",
         )
     else:
-        questions = load_questions(corpus, facts, "questions", console)
-    require(bool(questions.groups()), f"{run_dir} has no questions: name --facts")
-    multihost.require_same("data", questions.hash)
-    texts = sample_texts(run, corpus)
-    evaluation = evaluate_model(run.model, run.tokenizer, questions, texts, run.step)
-    name = Path(EVALUATION).stem
-    if step is not None:
-        name += f"-{step}"
-    if facts is not None:
-        name += f"-{Path(facts).name.split('.')[0]}"
-    write_evaluation(run.run_dir / f"{name}.json", questions, evaluation)
-    return evaluation, questions
+        questions = load_questions(corpus, facts, patterns, "questions", console)
+    require(bool(questions.groups()), f"{run.run_dir} has no questions: name --facts")
+    return questions
 
 
-def write_evaluation(path: Path, questions: Questions, evaluation: Evaluation) -> None:
+def _require_writable(path: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _shots(config: AskConfig, corpus: Corpus) -> list[Fact]:
+    """Returns the answered questions that come before each question."""
+    count = config.num_shots
+    if count == 0:
+        return []
+    facts = corpus.known
+    if config.shots_from is not None:
+        facts, _ = load_facts(config.shots_from, None)
+    facts = [fact for fact in facts if fact.question]
+    source = config.shots_from or "known facts"
+    require(
+        len(facts) >= count,
+        f"{count} answered questions are to come before each question, but there are "
+        f"{len(facts)} in {source} (--shots, --shots-from)",
+    )
+    return facts[:count]
+
+
+def asking_of(
+    run: Run,
+    config: AskConfig,
+    questions: Questions | None = None,
+    shots: Sequence[Fact] = (),
+) -> Asking:
+    """Returns how a run is asked: as it was taught, unless `config` says otherwise."""
+    taught = run.lineage.finetune
+    if config.prompt == "auto" and taught is not None:
+        config = dataclasses.replace(config, prompt=taught.prompt)
+    groups = [] if questions is None else questions.groups().values()
+    answers = [each for group in groups for p in group for each in p.answers]
+    context = run.lineage.context_length
+    return make_asking(config, run.tokenizer, shots, answers, context)
+
+
+def write_evaluation(
+    path: Path, questions: Questions, evaluation: Evaluation, asking: Asking
+) -> None:
     """Writes scores and every answer."""
     answers = {
         group: [
-            fact._asdict() | {"answer": reply}
-            for fact, reply in zip(facts, evaluation.answers[group], strict=True)
+            prompt._asdict() | {"answer": reply}
+            for prompt, reply in zip(prompts, evaluation.answers[group], strict=True)
         ]
-        for group, facts in questions.groups().items()
+        for group, prompts in questions.groups().items()
     }
-    write_json(path, evaluation.to_json() | {"answers": answers})
+    asked = {"asked": asking.to_json(), "answers": answers}
+    write_result(path, evaluation.to_json() | asked)
 
 
-def answer_one(
-    run_dir: str, question: str, max_new_tokens: int, mesh: MeshConfig | None = None
-) -> str:
-    """Returns a run's greedy answer to one question."""
+def ask(
+    run_dir: str,
+    question: str,
+    console: Console,
+    config: AskConfig = BY_DEFAULT,
+    samples: int = 1,
+    mesh: MeshConfig | None = None,
+) -> list[str]:
+    """Returns a run's answers to one question: the greedy one, or samples.
+
+    Raises:
+      ConfigError: There is no such run, the question has unknown words, or it is too
+        long for the model.
+    """
     run = load_run(run_dir, mesh=mesh)
     merge_lora(run.model)
-    return answer(run.model, run.tokenizer, [question], max_new_tokens)[0]
+    unknown = unknown_words(run.tokenizer, question)
+    require(
+        not unknown,
+        f"the tokenizer of {run_dir} does not know {', '.join(map(repr, unknown))}: it "
+        "has one token a word, of the words of its corpus",
+    )
+    shots = _shots(config, corpus_of(run)) if config.num_shots else []
+    form, config, context = asking_of(run, config, shots=shots)
+    data = run.lineage.data
+    length = len(encode_asked(run.tokenizer, form, question))
+    if data is not None and length > data.seq_len:
+        console.print(
+            f"WARNING: the prompt has {length:,} tokens, and the model was trained on "
+            f"texts of {data.seq_len:,} (data.seq_len)",
+            style="bold red",
+        )
+    prompts = [Prompt("", question, ())] * samples
+    new_tokens = config.max_new_tokens or MAX_NEW_TOKENS
+    return answer(run.model, run.tokenizer, prompts, new_tokens, form, config, context)
 
 
 def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:

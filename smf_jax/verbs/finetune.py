@@ -10,30 +10,28 @@ from flax import nnx
 from rich.console import Console
 
 from smf_jax import multihost
-from smf_jax.config import FinetuneConfig, require
-from smf_jax.data.batches import Batch, drop_long, encode_example, fits
-from smf_jax.data.corpus import taught_examples
-from smf_jax.data.fact_batches import fact_batches, stack_facts
-from smf_jax.evaluate.forgetting import CurvePoint
+from smf_jax.config import FinetuneConfig
+from smf_jax.data.fact_batches import fact_batches
+from smf_jax.evaluate.asking import Asking
+from smf_jax.evaluate.forgetting import CurvePoint, forgetting
 from smf_jax.evaluate.questions import (
     Evaluation,
     Questions,
     evaluate_model,
-    load_questions,
 )
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, USAGE, write_json
-from smf_jax.runs.load import corpus_of, require_context
+from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, write_result
 from smf_jax.runs.record import describe
 from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
 from smf_jax.train.fit import Training, fit, prepare
-from smf_jax.train.prefix_cache import require_room, uses_cache, with_prefixes
+from smf_jax.train.prefix_cache import uses_cache, with_prefixes
 from smf_jax.train.state import TrainState, background_shardings
-from smf_jax.verbs.evaluate import sample_texts, write_evaluation
+from smf_jax.verbs.evaluate import write_evaluation
+from smf_jax.verbs.task import Task, load_task
 
 
 class Finetuned(NamedTuple):
@@ -42,20 +40,12 @@ class Finetuned(NamedTuple):
     run_dir: Path
     points: list[Evaluation]  # the first before any step, the last after all
     questions: Questions
+    asking: Asking
     trainable: int  # numbers that one step may change
 
     def curve(self) -> list[CurvePoint]:
         """Returns what was learned and kept at each point."""
         return [point.on_curve() for point in self.points]
-
-
-class Task(NamedTuple):
-    """What is taught, and what it is evaluated on."""
-
-    questions: Questions
-    texts: list[Batch]  # rows that forgetting is measured on
-    facts: list[Batch]  # the rows of each fact to teach
-    background: Background | None  # of methods that select slots
 
 
 def finetune(
@@ -85,7 +75,7 @@ def finetune(
 
         def evaluate(step, trainable):
             model = nnx.merge(training.graph, trainable, training.frozen)
-            about = (task.questions, task.texts, step)
+            about = (task.questions, task.texts, step, task.asking, console)
             return evaluate_model(model, base.tokenizer, *about)
 
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
@@ -114,7 +104,7 @@ def finetune(
                     restored = (restore() for restore in before)
                     change = patch.diff(restored, tables, base.model_hash)
                 _write_outputs(run.run_dir, task, points, trainable, change)
-    return Finetuned(run.run_dir, points, task.questions, trainable)
+    return Finetuned(run.run_dir, points, task.questions, task.asking, trainable)
 
 
 def _warn_of_unknown(base: Evaluation, questions: Questions, console: Console) -> None:
@@ -125,20 +115,6 @@ def _warn_of_unknown(base: Evaluation, questions: Questions, console: Console) -
             "facts as they are asked: forgetting does not show in them, only in texts",
             style="bold red",
         )
-
-
-def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
-    """Returns the questions, texts, rows of facts and background of a run.
-
-    Raises:
-      ConfigError: A file is missing or broken, or there is nothing to teach.
-    """
-    corpus = corpus_of(base)
-    questions = load_questions(corpus, config.facts, config.teach, console)
-    require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
-    background = _background(config, base, console)
-    facts = _fact_rows(config, base, questions, console)
-    return Task(questions, sample_texts(base, corpus), facts, background)
 
 
 def _record(config: FinetuneConfig, base: Run, task: Task) -> dict[str, Any]:
@@ -157,10 +133,10 @@ def _batches(
 ) -> grain.DatasetIterator:
     facts = task.facts
     if uses_cache(config, facts):
-        per_batch = config.batch_size // config.grad_accum_steps
+        per_batch = task.batch_size // config.grad_accum_steps
         graph, params = training.graph, training.params
         facts = with_prefixes(facts, graph, params, per_batch, console)
-    return fact_batches(facts, config.batch_size, config.seed)
+    return fact_batches(facts, task.batch_size, config.seed)
 
 
 def _saved(points: list[Evaluation]) -> list[dict]:
@@ -181,85 +157,18 @@ def _write_outputs(
         histogram = _slot_histogram(task.background, change)
         if multihost.is_main():
             patch.save(run_dir / PATCH, change)
+    known, (first, *_, last) = task.questions.known, points
+    kept = known and forgetting(known, first.answers["known"], last.answers["known"])
     record = {
         "curve": [point.on_curve() for point in points],
-        "text_loss": [point.text_loss for point in points],
+        "texts": [point.texts and point.texts._asdict() for point in points],
+        "forgetting": kept._asdict() if kept else None,
         "trainable": trainable,
         "slots_by_document_frequency": histogram,
-        "answers_before": points[0].answers,
+        "answers_before": first.answers,
     }
-    write_json(run_dir / TEACHING, record)
-    write_evaluation(run_dir / EVALUATION, task.questions, points[-1])
-
-
-def _fact_rows(
-    config: FinetuneConfig, base: Run, questions: Questions, console: Console
-) -> list[Batch]:
-    """Returns the rows of each fact to be taught."""
-    encoded = [
-        [
-            encode_example(base.tokenizer, example, config.loss_on, index)
-            for example in taught_examples(fact, config.teach)
-        ]
-        for index, fact in enumerate(questions.new)
-    ]
-    seq_len = _seq_len(config, base)
-    _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
-    if dropped:
-        console.print(f"data: {dropped} texts longer than the context, left out")
-    encoded = [[row for row in rows if fits(row, seq_len)] for rows in encoded]
-    encoded = [rows for rows in encoded if rows]
-    require(
-        len(encoded) >= config.batch_size,
-        f"batch_size={config.batch_size} exceeds the {len(encoded)} facts to teach",
-    )
-    facts = stack_facts(encoded, seq_len)
-    if uses_cache(config, facts):
-        needed = require_room(facts, base.model.config, base.model.layout)
-        console.print(
-            f"prefixes: outputs below the memory of {len(facts):,} facts are cached, "
-            f"{needed:.2f} GiB in each process",
-            highlight=False,
-        )
-    return facts
-
-
-def _seq_len(config: FinetuneConfig, base: Run) -> int:
-    data = base.lineage.data
-    seq_len = config.seq_len or (data and data.seq_len)
-    require(
-        seq_len is not None, f"{config.base} was imported without data: name --seq-len"
-    )
-    require_context(seq_len, base)
-    return seq_len
-
-
-def _background(
-    config: FinetuneConfig, base: Run, console: Console
-) -> Background | None:
-    method = config.optim.method
-    if method not in ("smf", "memory"):
-        return None
-    memory = base.memory  # raises if there is none to train
-    if method != "smf":
-        return None
-    require(
-        config.optim.top_t <= memory.num_slots,
-        f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
-        f"table (memory.num_keys={memory.num_keys}, squared)",
-    )
-    background = document_frequency.load(
-        base.run_dir / USAGE, base.model_hash, memory.num_tables, memory.num_slots
-    )
-    selectable = min(document_frequency.selectable_slots(background))
-    if config.optim.select in ("tfidf", "idf") and selectable < config.optim.top_t:
-        console.print(
-            f"WARNING: every background document reads all but {selectable:,} of "
-            f"{memory.num_slots:,} slots, so no step can write optim.top_t="
-            f"{config.optim.top_t} slots; see smf usage",
-            style="bold red",
-        )
-    return background
+    write_result(run_dir / TEACHING, record)
+    write_evaluation(run_dir / EVALUATION, task.questions, last, task.asking)
 
 
 def _count_trainable(method: Method, state: TrainState) -> int:

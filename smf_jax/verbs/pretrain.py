@@ -13,7 +13,8 @@ from smf_jax.data.batches import (
     pack_corpus,
     packed_batches,
 )
-from smf_jax.data.corpus import HELD_OUT_FRAME, Corpus, load_corpus, question_example
+from smf_jax.data.corpus import Corpus, load_corpus
+from smf_jax.data.examples import HELD_OUT_FRAME, taught_examples
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from smf_jax.model.build import abstract_model, make_model
 from smf_jax.optim.methods import make_method
@@ -71,7 +72,7 @@ def print_left_out(corpus: Corpus, packed: Packed, console: Console) -> None:
 
 def _require_teachable(corpus: Corpus, tokenizer: Tokenizer, seq_len: int) -> None:
     """Raises `ConfigError` before pretraining if the new facts could not be taught."""
-    examples = [question_example(fact) for fact in corpus.new]
+    examples = [e for fact in corpus.new for e in taught_examples(fact, "questions")]
     drop_long([encode_example(tokenizer, each, "answer") for each in examples], seq_len)
 
 
@@ -80,8 +81,13 @@ def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
         yield f"{example.prompt} {example.completion}"
     for text in corpus.texts:
         yield text.text
+    if config.tokenizer == "bpe":  # spells any word, and must not know new facts
+        return
     # Words alone, not facts: a closed vocabulary must be able to spell what is new.
     for fact in corpus.new:
-        yield from (fact.question, *fact.answers, *fact.statements)
+        _, question, *texts = fact
+        yield question
+        for of_kind in texts:
+            yield from of_kind
     if config.facts is not None:
         yield HELD_OUT_FRAME.format(question="")

@@ -13,23 +13,23 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax.config import RetrofitConfig
+from smf_jax.config import AskConfig, RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
-from smf_jax.data.tokenizer import Tokenizer
-from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.evaluate.perplexity import text_loss
 from smf_jax.evaluate.questions import Questions, evaluate_model, load_questions
 from smf_jax.model.block import Block
 from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import RETROFIT, write_json
+from smf_jax.runs.files import RETROFIT, write_result
 from smf_jax.runs.load import require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
 from smf_jax.train.fit import fit, prepare
+from smf_jax.verbs.evaluate import asking_of
 from smf_jax.verbs.pretrain import print_left_out
 from smf_jax.verbs.usage import make_read_counter
 
@@ -70,8 +70,7 @@ def retrofit(
         before = run.progress.get("before")
         if before is None:
             console.print("evaluating the base")
-            loss = mean_loss(base.model, data.held_out, config.data.batch_size)
-            before = _measure(base.model, base.tokenizer, loss, data)
+            before = _measure(base.model, base, config, data, console)
         model = add_memory(base.model, config.memory, config.seed)
         lineage = base.lineage._replace(retrofit=config, finetune=None)
         hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
@@ -90,7 +89,7 @@ def retrofit(
         for step, state in evaluations:
             params = (state.trainable, training.frozen)
             current = nnx.merge(graph, *params)
-            loss = mean_loss(current, data.held_out, config.data.batch_size)
+            loss = text_loss(current, data.held_out, config.data.batch_size).loss
             slots = _slot_stats(count, layout, params, config, data)
             scales = [float(block.memory_scale[...]) for block in _added(current)]
             curve.append(
@@ -99,7 +98,7 @@ def retrofit(
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
-                after = _measure(current, base.tokenizer, loss, data)
+                after = _measure(current, base, config, data, console)
                 report = {
                     "healed": loss <= before["loss"] + config.margin,
                     "margin": config.margin,
@@ -107,7 +106,7 @@ def retrofit(
                     "after": after | curve[-1],
                     "curve": curve,
                 }
-                write_json(run.run_dir / RETROFIT, report)
+                write_result(run.run_dir / RETROFIT, report)
     console.print(_table(report))
     return Retrofitted(run.run_dir, report["healed"], _verdict(run.run_dir, report))
 
@@ -119,15 +118,25 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     console.print(f"data: {about}", highlight=False)
     packed = pack_corpus(base.tokenizer, corpus, config.data)
     print_left_out(corpus, packed, console)
-    questions = load_questions(corpus, None, "questions", console)
+    questions = load_questions(corpus, None, None, "questions", console)
     return Data(corpus, *hold_out(packed, config.held_out), questions)
 
 
-def _measure(model, tokenizer: Tokenizer, loss: float, data: Data) -> Measures:
+def _measure(
+    model: Transformer, base: Run, config: RetrofitConfig, data: Data, console: Console
+) -> Measures:
     """Returns what a base and its retrofit are compared by, for one of the two."""
-    evaluation = evaluate_model(model, tokenizer, data.questions, [], 0)
-    scores = {name: of._asdict() for name, of in evaluation.scores.items()}
-    return {"loss": loss, "perplexity": math.exp(loss), "scores": scores}
+    asking = asking_of(base, AskConfig(), data.questions)
+    about = (base.tokenizer, data.questions, [], 0, asking, console)
+    evaluation = evaluate_model(model, *about)
+    texts = text_loss(model, data.held_out, config.data.batch_size)
+    return {
+        "n": texts.n,
+        "loss": texts.loss,
+        "loss_95": texts.loss_95,
+        "perplexity": math.exp(texts.loss),
+        "scores": {name: of._asdict() for name, of in evaluation.scores.items()},
+    }
 
 
 def _added(model: Transformer) -> list[Block]:

@@ -1,0 +1,19 @@
+"""The files that a configuration names, so that a record of it finds them again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+PATHS = ("run_dir", "base", "facts", "patterns", "background", "shots_from")
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """Returns a configuration whose files and runs are found from any directory."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in PATHS and value is not None:
+            changes[field.name] = str(Path(value).absolute())
+        elif field.name == "data" and value is not None:
+            changes[field.name] = with_absolute_paths(value)
+    return dataclasses.replace(config, **changes)

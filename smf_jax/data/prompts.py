@@ -1,0 +1,131 @@
+"""Prompts: how a model is asked for a fact, and how the answer follows."""
+
+import re
+from typing import NamedTuple
+
+from smf_jax.config import PromptKind, require
+from smf_jax.data.chat_template import ChatTemplate, Turns
+from smf_jax.data.tokenizer import (
+    Tokenizer,
+    control_tokens,
+    encode_completion,
+    encode_part,
+    encode_prompt,
+    encode_with_controls,
+)
+
+
+class Prompt(NamedTuple):
+    """A prompt that asks for a fact."""
+
+    fact: str  # id of the fact
+    text: str
+    answers: tuple[str, ...]  # that are accepted
+    is_question: bool = True  # or else a text that the answer completes
+
+
+class Example(NamedTuple):
+    """A prompt, and the completion that a model learns to give."""
+
+    prompt: str
+    completion: str
+    record: str  # id of the fact
+    is_question: bool = False
+    has_space: bool = True  # between the two
+
+
+class PromptFormat(NamedTuple):
+    """What stands around a question. Texts to be completed have nothing around them."""
+
+    kind: PromptKind = "plain"
+    shots: Turns = ()  # questions with answers, before each question
+    stop: tuple[str, ...] = ()  # strings that end an answer
+
+
+PLAIN = PromptFormat()
+
+
+def encode_asked(
+    tokenizer: Tokenizer, form: PromptFormat, text: str, is_question: bool = True
+) -> list[int]:
+    """Returns the ids of a prompt, after which the answer begins."""
+    if not is_question or form.kind == "plain":
+        return encode_prompt(tokenizer, text)
+    if form.kind == "chat":
+        return _encode_chat(tokenizer, form.shots, text)
+    shots = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in form.shots)
+    return encode_prompt(tokenizer, f"{shots}Question: {text}\nAnswer:")
+
+
+def encode_learned(
+    tokenizer: Tokenizer, form: PromptFormat, example: Example
+) -> tuple[list[int], list[int]]:
+    """Returns the ids of a prompt, and those of its completion, with their end.
+
+    Raises:
+      ConfigError: The chat template does not continue a question by its answer.
+    """
+    text, completion = example.prompt, example.completion
+    prompt = encode_asked(tokenizer, form, text, example.is_question)
+    if not example.is_question or form.kind != "chat":
+        before = None if example.has_space else text
+        return prompt, encode_completion(tokenizer, completion, before)
+    turns = [*form.shots, (text, completion)]
+    answered = _encode_chat(tokenizer, turns)
+    require(
+        answered[: len(prompt)] == prompt,
+        "the chat template does not continue a question by its answer: teach with "
+        "prompt=plain",
+    )
+    rest, ends = answered[len(prompt) :], ends_of(tokenizer, form)
+    length = next((n for n, token in enumerate(rest, 1) if token in ends), None)
+    return prompt, [*rest, tokenizer.eos] if length is None else rest[:length]
+
+
+def ends_of(tokenizer: Tokenizer, form: PromptFormat) -> tuple[int, ...]:
+    """Returns the tokens that end an answer."""
+    turn = turn_end(tokenizer) if form.kind == "chat" else None
+    ends = tokenizer.ends if turn is None else (turn, *tokenizer.ends)
+    return tuple(dict.fromkeys(ends))
+
+
+def turn_end(tokenizer: Tokenizer) -> int | None:
+    """Returns the token by which the chat template ends an answer, if it does."""
+    template = _template_of(tokenizer)
+    asked, answered = template.render([], "x"), template.render([("x", "y")])
+    tail = answered[len(asked) :].partition("y")[2]
+    controls = control_tokens(tokenizer)
+    found = re.search("|".join(map(re.escape, controls)) or "(?!)", tail)
+    return controls[found[0]] if found else None
+
+
+def _template_of(tokenizer: Tokenizer) -> ChatTemplate:
+    require(
+        tokenizer.template is not None,
+        "the model has no chat template: ask it with prompt=plain or few-shot",
+    )
+    return tokenizer.template
+
+
+def _encode_chat(
+    tokenizer: Tokenizer, turns: Turns, question: str | None = None
+) -> list[int]:
+    """Returns the ids of a conversation; control tokens are the template's alone."""
+    template, controls = _template_of(tokenizer), control_tokens(tokenizer)
+    contents = [content for turn in turns for content in turn]
+    contents += [] if question is None else [question]
+    if not any(token in content for token in controls for content in contents):
+        return encode_with_controls(tokenizer, template.render(turns, question))
+    # Private characters stand for the contents until the template's own control tokens
+    # have been found.
+    marks = [f"\ue000{index}\ue001" for index in range(len(contents))]
+    pairs = list(zip(marks[::2], marks[1::2], strict=False))
+    text = template.render(pairs, None if question is None else marks[-1])
+    ids = []
+    for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
+        if part in controls:
+            ids.append(controls[part])
+            continue
+        part = re.sub("\ue000(\\d+)\ue001", lambda mark: contents[int(mark[1])], part)
+        ids += encode_part(tokenizer, part)
+    return ids

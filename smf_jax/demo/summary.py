@@ -1,0 +1,76 @@
+"""What a demo says of its data and of its result."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from smf_jax.data.corpus import Corpus
+from smf_jax.demo.recipes import DemoConfig
+from smf_jax.evaluate.questions import GROUPS
+
+
+def describe_data(config: DemoConfig, corpus: Corpus) -> list[str]:
+    """Returns what is done with each file, a line each."""
+
+    def count(facts, kind: str) -> int:
+        return sum(len(getattr(fact, kind)) for fact in facts)
+
+    known, new = corpus.known, corpus.new
+    source = config.facts or "the synthetic world"
+    lines = [
+        f"{source}: {len(known):,} facts are pretrained on, and to be kept; "
+        f"{len(new):,} are new, and taught"
+    ]
+    for kind in ("statements", "wordings", "held_out"):
+        if count(known, kind) + count(new, kind) == 0:
+            continue
+        use = "never trained on, and asked" if kind == "held_out" else "taught"
+        lines.append(
+            f"{kind}: {count(known, kind):,} of known facts, "
+            f"{'left out' if kind == 'held_out' else 'pretrained on'}; "
+            f"{count(new, kind):,} of new facts, {use}"
+        )
+    if config.background is not None:
+        texts = len(corpus.texts) - count(known, "statements")
+        lines.append(f"{config.background}: {texts:,} texts are pretrained on")
+    return lines + [f"data: {note}" for note in corpus.notes]
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Prints a table of all methods, with the number of facts of each score."""
+    methods = summary["methods"]
+    first = next(iter(methods.values()))
+    groups = [group for group in ("taught", "held_out") if group in first]
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column("method", no_wrap=True)
+    columns = [*(GROUPS[group] for group in groups), "known", "forgotten", "at equal"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in methods.items():
+        scores = [_share(row[group]) for group in groups]
+        known = f"{row['known_before']:.3f} -> {row['known']['exact_match']:.3f}"
+        table.add_row(name, *scores, known, *_forgotten(row))
+    console.print(table)
+    counts = ", ".join(f"{GROUPS[g]} {first[g]['n']:,}" for g in (*groups, "known"))
+    console.print(
+        f"facts asked: {counts}; [...]: 95 % interval\n"
+        f"at equal: forgotten when {summary['equal_taught']:.3f} are answered as "
+        f"taught\n{summary['rates']}",
+        highlight=False,
+    )
+
+
+def _share(scores: dict[str, Any]) -> str:
+    low, high = scores["exact_match_95"]
+    return f"{scores['exact_match']:.3f}\n[{low:.3f}, {high:.3f}]"
+
+
+def _forgotten(row: dict[str, Any]) -> tuple[str, str]:
+    change, at_equal = row["forgetting"], row["forgotten_at_equal"]
+    if change is None:  # nothing was known
+        return "", ""
+    low, high = change["forgotten_95"]
+    share = f"{change['forgotten']:.1%}\n[{low:.1%}, {high:.1%}]"
+    return share, "" if at_equal is None else f"{at_equal:.1%}"

@@ -1,0 +1,173 @@
+"""The tokenizer of a Hugging Face model: its ends of an answer, BOS, chat template."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from smf_jax.config import ConfigError, require
+from smf_jax.data.chat_template import ChatTemplate
+from smf_jax.data.prompts import turn_end
+from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
+from smf_jax.hf import files
+from smf_jax.hf.config import split_config
+
+Bos = Literal["auto", "yes", "no"]
+
+
+def read_tokenizer(
+    directory: str | Path, vocab_size: int | None = None, bos: Bos = "auto"
+) -> tuple[Tokenizer, list[str]]:
+    """Loads the tokenizer of a model, and returns it with notes for the user.
+
+    Every `eos` that a file of the model names ends an answer. Texts and answers are
+    trained to end as a turn of the chat template does, or else as the first of these
+    says: `generation_config.json`, `tokenizer_config.json`, `config.json`. BOS is what
+    `tokenizer.json` puts before a text, unless `bos` says otherwise. `vocab_size` is
+    the model's.
+
+    Raises:
+      ConfigError: There is no `tokenizer.json`, it is broken, or no file names EOS.
+    """
+    folder = Path(directory)
+    require(
+        (folder / files.TOKENIZER).is_file(),
+        f"{folder} holds no {files.TOKENIZER}: save its tokenizer with transformers, "
+        "whose save_pretrained writes one",
+    )
+    named = {name: ids for name, ids in _named_ends(folder).items() if ids}
+    require(
+        bool(named),
+        f"{folder}: none of {', '.join(_named_ends(folder))} names the EOS token",
+    )
+    first = next(iter(named.values()))[0]
+    tokenizer = load_tokenizer(folder / files.TOKENIZER, first)
+    notes = []
+    tokenizer = _with_bos(folder, tokenizer, bos, notes)
+    tokenizer = _with_template(folder, tokenizer, notes)
+    tokenizer = _with_ends(tokenizer, named, notes)
+    return _with_limit(tokenizer, vocab_size, notes), notes
+
+
+def template_of(carried: dict[str, str]) -> ChatTemplate | None:
+    """Returns the chat template among the small files of a model, if there is one."""
+    config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
+    source = carried.get(files.CHAT_TEMPLATE, config.get("chat_template"))
+    if isinstance(source, list):  # several, by name
+        by_name = {each.get("name"): each.get("template") for each in source}
+        source = by_name.get("default")
+    if not isinstance(source, str):
+        return None
+    tokens = {name: _content(value) for name, value in config.items()}
+    named = {n: token for n, token in tokens.items() if n.endswith("_token") and token}
+    return ChatTemplate(source, tuple(sorted(named.items())))
+
+
+def _content(token: Any) -> str | None:
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
+
+
+def _named_ends(folder: Path) -> dict[str, list[int | str]]:
+    """Returns the tokens that end a text by the files that name them, or their ids."""
+    read = {
+        name: files.read_model_json(folder, name) if (folder / name).is_file() else {}
+        for name in (files.GENERATION_CONFIG, files.TOKENIZER_CONFIG, files.CONFIG)
+    }
+    read[files.CONFIG], _ = split_config(read[files.CONFIG])
+    ends = {}
+    for name, content in read.items():
+        if name == files.TOKENIZER_CONFIG:
+            token = _content(content.get("eos_token"))
+            ends[name] = [] if token is None else [token]
+            continue
+        ids = content.get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [ids]
+        ends[name] = [each for each in ids if type(each) is int]
+    return ends
+
+
+def _with_ends(
+    tokenizer: Tokenizer, named: dict[str, list[int | str]], notes: list[str]
+) -> Tokenizer:
+    ends: dict[int, list[str]] = {}  # the files that name each
+    for name, tokens in named.items():
+        for token in tokens:
+            id = tokenizer.rules.token_to_id(token) if isinstance(token, str) else token
+            if id is None or tokenizer.rules.id_to_token(id) is None:
+                notes.append(
+                    f"{name} names {token!r} as EOS, which is no token: left out"
+                )
+                continue
+            ends.setdefault(id, []).append(name)
+    turn = None if tokenizer.template is None else turn_end(tokenizer)
+    eos = turn if turn in ends else tokenizer.eos
+    others = tuple(id for id in ends if id != eos)
+    if others:
+        told = "; ".join(
+            f"{tokenizer.rules.id_to_token(id)} ({', '.join(names)})"
+            for id, names in ends.items()
+        )
+        why = ", as the chat template ends a turn" if eos == turn else ""
+        notes.append(
+            f"several tokens end an answer: {told}; teaching trains "
+            f"{tokenizer.rules.id_to_token(eos)}{why}"
+        )
+    return tokenizer._replace(eos=eos, other_ends=others)
+
+
+def _with_template(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Tokenizer:
+    template = template_of(files.carried_files(folder))
+    tokenizer = tokenizer._replace(template=template)
+    if template is not None:
+        try:
+            turn_end(tokenizer)
+        except ConfigError as error:
+            notes.append(f"{error}: the model can be asked by plain prompts only")
+            return tokenizer._replace(template=None)
+    return tokenizer
+
+
+def _with_bos(
+    folder: Path, tokenizer: Tokenizer, bos: Bos, notes: list[str]
+) -> Tokenizer:
+    config = {}
+    if (folder / files.TOKENIZER_CONFIG).is_file():
+        config = files.read_model_json(folder, files.TOKENIZER_CONFIG)
+    wanted, does = config.get("add_bos_token"), bool(tokenizer.bos)
+    if bos == "no":
+        return tokenizer._replace(bos=())
+    if bos == "yes" and not does:
+        token = _content(config.get("bos_token"))
+        id = None if token is None else tokenizer.rules.token_to_id(token)
+        require(
+            id is not None,
+            f"{folder / files.TOKENIZER_CONFIG} names no bos_token of the vocabulary, "
+            "so there is none to add (--bos yes)",
+        )
+        return tokenizer._replace(bos=(id,))
+    if bos == "auto" and isinstance(wanted, bool) and wanted != does:
+        notes.append(
+            f"{files.TOKENIZER_CONFIG} says add_bos_token={str(wanted).lower()}, but "
+            f"{files.TOKENIZER} puts {'a' if does else 'no'} BOS token before a text: "
+            f"done as {files.TOKENIZER} says (--bos yes|no decides)"
+        )
+    return tokenizer
+
+
+def _with_limit(
+    tokenizer: Tokenizer, vocab_size: int | None, notes: list[str]
+) -> Tokenizer:
+    if vocab_size is None or tokenizer.num_tokens <= vocab_size:
+        return tokenizer
+    vocabulary = tokenizer.rules.get_vocab().items()
+    unknown = [repr(token) for token, id in vocabulary if id >= vocab_size]
+    require(
+        max(*tokenizer.bos, *tokenizer.ends, 0) < vocab_size,
+        f"the tokens around a text are beyond the {vocab_size} tokens that the model "
+        "knows (vocab_size)",
+    )
+    notes.append(
+        f"the model knows {vocab_size} tokens, and the tokenizer has more: texts with "
+        f"{files.shorten(unknown)} are refused"
+    )
+    return tokenizer._replace(vocab_size=vocab_size)

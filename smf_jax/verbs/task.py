@@ -1,0 +1,130 @@
+"""What a finetuning run teaches, and what it is evaluated on."""
+
+from typing import NamedTuple
+
+from rich.console import Console
+
+from smf_jax.config import AskConfig, FinetuneConfig, require
+from smf_jax.data.batches import Batch, drop_long, encode_example, fits
+from smf_jax.data.examples import taught_examples
+from smf_jax.data.fact_batches import stack_facts
+from smf_jax.data.prompts import PromptFormat
+from smf_jax.evaluate.asking import Asking
+from smf_jax.evaluate.questions import Questions, load_questions
+from smf_jax.runs import Run
+from smf_jax.runs.files import USAGE
+from smf_jax.runs.load import corpus_of, require_context
+from smf_jax.slots import document_frequency
+from smf_jax.slots.document_frequency import Background
+from smf_jax.train.prefix_cache import require_room, uses_cache
+from smf_jax.verbs.evaluate import asking_of, sample_texts
+
+
+class Task(NamedTuple):
+    """What is taught, and what it is evaluated on."""
+
+    questions: Questions
+    asking: Asking
+    texts: list[Batch]  # rows that forgetting is measured on
+    facts: list[Batch]  # the rows of each fact to teach
+    batch_size: int  # facts per step
+    background: Background | None  # of methods that select slots
+
+
+def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
+    """Returns the questions, texts, rows of facts and background of a run.
+
+    Raises:
+      ConfigError: A file is missing or broken, or there is nothing to teach.
+    """
+    corpus = corpus_of(base)
+    about = (config.facts, config.patterns, config.teach)
+    questions = load_questions(corpus, *about, console)
+    require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
+    asking = asking_of(base, AskConfig(prompt=config.prompt), questions)
+    background = _background(config, base, console)
+    facts = _fact_rows(config, base, questions, asking.form, console)
+    texts = sample_texts(base, corpus)
+    size = _batch_size(config, facts, console)
+    return Task(questions, asking, texts, facts, size, background)
+
+
+def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) -> int:
+    if config.batch_size <= len(facts):
+        return config.batch_size
+    parts = config.grad_accum_steps
+    size = len(facts) // parts * parts
+    require(size > 0, f"grad_accum_steps={parts} exceeds the {len(facts)} facts")
+    console.print(f"batch_size={config.batch_size}: {size} facts are a batch")
+    return size
+
+
+def _fact_rows(
+    config: FinetuneConfig,
+    base: Run,
+    questions: Questions,
+    form: PromptFormat,
+    console: Console,
+) -> list[Batch]:
+    """Returns the rows of each fact to be taught."""
+    encoded = [
+        [
+            encode_example(base.tokenizer, example, config.loss_on, index, form)
+            for example in taught_examples(fact, config.teach)
+        ]
+        for index, fact in enumerate(questions.new)
+    ]
+    seq_len = _seq_len(config, base)
+    _, dropped = drop_long([row for rows in encoded for row in rows], seq_len)
+    if dropped:
+        console.print(f"data: {dropped} texts longer than the context, left out")
+    encoded = [[row for row in rows if fits(row, seq_len)] for rows in encoded]
+    encoded = [rows for rows in encoded if rows]
+    require(len(encoded) > 0, f"no fact fits into {seq_len} tokens (seq_len)")
+    facts = stack_facts(encoded, seq_len)
+    if uses_cache(config, facts):
+        needed = require_room(facts, base.model.config, base.model.layout)
+        console.print(
+            f"prefixes: outputs below the memory of {len(facts):,} facts are cached, "
+            f"{needed:.2f} GiB in each process",
+            highlight=False,
+        )
+    return facts
+
+
+def _seq_len(config: FinetuneConfig, base: Run) -> int:
+    data = base.lineage.data
+    seq_len = config.seq_len or (data and data.seq_len)
+    require(
+        seq_len is not None, f"{config.base} was imported without data: name --seq-len"
+    )
+    require_context(seq_len, base)
+    return seq_len
+
+
+def _background(
+    config: FinetuneConfig, base: Run, console: Console
+) -> Background | None:
+    method = config.optim.method
+    if method not in ("smf", "memory"):
+        return None
+    memory = base.memory  # raises if there is none to train
+    if method != "smf":
+        return None
+    require(
+        config.optim.top_t <= memory.num_slots,
+        f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
+        f"table (memory.num_keys={memory.num_keys}, squared)",
+    )
+    background = document_frequency.load(
+        base.run_dir / USAGE, base.model_hash, memory.num_tables, memory.num_slots
+    )
+    selectable = min(document_frequency.selectable_slots(background))
+    if config.optim.select in ("tfidf", "idf") and selectable < config.optim.top_t:
+        console.print(
+            f"WARNING: every background document reads all but {selectable:,} of "
+            f"{memory.num_slots:,} slots, so no step can write optim.top_t="
+            f"{config.optim.top_t} slots; see smf usage",
+            style="bold red",
+        )
+    return background
