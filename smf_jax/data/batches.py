@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, PyTree
 
 from smf_jax.config import DataConfig, require
 from smf_jax.data.corpus import Corpus
-from smf_jax.data.prompts import PLAIN, Example, PromptFormat, encode_learned
+from smf_jax.data.prompts import PLAIN, Example, PromptFormat, encode_answered
 from smf_jax.data.tokenizer import Tokenizer, encode_text
 
 # Passing small rows between threads costs more than making them.
@@ -44,7 +44,7 @@ def encode_example(
     form: PromptFormat = PLAIN,
 ) -> Row:
     """Returns an encoded example, with the loss on its completion or on all tokens."""
-    prompt, completion = encode_learned(tokenizer, form, example)
+    prompt, completion = encode_answered(tokenizer, form, example)
     row = _row(prompt + completion, record)
     if loss_on == "answer":
         row["weights"][: max(len(prompt) - 1, 0)] = 0

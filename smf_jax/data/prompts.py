@@ -57,7 +57,7 @@ def encode_asked(
     return encode_prompt(tokenizer, f"{shots}Question: {text}\nAnswer:")
 
 
-def encode_learned(
+def encode_answered(
     tokenizer: Tokenizer, form: PromptFormat, example: Example
 ) -> tuple[list[int], list[int]]:
     """Returns the ids of a prompt, and those of its completion, with their end.

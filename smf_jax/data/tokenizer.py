@@ -75,6 +75,7 @@ def train_tokenizer(
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
     rules.train_from_iterator(texts, trainer)
+    rules.encode_special_tokens = True  # a control token in a user's text is text
     return Tokenizer(rules)
 
 
@@ -135,8 +136,7 @@ def _parse_rules(text: str) -> tokenizers.Tokenizer:
     rules = tokenizers.Tokenizer.from_str(text)
     rules.no_truncation()
     rules.no_padding()
-    # What looks like a control token in a user's text is text.
-    rules.encode_special_tokens = True
+    rules.encode_special_tokens = True  # as in `train_tokenizer`
     rules.encode(f"{PROBE} {PROBE}")
     return rules
 

@@ -16,7 +16,7 @@ from smf_jax.data.prompts import (
     Prompt,
     PromptFormat,
     encode_asked,
-    encode_learned,
+    encode_answered,
     ends_of,
 )
 from smf_jax.data.tokenizer import PAD, Tokenizer, decode
@@ -33,7 +33,7 @@ def longest_answer(
     form = form._replace(shots=())
     kinds = {(each, p.is_question) for p in prompts for each in p.answers}
     examples = (Example("?", answer, "", is_asked) for answer, is_asked in kinds)
-    return max(len(encode_learned(tokenizer, form, each)[1]) for each in examples)
+    return max(len(encode_answered(tokenizer, form, each)[1]) for each in examples)
 
 
 def answer(
@@ -87,10 +87,12 @@ def _require_context(
     max_new_tokens: int,
     context: int | None,
 ) -> None:
+    if context is None:
+        return
     longest = max(range(len(ids)), key=lambda index: len(ids[index]))
     length = len(ids[longest])
     require(
-        context is None or length + max_new_tokens <= context,
+        length + max_new_tokens <= context,
         f"a prompt of {length:,} tokens and an answer of {max_new_tokens:,} exceed the "
         f"context of {context:,} tokens of the model (max_position_embeddings): "
         f"{prompts[longest].text[:60]!r}",

@@ -46,7 +46,7 @@ def forgetting(
         return None
     left, n = right - len(lost) + len(gained), len(known)
     interval = forgotten_interval(len(lost), len(gained), right, n)
-    share = forgotten(right, left)
+    share = (right - left) / right
     return Forgetting(n, right, left, lost, gained, share, interval)
 
 

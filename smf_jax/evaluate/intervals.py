@@ -1,9 +1,9 @@
 """95 % intervals of shares, of what was forgotten, and of losses."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 Interval = tuple[float, float]
@@ -27,7 +27,7 @@ def wilson(share: float, n: int) -> Interval:
     return max(0.0, centre - Z * spread), min(1.0, centre + Z * spread)
 
 
-def forgotten_interval(lost: float, gained: float, right: float, n: int) -> Interval:
+def forgotten_interval(lost: int, gained: int, right: int, n: int) -> Interval:
     """Returns the 95 % interval of `(lost - gained) / right`, the share forgotten.
 
     `lost` of the `right` cases that were right before are wrong now, and `gained` of
@@ -46,20 +46,21 @@ def forgotten_interval(lost: float, gained: float, right: float, n: int) -> Inte
     return middle - below, middle + above
 
 
-def _ends(cases: float, n: float) -> tuple[float, float, float]:
+def _ends(cases: int, n: int) -> tuple[float, float, float]:
     share = cases / n if n else 0.0
     return share, *(wilson(share, n) if n else (0.0, 0.0))
 
 
-def ratio_interval(sums: Sequence[float], weights: Sequence[float]) -> Interval:
+def ratio_interval(
+    sums: Float[np.ndarray, " rows"], weights: Float[np.ndarray, " rows"]
+) -> Interval:
     """Returns the 95 % interval of `sum(sums) / sum(weights)` over independent rows.
 
     Source: the linearised variance of a ratio, Cochran 1977, Sampling Techniques, 6.3.
     """
-    sums, weights = np.asarray(sums, float), np.asarray(weights, float)
     mean, n = sums.sum() / weights.sum(), len(sums)
     if n < 2:
         return -math.inf, math.inf
     deviations = sums - mean * weights
     error = math.sqrt(n / (n - 1) * (deviations**2).sum()) / weights.sum()
-    return mean - Z * error, mean + Z * error
+    return float(mean - Z * error), float(mean + Z * error)

@@ -30,9 +30,9 @@ class TextLoss(NamedTuple):
         The interval is narrower than those of the two losses, since a row that is hard
         before is hard afterwards.
         """
-        changes = np.subtract(after.sums, self.sums)
-        change = float(changes.sum() / np.sum(self.weights))
-        return change, ratio_interval(changes, self.weights)
+        changes, weights = np.subtract(after.sums, self.sums), np.array(self.weights)
+        change = float(changes.sum() / weights.sum())
+        return change, ratio_interval(changes, weights)
 
 
 def text_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> TextLoss:
@@ -51,7 +51,8 @@ def text_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> Tex
         sums += np.asarray(losses, float)[: len(part)].tolist()
     weights = [float(row.weights.sum()) for row in rows]
     loss = sum(sums) / sum(weights)
-    return TextLoss(len(rows), loss, ratio_interval(sums, weights), sums, weights)
+    interval = ratio_interval(np.array(sums), np.array(weights))
+    return TextLoss(len(rows), loss, interval, sums, weights)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -15,7 +15,8 @@ from smf_jax.data.batches import (
     packed_batches,
     with_loss_positions,
 )
-from smf_jax.data.corpus import Corpus, Example
+from smf_jax.data.corpus import Corpus
+from smf_jax.data.prompts import Example
 from smf_jax.data.records import Text
 from smf_jax.data.tokenizer import EOS, PAD, train_tokenizer
 from tests.data.rows import (
@@ -46,7 +47,7 @@ def ids(letters: str) -> list[int]:
 def pack(tokenizer, examples=(), texts=(), seq_len=7, loss_on="all") -> Packed:
     examples = [Example(*pair, f"fact {n}") for n, pair in enumerate(examples)]
     texts = [Text(f"text {n}", text) for n, text in enumerate(texts)]
-    corpus = Corpus([], [], [], examples, texts, [], "")
+    corpus = Corpus([], [], examples, texts, [], "")
     return pack_corpus(tokenizer, corpus, DataConfig(seq_len=seq_len, loss_on=loss_on))
 
 

@@ -3,18 +3,9 @@ import json
 import pytest
 
 from smf_jax.config import ConfigError, DataConfig
-from smf_jax.data.corpus import (
-    FILE_FRAMES,
-    Example,
-    as_taught,
-    load_corpus,
-    statement_example,
-    taught_examples,
-    without_repeats,
-)
+from smf_jax.data.corpus import FILE_FRAMES, load_corpus, without_repeats
+from smf_jax.data.examples import question_example
 from smf_jax.data.records import Fact
-
-FACT = Fact("f", "who leads ?", ("ada", "ada may"), ("the lead is ada may now",))
 
 
 def numbered(count):
@@ -46,20 +37,43 @@ def test_known_facts_are_pretrained_bare_and_in_a_frame(tmp_path):
     plain, framed = corpus.examples[::2], corpus.examples[1::2]
     frames = set()
     for fact, bare, other in zip(corpus.known, plain, framed, strict=True):
-        assert bare == Example(fact.question, fact.answers[0], fact.id)
+        assert bare == question_example(fact)
         assert other.completion == fact.answers[0]
         frames.add(other.prompt.replace(fact.question, "{question}"))
     assert frames == set(FILE_FRAMES)
 
 
-def test_new_facts_are_held_out_of_pretraining_and_asked_in_another_frame(tmp_path):
-    corpus = file_corpus(tmp_path, numbered(10))
+def test_new_facts_are_held_out_of_pretraining(tmp_path):
+    rows = [row | {"wordings": [f"{row['id']} is"]} for row in numbered(10)]
+    corpus = file_corpus(tmp_path, rows)
 
     text = " ".join(f"{e.prompt} {e.completion}" for e in corpus.examples)
     assert "Quiz:" not in text
-    for fact, held_out in zip(corpus.new, corpus.new_held_out, strict=True):
-        assert held_out == fact._replace(question=f"Quiz: {fact.question}")
+    for fact in corpus.new:
         assert fact.question not in text
+        assert fact.wordings[0] not in text
+
+
+def test_wordings_of_known_facts_are_pretrained_and_held_out_ones_not(tmp_path):
+    rows = [
+        {"id": str(n), "wordings": [f"of {n}", f"by {n}"], "held_out": [f"to {n}"]}
+        | {"answers": ["x"]}
+        for n in range(4)
+    ]
+    corpus = file_corpus(tmp_path, rows)
+
+    want = {text for fact in corpus.known for text in fact.wordings}
+    assert {example.prompt for example in corpus.examples} == want
+    assert corpus.notes == ["4 facts have 8 wordings to teach, and 4 held out"]
+
+
+def test_records_without_ids_make_the_same_corpus_wherever_they_lie(tmp_path):
+    rows = numbered(4)
+    for row in rows:
+        del row["id"]
+    (tmp_path / "elsewhere").mkdir()
+
+    assert file_corpus(tmp_path, rows) == file_corpus(tmp_path / "elsewhere", rows)
 
 
 def test_documents_of_known_facts_are_pretrained_and_those_of_new_ones_not(tmp_path):
@@ -113,43 +127,5 @@ def test_duplicates_and_contradictions_are_counted_and_the_first_kept(tmp_path):
         ["2", "facts"],
     ]
     assert "contradict" in corpus.notes[1]
-    assert without_repeats([FACT]) == ([FACT], [])
-
-
-@pytest.mark.parametrize(
-    ("statement", "prompt", "completion"),
-    [
-        ("the lead is bob", "", "the lead is bob"),
-        ("ada leads", "", "ada leads"),
-        ("the lead is ada", "the lead is", "ada"),
-        ("ada, yes, ada it is", "ada, yes,", "ada it is"),
-        ("it is ada may , truly", "it is", "ada may , truly"),
-        ("an armada, adamant", "", "an armada, adamant"),  # only within words
-    ],
-)
-def test_a_statement_is_split_before_the_last_answer_in_it(
-    statement, prompt, completion
-):
-    assert statement_example(FACT, statement) == Example(prompt, completion, "f")
-
-
-def test_a_fact_is_taught_by_its_question_its_statements_or_both():
-    fact = FACT._replace(statements=("x ada", "y ada"))
-    question = [Example("who leads ?", "ada", "f")]
-    statements = [Example("x", "ada", "f"), Example("y", "ada", "f")]
-
-    assert taught_examples(fact, "questions") == question
-    assert taught_examples(fact, "statements") == statements
-    assert taught_examples(fact, "both") == question + statements
-
-
-def test_a_fact_taught_by_statements_is_asked_by_the_first():
-    assert as_taught(FACT, "statements") == FACT._replace(question="the lead is")
-    assert as_taught(FACT, "both") == FACT
-
-
-def test_a_fact_that_statements_cannot_teach_is_refused_by_its_id():
-    with pytest.raises(ConfigError, match="'f' has no statements"):
-        taught_examples(FACT._replace(statements=()), "statements")
-    with pytest.raises(ConfigError, match="'f' has no statement that leads up"):
-        as_taught(FACT._replace(statements=("ada leads",)), "statements")
+    alone = [Fact("f", "who leads ?", ("ada",))]
+    assert without_repeats(alone) == (alone, [])

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,18 +29,104 @@ def refusal(path, read=read_facts) -> str:
     return message
 
 
-def test_a_fact_has_id_question_answers_and_statements(tmp_path):
-    row = '{"id": 7, "question": "who ?", "answers": ["me", "I"], "documents": ["So"]}'
+@pytest.mark.parametrize("key", ["statements", "documents"])
+def test_a_fact_has_id_question_answers_and_statements(tmp_path, key):
+    row = {"id": 7, "question": "who ?", "answers": ["me", "I"], key: ["So"]}
 
-    assert read_facts(write(tmp_path, row)) == [
+    assert read_facts(write(tmp_path, json.dumps(row))) == [
         Fact("7", "who ?", ("me", "I"), ("So",))
     ]
+
+
+def test_a_fact_may_have_wordings_and_others_that_are_held_out(tmp_path):
+    row = {"id": "a", "answers": ["Oslo"], "wordings": ["It lies in [Y].", "Its city:"]}
+    row["held_out"] = ["One finds it in [Y] .", "Its city:"]
+
+    (fact,) = read_facts(write(tmp_path, json.dumps(row)))
+
+    assert fact.wordings == ("It lies in", "Its city:")
+    assert fact.held_out == ("One finds it in",)  # what is taught is not held out
+    assert (fact.question, fact.name) == ("", "It lies in")
+
+
+PATTERNS = ["[X] is in [Y].", "In [Y] is [X].", "[X] lies in [Y] .", "[X]: [Y]", "x [Y]"]
+
+
+def with_patterns(tmp_path, *rows, patterns=PATTERNS):
+    """Returns the facts of rows, and the patterns of one relation."""
+    side = write(
+        tmp_path, json.dumps({"relation": "R", "patterns": patterns}), "patterns.jsonl"
+    )
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    return read_facts(path, side)
+
+
+def test_patterns_of_a_relation_are_filled_and_the_same_ones_held_out(tmp_path):
+    rows = [
+        {"id": s, "subject": s, "relation": "R", "answers": ["Oslo"]}
+        for s in ("Ada", "Bob")
+    ]
+
+    ada, bob = with_patterns(tmp_path, *rows)
+
+    assert (ada.wordings, ada.held_out) == (("Ada is in", "Ada:"), ("Ada lies in",))
+    assert (bob.wordings, bob.held_out) == (("Bob is in", "Bob:"), ("Bob lies in",))
+
+
+def test_a_question_stays_beside_patterns_unless_it_is_a_filled_one(tmp_path):
+    row = {"subject": "Ada", "relation": "R", "answers": ["Oslo"]}
+    cloze = row | {"question": "Ada is the heart of [Y] ."}
+
+    asked, filled = with_patterns(tmp_path, row | {"question": "Where?"}, cloze)
+
+    assert (asked.question, len(asked.wordings)) == ("Where?", 2)
+    assert (filled.question, len(filled.wordings)) == ("", 2)
+    (alone,) = read_facts(write(tmp_path, json.dumps(cloze)))
+    assert (alone.question, alone.wordings) == ("", ("Ada is the heart of",))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "reason"),
+    [
+        ("[X] [Y]", '"patterns" must be a list of strings'),
+        (["In [Y] is [X].", "[Y]", "a [Y]"], "relation R has no pattern with one [X]"),
+    ],
+)
+def test_patterns_that_cannot_be_completed_are_refused(tmp_path, patterns, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        with_patterns(tmp_path, {}, patterns=patterns)
+
+
+def test_one_pattern_alone_is_taught_and_of_two_one_is_held_out(tmp_path):
+    row = {"subject": "Ada", "relation": "R", "answers": ["Oslo"]}
+
+    (one,) = with_patterns(tmp_path, row, patterns=PATTERNS[:1])
+    (two,) = with_patterns(tmp_path, row, patterns=PATTERNS[:3])
+
+    assert (len(one.wordings), len(one.held_out)) == (1, 0)
+    assert (len(two.wordings), len(two.held_out)) == (1, 1)
+
+
+def test_a_fact_without_question_and_pattern_is_refused(tmp_path):
+    row = {"subject": "Ada", "relation": "Q", "answers": ["Oslo"]}
+
+    with pytest.raises(ConfigError, match="no pattern of its relation 'Q'"):
+        with_patterns(tmp_path, row)
+
+
+def test_equal_ids_and_null_are_told_apart_by_their_lines(tmp_path):
+    rows = [{"id": id, "question": "q", "answers": ["a"]} for id in ("x", None, "x")]
+    path = write(tmp_path, "\r\n".join(map(json.dumps, rows)))
+
+    ids = [fact.id for fact in read_facts(path)]
+
+    assert ids == ["x", "facts.jsonl:2", f"x ({path}:3)"]
 
 
 def test_a_record_without_id_is_named_by_its_line(tmp_path):
     path = write(tmp_path, '{"id": "t", "text": " one two "}\n\n{"text": "three"}')
 
-    assert read_texts(path) == [Text("t", "one two"), Text(f"{path}:3", "three")]
+    assert read_texts(path) == [Text("t", "one two"), Text("facts.jsonl:3", "three")]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +185,21 @@ def test_a_file_without_records_is_refused(tmp_path, content):
             '{"question": "q", "answers": ["a"], "documents": "d"}',
             '"documents" must be a list of strings',
         ),
+        (
+            '{"question": "q", "answers": ["a"], "documents": [], "statements": []}',
+            'another name of "statements"',
+        ),
+        ('{"question": "In [Y] is q", "answers": ["a"]}', "must end in [Y]"),
+        ('{"wordings": ["[Y]"], "answers": ["a"]}', "must end in [Y]"),
+        ('{"wordings": [], "answers": ["a"]}', '"question" must be a string'),
+        (
+            json.dumps({"question": "q", "answers": ["a" * 10**6]}),
+            '"answers" has 1,000,000 characters, and may have 4096',
+        ),
+        (
+            json.dumps({"question": "q" * 10**6, "answers": ["a"]}),
+            '"question" has 1,000,000 characters',
+        ),
     ],
 )
 def test_a_broken_fact_is_refused_by_line_and_reason(tmp_path, line, reason):
@@ -131,7 +233,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=4,
 )
-keys = st.sampled_from(["id", "question", "answers", "documents", "text"])
+keys = st.sampled_from(
+    "id question answers documents statements wordings held_out relation text".split()
+)
 rows = st.dictionaries(keys, values).map(lambda row: json.dumps(row).encode())
 lines = st.lists(rows | st.binary(max_size=20), max_size=4)
 contents = lines.map(b"\n".join)

@@ -17,6 +17,7 @@ from smf_jax.data.tokenizer import (
     load_tokenizer,
     tokenizer_hash,
     train_tokenizer,
+    unknown_words,
 )
 
 TEXTS = ("red red red blue blue green",)  # ids 3, 4, 5: the most frequent first
@@ -51,18 +52,28 @@ def test_a_completion_is_decoded_up_to_its_one_eos(either):
     completion = encode_completion(either, "green red")
 
     assert completion.index(EOS) == len(completion) - 1
-    assert decode(either, completion) == "green red"
+    assert decode(either, completion, (EOS,)) == "green red"
 
 
-def test_decoding_stops_at_the_first_eos(words):
-    assert decode(words, [3, 5, EOS, 4, EOS]) == "red green"
-    assert decode(words, [EOS, 3]) == ""
+def test_decoding_stops_at_the_first_end(words):
+    assert decode(words, [3, 5, EOS, 4, EOS], (EOS,)) == "red green"
+    assert decode(words, [3, 5, EOS, 4, EOS], (EOS, 5)) == "red"
+    assert decode(words, [EOS, 3], (EOS,)) == ""
+
+
+def test_decoding_stops_before_the_first_stop_string(pieces):
+    ids = encode_prompt(pieces, "red\n blue; green")
+
+    assert decode(pieces, ids, (EOS,), ("\n",)) == "red"
+    assert decode(pieces, ids, (EOS,), (";", "blue")) == "red"
+    assert decode(pieces, ids, (EOS,), ("red",)) == ""
+    assert decode(pieces, ids, (EOS,), ("none",)) == "red\n blue; green"
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 @example("🦊 👩‍🚀 שלום\x00")
 def test_bytes_encode_any_text(pieces, text):
-    assert decode(pieces, encode_text(pieces, text)) == text.strip()
+    assert decode(pieces, encode_text(pieces, text), (EOS,)) == text.strip()
 
 
 def test_a_small_vocabulary_keeps_the_most_frequent_words():
@@ -79,10 +90,11 @@ def test_a_vocabulary_that_is_too_small_is_refused(kind, vocab_size):
         train_tokenizer(TEXTS, kind, vocab_size)
 
 
-def test_the_hash_identifies_vocabulary_bos_and_eos(words):
+def test_the_hash_identifies_vocabulary_bos_and_ends(words):
     same = train_tokenizer(TEXTS, "word", vocab_size=10)
     others = [train_tokenizer(["red red blue"], "word", vocab_size=10)]
     others += [words._replace(eos=PAD), words._replace(bos=(1,))]
+    others += [words._replace(other_ends=(PAD,))]
 
     assert tokenizer_hash(same) == tokenizer_hash(words)
     assert tokenizer_hash(words) not in map(tokenizer_hash, others)
@@ -141,7 +153,50 @@ def test_a_completion_is_encoded_as_it_would_be_after_its_prompt(tmp_path):
     completion = encode_completion(tokenizer, "green")
 
     assert [*prompt, *completion] == [*rules.encode("a red green").ids, 2]
-    assert decode(tokenizer, completion) == "green"
+    assert decode(tokenizer, completion, (2,)) == "green"
+
+
+def test_a_completion_without_a_space_continues_its_prompt(tmp_path, pieces):
+    spaced = load_tokenizer(saved(sentence_pieces(), tmp_path), eos=2)
+
+    joined = encode_completion(spaced, "green", prompt="a red")
+
+    assert joined == [*spaced.rules.encode("redgreen").ids[2:], 2]
+    assert encode_completion(pieces, "東京", prompt="日本の首都は") == [
+        *encode_prompt(pieces, "東京"),
+        EOS,
+    ]
+
+
+def test_what_looks_like_a_control_token_in_a_text_is_text(tmp_path, pieces):
+    text = "red<eot> blue<pad>"
+
+    got = encode_prompt(pieces, text)
+
+    assert {EOS, PAD}.isdisjoint(got)
+    assert decode(pieces, got, (EOS,)) == text
+    loaded = load_tokenizer(saved(pieces.rules, tmp_path))
+    assert encode_prompt(loaded, text) == got
+
+
+def test_a_token_that_the_model_does_not_know_is_refused_by_name(words):
+    small = words._replace(vocab_size=4)
+
+    assert encode_prompt(small, "red") == [3]
+    with pytest.raises(ConfigError, match=r"token 'blue', of id 4, .* knows 4 tokens"):
+        encode_prompt(small, "red blue")
+
+
+def test_words_that_a_tokenizer_cannot_spell_are_found(words, pieces):
+    assert unknown_words(words, "red cyan blue cyan pink") == ["cyan", "pink"]
+    assert unknown_words(pieces, "red cyan") == []
+
+
+def test_a_file_is_kept_as_it_came(tmp_path, words):
+    text = words.rules.to_str().replace(",", " ,\r\n", 3)
+    (tmp_path / "tokenizer.json").write_bytes(text.encode())
+
+    assert load_tokenizer(tmp_path / "tokenizer.json").json == text
 
 
 def test_texts_are_neither_truncated_nor_padded(tmp_path, words):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from smf_jax.evaluate.perplexity import mean_loss
+from smf_jax.evaluate.perplexity import text_loss
 from tests.data.rows import rows_of
 from tests.tiny import call, make_batch, make_model, model_config
 
@@ -22,6 +22,18 @@ def by_hand(model):
 def test_the_loss_is_the_mean_over_targets_in_batches_of_any_size(batch_size):
     model = make_model(model_config())
 
-    got = mean_loss(model, rows_of(BATCH), batch_size)
+    got = text_loss(model, rows_of(BATCH), batch_size)
 
-    assert got == pytest.approx(by_hand(model), rel=1e-5)  # float32 sums
+    assert got.loss == pytest.approx(by_hand(model), rel=1e-5)  # float32 sums
+    assert got.n == len(BATCH.tokens)
+
+
+def test_a_change_has_a_narrower_interval_than_the_losses():
+    before = text_loss(make_model(model_config()), rows_of(BATCH), 4)
+    shifts = [0.01 * weight for weight in before.weights]
+    after = before._replace(sums=[s + d for s, d in zip(before.sums, shifts)])
+
+    change, (low, high) = before.change_to(after)
+
+    assert change == pytest.approx(0.01, abs=1e-6)
+    assert high - low < 1e-3 < before.loss_95[1] - before.loss_95[0]

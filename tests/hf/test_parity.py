@@ -12,7 +12,7 @@ from flax import nnx
 
 from smf_jax import hf
 from smf_jax.hf import save
-from smf_jax.model.generate import generate_greedily
+from smf_jax.model.generate import generate
 from smf_jax.model.transformer import Transformer
 from tests import tiny, torch_models
 from tests.tiny import bits, named
@@ -109,7 +109,7 @@ def test_logits_are_those_of_transformers(case):
 
 def test_greedy_texts_are_those_of_transformers(case):
     prompts = TOKENS[:, :PROMPT]
-    no_eos = VOCAB + 1  # no token has this id: nothing ends a text
+    no_end = jnp.zeros(VOCAB, bool)
     options = transformers.GenerationConfig(
         max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
     )
@@ -124,11 +124,11 @@ def test_greedy_texts_are_those_of_transformers(case):
     graph, params = nnx.split(case.model)
 
     @jax.jit
-    def generate(params):
+    def extend(params):
         model, is_prompt = nnx.merge(graph, params), jnp.ones(prompts.shape, bool)
-        return generate_greedily(model, jnp.asarray(prompts), is_prompt, NEW, no_eos)
+        return generate(model, jnp.asarray(prompts), is_prompt, NEW, no_end)
 
-    got = generate(params)
+    got = extend(params)
 
     np.testing.assert_array_equal(got, want[:, PROMPT:])
     # Without a cache, too, each token is the best one after those before it.

@@ -8,7 +8,8 @@ from flax import nnx
 
 from smf_jax.config import ComputeConfig, RopeConfig, RopeScalingConfig
 from smf_jax.model.build import abstract_model
-from smf_jax.model.generate import generate_greedily
+from smf_jax.model import generate as generation
+from smf_jax.model.generate import Sampling, keep_top_p
 from smf_jax.sharding import MeshLayout
 from tests.tiny import VOCAB, call, make_model, memory_config, model_config
 
@@ -58,13 +59,17 @@ def continue_by_full_forwards(model, prompt, end):
     return answer
 
 
-def generate(model, prompts, end):
-    return _generate(*nnx.split(model), *left_padded(prompts), end).tolist()
+def generate(model, prompts, *ends, sampling=None):
+    is_end = jnp.asarray([token in ends for token in range(VOCAB)])
+    tokens, is_prompt = left_padded(prompts)
+    parts = nnx.split(model)
+    return _generate(*parts, tokens, is_prompt, is_end, sampling).tolist()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _generate(graph, params, tokens, is_prompt, end):
-    return generate_greedily(nnx.merge(graph, params), tokens, is_prompt, NEW, end)
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(graph, params, tokens, is_prompt, is_end, sampling):
+    model = nnx.merge(graph, params)
+    return generation.generate(model, tokens, is_prompt, NEW, is_end, sampling)
 
 
 @every_model
@@ -121,3 +126,67 @@ def test_after_its_end_token_a_row_holds_only_end_tokens():
     assert want != endless
 
     assert generate(model, PROMPTS, end) == want
+
+
+def test_any_of_several_end_tokens_ends_a_row():
+    model = make_model(model_config(), SEED)
+    first, second, third = generate(model, PROMPTS, NO_END)
+    ends = (first[1], second[3])
+    want = [
+        continue_until(answer, ends) for answer in (first, second, third)
+    ]
+
+    assert generate(model, PROMPTS, *ends) == want
+
+
+def continue_until(answer, ends):
+    """Returns an endless answer up to its first end, which is then repeated."""
+    index = next((n for n, token in enumerate(answer) if token in ends), NEW - 1)
+    return answer[:index] + [answer[index]] * (NEW - index)
+
+
+def sampled(model, prompts, temperature=1.0, top_p=1.0, seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(prompts))
+    return generate(model, prompts, NO_END, sampling=Sampling(keys, temperature, top_p))
+
+
+def test_a_cold_sample_and_the_smallest_top_p_are_greedy():
+    model = make_model(model_config(), SEED)
+    greedy = generate(model, PROMPTS, NO_END)
+
+    assert sampled(model, PROMPTS, temperature=1e-3) == greedy
+    assert sampled(model, PROMPTS, temperature=5.0, top_p=1e-6) == greedy
+
+
+def test_a_sample_depends_on_its_key_alone_and_not_on_its_batch():
+    model = make_model(model_config(), SEED)
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = generate(
+        model, PROMPTS, NO_END, sampling=Sampling(keys, jnp.float32(2), jnp.float32(1))
+    )
+    alone = [
+        generate(
+            model,
+            [prompt] * 3,
+            NO_END,
+            sampling=Sampling(keys[jnp.asarray([n] * 3)], jnp.float32(2), jnp.float32(1)),
+        )
+        for n, prompt in enumerate(PROMPTS)
+    ]
+
+    assert [rows[0] for rows in alone] == together
+    assert all(rows[0] == rows[1] for rows in alone)
+    assert sampled(model, PROMPTS, 2.0, seed=1) != sampled(model, PROMPTS, 2.0, seed=2)
+
+
+def test_tokens_are_sampled_as_often_as_they_are_probable():
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]]))
+    kept = keep_top_p(logits, jnp.float32(0.8))
+
+    np.testing.assert_array_equal(jnp.isfinite(kept), [[True, True, False, False]])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    sampling = Sampling(keys, jnp.float32(1.0), jnp.float32(0.8))
+    tokens = generation._choose(jnp.repeat(logits, 4000, axis=0), 0, sampling)
+    # 5 / 8 of what remains; 4 standard errors of 4,000 draws
+    assert abs(float((tokens == 0).mean()) - 0.625) < 0.031
+    assert int(tokens.max()) == 1
