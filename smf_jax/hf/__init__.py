@@ -2,6 +2,7 @@
 
 names.py   the names of parameters
 config.py  `config.json` from and to `ModelConfig`
+keys.py    the keys of `config.json` on which no logit depends
 files.py   safetensors, index and JSON
 load.py    a model and its tokenizer from a directory
 save.py    and to one, read back and compared; LoRA also as an adapter for PEFT
@@ -9,6 +10,7 @@ save.py    and to one, read back and compared; LoRA also as an adapter for PEFT
 
 from smf_jax.hf.config import split_config
 from smf_jax.hf.files import carried_files, fetch, read_model_json
+from smf_jax.hf.keys import set_aside
 from smf_jax.hf.load import import_model, read_tokenizer
 from smf_jax.hf.save import Dtype, ExportError, export_model
 
@@ -21,5 +23,6 @@ __all__ = [
     "import_model",
     "read_model_json",
     "read_tokenizer",
+    "set_aside",
     "split_config",
 ]

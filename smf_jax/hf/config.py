@@ -14,21 +14,11 @@ from smf_jax.config import (
     RopeScalingConfig,
     require,
 )
+from smf_jax.hf.keys import changes_no_logit
 
 # The model type of exports with memory layers, which other programs cannot load.
 MEMORY_TYPE = "smf_memory"
 MAX_LAYERS = 10_000  # more are a mistake, which would take long to notice
-# Keys that change no logit of a text within the context.
-_IGNORED = """
-    architectures model_type transformers_version bos_token_id
-    eos_token_id pad_token_id unk_token_id attention_dropout initializer_range
-    max_position_embeddings max_length temperature top_p top_k do_sample return_dict
-    output_attentions output_hidden_states repetition_penalty
-    max_sequence_length model_max_length use_cache
-    pretraining_tp dtype torch_dtype is_llama_config no_rope_layer_interval
-    max_window_layers tokenizer_class transformers.js_config unsloth_version
-    unsloth_fixed
-""".split()
 # Fields of `ModelConfig` with their keys.
 _KEYS = {
     "vocab_size": "vocab_size",
@@ -41,11 +31,13 @@ _KEYS = {
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+# Keys that are read or checked here.
 _KNOWN = {
-    *_IGNORED,
     *_KEYS.values(),
-    *("hidden_act", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
-    *("no_rope_layers", "sliding_window", "use_sliding_window"),
+    *("architectures", "model_type", "hidden_act", "max_position_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    *("no_rope_layers", "no_rope_layer_interval"),
+    *("sliding_window", "use_sliding_window", "max_window_layers"),
 }
 _LLAMA3 = {
     "factor": "factor",
@@ -144,8 +136,7 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     names = [
         name
         for name, value in config.items()
-        if not (name in _KNOWN or name.startswith("_"))  # provenance
-        and value not in (None, False, 0, "", [], {})
+        if name not in _KNOWN and not changes_no_logit(name, value)
     ]
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         names.append("hidden_act")
@@ -165,7 +156,7 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     return unsupported + [
         f"{where}: {name}={value!r}"
         for name, value in rope.items()
-        if name not in known and value is not None
+        if name not in known and not changes_no_logit(name, value)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,8 +42,8 @@ def import_run(
         folder, commit = hf.fetch(source, revision)
         tokenizer = hf.read_tokenizer(folder)
         model = hf.import_model(folder, ignore)
-        if ignore:
-            console.print(f"ignored, as asked: {', '.join(ignore)}")
+        config = hf.read_model_json(folder, "config.json")
+        _report_keys(config, ignore, console)
         require(
             tokenizer.num_tokens <= model.config.vocab_size,
             f"{folder}: the tokenizer has {tokenizer.num_tokens} ids, but the model "
@@ -55,7 +56,7 @@ def import_run(
             ignore=tuple(ignore),
             model=model.config,
             eos_token=tokenizer.eos,
-            config=hf.read_model_json(folder, "config.json"),
+            config=config,
             files=hf.carried_files(folder),
             data=data,
         )
@@ -127,6 +128,19 @@ def _apply_patch(run: Run, patch_file: str) -> None:
     before = [np.asarray(table[...]) for table in run.model.values]
     for table, rows in zip(run.model.values, patch.apply(before, change), strict=True):
         table[...] = jax.numpy.asarray(rows)
+
+
+def _report_keys(
+    config: dict[str, Any], ignore: Sequence[str], console: Console
+) -> None:
+    """Prints which keys of a `config.json` the import is without."""
+    if ignore:
+        console.print(f"ignored, as asked: {', '.join(ignore)}")
+    aside = [
+        name for name in hf.set_aside(hf.split_config(config)[0]) if name not in ignore
+    ]
+    if aside:
+        console.print(f"set aside, as no logit depends on it: {', '.join(aside)}")
 
 
 def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from smf_jax.config import ConfigError, ModelConfig, RopeConfig, RopeScalingConfig
 from smf_jax.hf.config import read_config, write_config
+from smf_jax.hf.keys import set_aside
 from tests.tiny import model_config
 
 LLAMA = {
@@ -28,6 +29,8 @@ MISTRAL = LLAMA | {
     "sliding_window": None,
 }
 SMOLLM3 = LLAMA | {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3)
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -44,7 +47,9 @@ UNSUPPORTED = [
     (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config="),
     (LLAMA, {"num_experts": 8}, "num_experts=8"),
     (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-    (LLAMA, {"auto_map": {"AutoModel": "x.py"}}, "auto_map="),
+    (LLAMA, {"partial_rotary_factor": 0}, "partial_rotary_factor=0"),
+    (LLAMA, {"logits_scaling": 8.0}, "logits_scaling=8.0"),
+    (LLAMA, {"pruned_heads": {"0": [1]}}, "pruned_heads="),
     (LLAMA, {"no_rope_layers": [1, 0, 1]}, "no_rope_layers="),
     (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
     (LLAMA, {"rope_scaling": {"rope_type": "yarn"}}, "rope_type='yarn'"),
@@ -104,10 +109,53 @@ def test_a_key_may_be_ignored_by_name():
         read_config(config, ignore=["other"])
 
 
-def test_keys_of_provenance_need_not_be_ignored_by_name():
-    names = {"_name_or_path": "a", "_model_name_or_path": "b", "_commit_hash": "c"}
+# Settings of other programs and of older versions of transformers.
+SET_ASIDE = {
+    "_commit_hash": "c",
+    "_flash_attn_2_enabled": True,
+    "attn_implementation": "sdpa",
+    "auto_map": {"AutoModel": "x.py"},
+    "decoder_start_token_id": 3,
+    "embd_pdrop": 0.1,
+    "finetuning_task": "chat",
+    "forced_eos_token_id": 2,
+    "gradient_checkpointing": True,
+    "id2label": {"0": "LABEL_0"},
+    "internal_version": "v2",
+    "license": "mit",
+    "neftune_noise_alpha": 5,
+    "num_beams": 4,
+    "prefix": "x",
+    "repetition_penalty": 1.1,
+    "resid_dropout": 0.1,
+    "tokenizer_class": "LlamaTokenizer",
+    "transformers.js_config": {"dtype": "q4"},
+    "unsloth_fixed": True,
+    "use_flash_attention_2": True,
+}
+NEUTRAL = {
+    "attention_bias": False,
+    "logits_scaling": 1.0,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "rope_interleaved": False,
+    "rope_scaling": {"rope_type": "default", "partial_rotary_factor": 1.0},
+}
 
-    assert read_config(LLAMA | names) == read_config(LLAMA)
+
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config["model_type"])
+def test_keys_that_change_no_logit_need_not_be_ignored_by_name(config):
+    assert read_config(config | SET_ASIDE | NEUTRAL) == read_config(config)
+
+
+def test_what_is_set_aside_is_named_but_for_the_keys_of_every_model():
+    usual = {"bos_token_id": 1, "torch_dtype": "float32", "use_cache": True}
+    idle = {"attention_dropout": 0.0, "return_dict": False}
+
+    named = set_aside(LLAMA | usual | idle | NEUTRAL | SET_ASIDE)
+
+    assert named == list(SET_ASIDE)
 
 
 def test_the_defaults_of_families_are_known():

@@ -40,6 +40,20 @@ def test_the_files_and_settings_of_an_imported_model_are_exported(
         assert read_json(out / name) == read_json(source / name)
 
 
+def test_keys_that_an_import_is_without_are_named(exported, run, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    path = source / "config.json"
+    more = {"num_beams": 4, "window_pattern": 3, "id2label": {"0": "A"}, "top_k": 9}
+    path.write_text(json.dumps(read_json(path) | more))
+    ignore = ("--ignore", "window_pattern", "top_k")
+
+    code, printed = run("import-hf", source, tmp_path / "run", *ignore)
+
+    assert code == 0
+    assert "ignored, as asked: window_pattern, top_k" in printed
+    assert "set aside, as no logit depends on it: num_beams, id2label\n" in printed
+
+
 def test_a_hugging_face_folder_is_no_run(exported, run):
     code, printed = run("ask", exported, "what is it ?")
 
