@@ -1,6 +1,7 @@
 """Translates between the `config.json` of Hugging Face and `ModelConfig`."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -39,11 +40,28 @@ _KNOWN = {
     *("no_rope_layers", "no_rope_layer_interval"),
     *("sliding_window", "use_sliding_window", "max_window_layers"),
 }
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position": "original_max_position_embeddings",
+# Fields of `RopeScalingConfig` with their keys, by type.
+_SCALINGS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_max_position": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position": "original_max_position_embeddings",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "attention_factor": "attention_factor",
+    },
+}
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor")
+_KNOWN_ROPE = {
+    *("rope_type", "type", "rope_theta", "mscale", "mscale_all_dim"),
+    *(key for keys in _SCALINGS.values() for key in keys.values()),
 }
 # Errors of values that have another type or size than expected.
 _INVALID = (
@@ -150,13 +168,12 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     unsupported = [f"{name}={config[name]!r}" for name in names]
     rope = _rope(config)
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    if _rope_type(rope) not in ("default", "llama3"):
+    if _rope_type(rope) not in ("default", *_SCALINGS):
         unsupported.append(f"{where}: rope_type={_rope_type(rope)!r}")
-    known = {"rope_type", "type", "rope_theta", *_LLAMA3.values()}
     return unsupported + [
         f"{where}: {name}={value!r}"
         for name, value in rope.items()
-        if name not in known and not changes_no_logit(name, value)
+        if name not in _KNOWN_ROPE and not changes_no_logit(name, value)
     ]
 
 
@@ -170,13 +187,40 @@ def _rope_type(rope: dict[str, Any]) -> str:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
+def _scaling(config: dict[str, Any], rope: dict[str, Any]) -> RopeScalingConfig | None:
+    kind = _rope_type(rope)
+    if kind == "default":
+        return None
+    # Later ones replace earlier ones, unless they are null.
+    values = [
+        ("original_max_position_embeddings", config.get("max_position_embeddings")),
+        ("attention_factor", _attention_factor(rope)),
+        *rope.items(),
+        ("truncate", bool(rope.get("truncate", True))),
+    ]
+    given = {key: value for key, value in values if value is not None}
+    fields = {
+        name: given[key]
+        for name, key in _SCALINGS[kind].items()
+        if key in given or key not in _OPTIONAL
+    }
+    rules = dacite.Config(type_hooks={float: float})  # JSON writes 4.0 also as 4
+    return dacite.from_dict(RopeScalingConfig, {"type": kind} | fields, rules)
+
+
+def _attention_factor(rope: dict[str, Any]) -> float | None:
+    """Returns YaRN's factor of queries and keys, if two scales describe it."""
+    scales = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not all(scales):
+        return None
+    of_rotated, of_all = (
+        0.1 * scale * math.log(max(rope["factor"], 1)) + 1 for scale in scales
+    )
+    return of_rotated / of_all
+
+
 def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
     rope = _rope(config)
-    scaling = None
-    if _rope_type(rope) == "llama3":
-        scaling = RopeScalingConfig(
-            **{name: rope[hf_name] for name, hf_name in _LLAMA3.items()}
-        )
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     require(layers <= MAX_LAYERS, f"num_hidden_layers={layers} is above {MAX_LAYERS}")
     skipped = ()
@@ -192,7 +236,9 @@ def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     fields = {name: config[key] for name, key in _KEYS.items()} | {
-        "rope": RopeConfig(theta=float(theta), scaling=scaling, skip_layers=skipped),
+        "rope": RopeConfig(
+            theta=float(theta), scaling=_scaling(config, rope), skip_layers=skipped
+        ),
         "qkv_bias": family.qkv_bias,
         "qk_norm": family.qk_norm,
         "memory": None,
@@ -224,9 +270,11 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "rope_scaling": None,
     }
     if scaling is not None:
-        written["rope_scaling"] = {"rope_type": "llama3"} | {
-            hf_name: getattr(scaling, name) for name, hf_name in _LLAMA3.items()
+        values = {
+            key: getattr(scaling, name) for name, key in _SCALINGS[scaling.type].items()
         }
+        given = {key: value for key, value in values.items() if value is not None}
+        written["rope_scaling"] = {"rope_type": scaling.type} | given
     if family.skips_rope:
         written["no_rope_layers"] = [
             int(layer not in config.rope.skip_layers)
