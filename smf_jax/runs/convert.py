@@ -99,6 +99,7 @@ def export_run(
     if patch_file is not None:
         _apply_patch(run, patch_file)
     imported = run.lineage.imported
+    base_name, base_revision = _base_of(run)
     hf.export_model(
         run.model,
         run.tokenizer,
@@ -107,7 +108,8 @@ def export_run(
         carried=imported and imported.files,
         dtype=dtype,
         ignore=() if imported is None else imported.ignore,
-        base_name=_base_name(run),
+        base_name=base_name,
+        base_revision=base_revision,
     )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
@@ -147,11 +149,15 @@ def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return " ".join(map(str, map(tokenizer.rules.id_to_token, ids))) or "none"
 
 
-def _base_name(run: Run) -> str:
-    """Returns the name of a LoRA adapter's base: the imported model, or else a run."""
+def _base_of(run: Run) -> tuple[str, str | None]:
+    """Returns the name and the commit of a LoRA adapter's base.
+
+    It is the imported model, or else a run, which has no commit.
+    """
     finetune = run.lineage.finetune
     if finetune is None:
-        return str(run.run_dir)
+        return str(run.run_dir), None
     base = lineage_of(read_record(find_base(run.run_dir, finetune.base)))
-    untouched = base.own is base.imported and run.model.config.memory is None
-    return base.imported.source if untouched else finetune.base
+    if base.own is base.imported and run.model.config.memory is None:
+        return base.imported.source, base.imported.revision
+    return finetune.base, None
