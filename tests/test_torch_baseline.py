@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smf_jax import hf
-from smf_jax.config import OptimConfig
+from smf_jax.config import OptimConfig, RopeConfig, RopeScalingConfig
 from smf_jax.data.tokenizer import train_tokenizer
 from smf_jax.model import build
 from smf_jax.optim.methods import make_method
@@ -90,6 +90,21 @@ def test_logits_and_reads_are_alike(pair):
         want = by_slot(layer.slots, layer.weights.detach())
         np.testing.assert_array_equal(got[0], want[0])
         np.testing.assert_allclose(got[1], want[1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_positions_are_scaled_alike(kind, tmp_path):
+    scaling = RopeScalingConfig(type=kind, factor=4.0, original_max_position=4)
+    model = make_model(model_config(rope=RopeConfig(scaling=scaling)))
+    tokenizer = train_tokenizer(["a b c"], "word", 9)
+    hf.export_model(model, tokenizer, tmp_path / "out")
+    tokens = make_batch().tokens
+
+    with torch.no_grad():
+        torch_model = torch_baseline.load(tmp_path / "out")
+        want = torch_model(input_ids=torch.as_tensor(tokens).long()).logits
+
+    np.testing.assert_allclose(tiny.call(model, tokens)[0], want, atol=TOLERANCE)
 
 
 def test_ten_steps_write_the_same_slots_with_the_same_values(pair):

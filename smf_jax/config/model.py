@@ -1,6 +1,7 @@
 """Model architecture."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from smf_jax.config.checks import require, require_positive
@@ -8,19 +9,53 @@ from smf_jax.config.checks import require, require_positive
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScalingConfig:
-    """Llama 3.1's scaling of rotary wavelengths for long contexts."""
+    """Scaling of rotary wavelengths for contexts longer than those of pretraining.
 
-    factor: float = 8.0  # scales long wavelengths
-    low_freq_factor: float = 1.0  # wavelengths above original/low are fully scaled
-    high_freq_factor: float = 4.0  # wavelengths below original/high are not scaled
-    original_max_position: int = 8192  # context length before scaling
+    "linear" scales all of them (Chen et al. 2023, arXiv:2306.15595). "llama3" (Llama
+    3.1) and "yarn" (Peng et al. 2023, arXiv:2309.00071) scale long ones, keep short
+    ones, and blend those between.
+    """
+
+    # linear scales all wavelengths, the others only long ones
+    type: Literal["linear", "llama3", "yarn"] = "llama3"
+    factor: float = 8.0  # scales wavelengths
+    original_max_position: int = 8192  # llama3, yarn: context length before scaling
+    # llama3: wavelengths above original/low are fully scaled
+    low_freq_factor: float = 1.0
+    # llama3: wavelengths below original/high are not scaled
+    high_freq_factor: float = 4.0
+    # yarn: wavelengths with more turns in the original context are not scaled
+    beta_fast: float = 32.0
+    # yarn: wavelengths with fewer turns in it are fully scaled
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn: round the dimensions of both limits, outwards
+    # yarn: multiplies queries and keys; None: 0.1 ln(factor) + 1
+    attention_factor: float | None = None
 
     def __post_init__(self):
+        positive = ("factor", "original_max_position", "beta_fast", "beta_slow")
+        require_positive("rope_scaling", self, *positive)
+        if self.attention_factor is not None:
+            require_positive("rope_scaling", self, "attention_factor")
         require(
             self.low_freq_factor < self.high_freq_factor,
             f"rope_scaling.low_freq_factor={self.low_freq_factor} must be below "
             f"rope_scaling.high_freq_factor={self.high_freq_factor}",
         )
+        require(
+            self.beta_slow <= self.beta_fast,
+            f"rope_scaling.beta_slow={self.beta_slow} must not be above "
+            f"rope_scaling.beta_fast={self.beta_fast}",
+        )
+
+    @property
+    def amplitude(self) -> float:
+        """Factor of rotated queries and keys."""
+        if self.type != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(max(self.factor, 1)) + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +68,11 @@ class RopeConfig:
 
     def __post_init__(self):
         require_positive("rope", self, "theta")
+        yarn = self.scaling is not None and self.scaling.type == "yarn"
+        require(
+            self.theta > 1 or not yarn,
+            f"rope.theta={self.theta} must be above 1 for rope_scaling.type=yarn",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from smf_jax.data.prompts import (
     Example,
     Prompt,
     PromptFormat,
-    encode_asked,
     encode_answered,
+    encode_asked,
     ends_of,
 )
 from smf_jax.data.tokenizer import PAD, Tokenizer, decode

@@ -1,6 +1,7 @@
 """Translates between the `config.json` of Hugging Face and `ModelConfig`."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -14,21 +15,11 @@ from smf_jax.config import (
     RopeScalingConfig,
     require,
 )
+from smf_jax.hf.keys import changes_no_logit
 
 # The model type of exports with memory layers, which other programs cannot load.
 MEMORY_TYPE = "smf_memory"
 MAX_LAYERS = 10_000  # more are a mistake, which would take long to notice
-# Keys that change no logit of a text within the context.
-_IGNORED = """
-    architectures model_type transformers_version bos_token_id
-    eos_token_id pad_token_id unk_token_id attention_dropout initializer_range
-    max_position_embeddings max_length temperature top_p top_k do_sample return_dict
-    output_attentions output_hidden_states repetition_penalty
-    max_sequence_length model_max_length use_cache
-    pretraining_tp dtype torch_dtype is_llama_config no_rope_layer_interval
-    max_window_layers tokenizer_class transformers.js_config unsloth_version
-    unsloth_fixed
-""".split()
 # Fields of `ModelConfig` with their keys.
 _KEYS = {
     "vocab_size": "vocab_size",
@@ -41,17 +32,36 @@ _KEYS = {
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+# Keys that are read or checked here.
 _KNOWN = {
-    *_IGNORED,
     *_KEYS.values(),
-    *("hidden_act", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
-    *("no_rope_layers", "sliding_window", "use_sliding_window"),
+    *("architectures", "model_type", "hidden_act", "max_position_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    *("no_rope_layers", "no_rope_layer_interval"),
+    *("sliding_window", "use_sliding_window", "max_window_layers"),
 }
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position": "original_max_position_embeddings",
+# Fields of `RopeScalingConfig` with their keys, by type.
+_SCALINGS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_max_position": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position": "original_max_position_embeddings",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+        "attention_factor": "attention_factor",
+    },
+}
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor")
+_KNOWN_ROPE = {
+    *("rope_type", "type", "rope_theta", "mscale", "mscale_all_dim"),
+    *(key for keys in _SCALINGS.values() for key in keys.values()),
 }
 # Errors of values that have another type or size than expected.
 _INVALID = (
@@ -144,8 +154,7 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     names = [
         name
         for name, value in config.items()
-        if not (name in _KNOWN or name.startswith("_"))  # provenance
-        and value not in (None, False, 0, "", [], {})
+        if name not in _KNOWN and not changes_no_logit(name, value)
     ]
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         names.append("hidden_act")
@@ -159,13 +168,12 @@ def _unsupported(config: dict[str, Any], family: _Family) -> list[str]:
     unsupported = [f"{name}={config[name]!r}" for name in names]
     rope = _rope(config)
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    if _rope_type(rope) not in ("default", "llama3"):
+    if _rope_type(rope) not in ("default", *_SCALINGS):
         unsupported.append(f"{where}: rope_type={_rope_type(rope)!r}")
-    known = {"rope_type", "type", "rope_theta", *_LLAMA3.values()}
     return unsupported + [
         f"{where}: {name}={value!r}"
         for name, value in rope.items()
-        if name not in known and value is not None
+        if name not in _KNOWN_ROPE and not changes_no_logit(name, value)
     ]
 
 
@@ -179,13 +187,40 @@ def _rope_type(rope: dict[str, Any]) -> str:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
+def _scaling(config: dict[str, Any], rope: dict[str, Any]) -> RopeScalingConfig | None:
+    kind = _rope_type(rope)
+    if kind == "default":
+        return None
+    # Later ones replace earlier ones, unless they are null.
+    values = [
+        ("original_max_position_embeddings", config.get("max_position_embeddings")),
+        ("attention_factor", _attention_factor(rope)),
+        *rope.items(),
+        ("truncate", bool(rope.get("truncate", True))),
+    ]
+    given = {key: value for key, value in values if value is not None}
+    fields = {
+        name: given[key]
+        for name, key in _SCALINGS[kind].items()
+        if key in given or key not in _OPTIONAL
+    }
+    rules = dacite.Config(type_hooks={float: float})  # JSON writes 4.0 also as 4
+    return dacite.from_dict(RopeScalingConfig, {"type": kind} | fields, rules)
+
+
+def _attention_factor(rope: dict[str, Any]) -> float | None:
+    """Returns YaRN's factor of queries and keys, if two scales describe it."""
+    scales = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not all(scales):
+        return None
+    of_rotated, of_all = (
+        0.1 * scale * math.log(max(rope["factor"], 1)) + 1 for scale in scales
+    )
+    return of_rotated / of_all
+
+
 def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
     rope = _rope(config)
-    scaling = None
-    if _rope_type(rope) == "llama3":
-        scaling = RopeScalingConfig(
-            **{name: rope[hf_name] for name, hf_name in _LLAMA3.items()}
-        )
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     require(layers <= MAX_LAYERS, f"num_hidden_layers={layers} is above {MAX_LAYERS}")
     skipped = ()
@@ -201,7 +236,9 @@ def _model_config(config: dict[str, Any], family: _Family) -> ModelConfig:
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     fields = {name: config[key] for name, key in _KEYS.items()} | {
-        "rope": RopeConfig(theta=float(theta), scaling=scaling, skip_layers=skipped),
+        "rope": RopeConfig(
+            theta=float(theta), scaling=_scaling(config, rope), skip_layers=skipped
+        ),
         "qkv_bias": family.qkv_bias,
         "qk_norm": family.qk_norm,
         "memory": None,
@@ -233,9 +270,11 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "rope_scaling": None,
     }
     if scaling is not None:
-        written["rope_scaling"] = {"rope_type": "llama3"} | {
-            hf_name: getattr(scaling, name) for name, hf_name in _LLAMA3.items()
+        values = {
+            key: getattr(scaling, name) for name, key in _SCALINGS[scaling.type].items()
         }
+        given = {key: value for key, value in values.items() if value is not None}
+        written["rope_scaling"] = {"rope_type": scaling.type} | given
     if family.skips_rope:
         written["no_rope_layers"] = [
             int(layer not in config.rope.skip_layers)

@@ -1,6 +1,7 @@
 """The files of a Hugging Face model: located, checked, read tensor by tensor."""
 
 import contextlib
+import difflib
 import json
 import re
 from collections import defaultdict
@@ -25,6 +26,7 @@ CARRIED = (
     *(GENERATION_CONFIG, CHAT_TEMPLATE),
 )
 MAX_TEXT = 16 * 2**20  # bytes
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -34,18 +36,22 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     With HF_HUB_OFFLINE=1 a repository is read from the hub's local cache.
 
     Raises:
-      ConfigError: There is no such directory or repository, or no download.
+      ConfigError: There is no such directory or repository, or no download; or the
+        directory is a clone without its large files.
     """
     if Path(source).is_dir():
         require(
             revision is None,
             f"{source} is a folder, and --revision {revision} is for a repository",
         )
+        if (Path(source) / TOKENIZER).is_file():  # which another library reads
+            _require_pulled(Path(source) / TOKENIZER)
         return Path(source), None
     require(
         not Path(source).exists()
         and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
-        f"{source}: no such folder, and not the name of a repository (OWNER/NAME)",
+        f"{source}: no such folder{_similar(source)}, and not the name of a repository "
+        "(OWNER/NAME)",
     )
     # Other safetensors in a repository may be copies of the same parameters.
     patterns = ["model*.safetensors", INDEX, CONFIG, TOKENIZER, *CARRIED]
@@ -56,8 +62,29 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:
         # The bases are the errors of the HTTP library beneath.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"{source} cannot be downloaded: {reason[0]}") from error
+        raise ConfigError(
+            f"{source}: no such folder{_similar(source)}, and the hub cannot be "
+            f"reached or has no such repository or revision: {reason[0]}"
+        ) from error
     return Path(folder), Path(folder).name
+
+
+def _similar(source: str) -> str:
+    """Returns a question after the folder that a mistyped path may mean."""
+    parent = Path(source).parent
+    names = [path.name for path in parent.glob("*/")]
+    close = difflib.get_close_matches(Path(source).name, names, n=1)
+    return f" (is it {parent / close[0]}?)" if close else ""
+
+
+def _require_pulled(path: Path) -> None:
+    with path.open("rb") as file:
+        is_pointer = file.read(len(_POINTER)) == _POINTER
+    require(
+        not is_pointer,
+        f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in "
+        f"{path.parent}",
+    )
 
 
 def read_model_json(folder: Path, name: str) -> dict[str, Any]:
@@ -81,8 +108,10 @@ def _read_text(folder: Path, name: str) -> str:
     root = root.parents[1] if root.parent.name == "snapshots" else root
     require(
         path.resolve().is_relative_to(root),
-        f"{path} is a link that leads out of {root}",
+        f"{path} is a link that leads out of {root}: import the folder that it leads "
+        f"to, or copy this one with `cp -rL {folder} COPY` and import COPY",
     )
+    _require_pulled(path)
     require(path.stat().st_size <= MAX_TEXT, f"{path} is above {MAX_TEXT} bytes")
     try:
         return path.read_bytes().decode()
@@ -166,6 +195,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
+        _require_pulled(path)
         with safe_open(path, framework="np") as file:
             yield file
     except (SafetensorError, OSError, TypeError) as error:

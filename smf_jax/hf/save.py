@@ -45,6 +45,7 @@ def export_model(
     dtype: Dtype = "float32",
     ignore: Collection[str] = (),
     base_name: str = "",
+    base_revision: str | None = None,
 ) -> None:
     """Writes a model and its tokenizer to a directory, completely or not at all.
 
@@ -58,6 +59,7 @@ def export_model(
       carried: Content of the small files it was imported with, by name.
       ignore: Keys of `config` that were ignored at import.
       base_name: Name or path of the model without LoRA.
+      base_revision: Its commit, if it is of a repository.
 
     Raises:
       ConfigError: The directory is not empty, or no supported family has such a model.
@@ -73,7 +75,7 @@ def export_model(
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
-        if _write_adapter(model, partial / ADAPTER, base_name):
+        if _write_adapter(model, partial / ADAPTER, base_name, base_revision):
             _merge(model)
         described = _describe(model, config, tokenizer, dtype)
         files.write_model_json(partial / files.CONFIG, described)
@@ -91,7 +93,9 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_adapter(model: Transformer, folder: Path, base_name: str) -> bool:
+def _write_adapter(
+    model: Transformer, folder: Path, base_name: str, base_revision: str | None
+) -> bool:
     """Writes the LoRA weights of a model for PEFT, and returns whether it has any."""
     tensors, targets = {}, []
     for path, module in nnx.iter_modules(model):
@@ -111,6 +115,7 @@ def _write_adapter(model: Transformer, folder: Path, base_name: str) -> bool:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": base_revision,
         "r": rank,
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,

@@ -38,28 +38,50 @@ def rope_frequencies(
 ) -> np.ndarray:
     """Returns radians per position for each pair of a head's dimensions.
 
-    Llama 3.1's scaling stretches long wavelengths by `factor`, keeps short ones, and
-    blends those between.
-
-    Source: Su et al. 2021, arXiv:2104.09864.
+    Source: Su et al. 2021, arXiv:2104.09864; of scalings, see `RopeScalingConfig`.
     """
     frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is not None:
-        turns = scaling.original_max_position * frequencies / (2 * np.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        keep = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+        keep = _kept(scaling, frequencies, theta)
         frequencies = frequencies * (keep + (1 - keep) / scaling.factor)
     return frequencies.astype(np.float32)
+
+
+def _kept(
+    scaling: RopeScalingConfig, frequencies: np.ndarray, theta: float
+) -> np.ndarray | float:
+    """Returns how much of each frequency is not scaled, from 0 to 1."""
+    if scaling.type == "linear":
+        return 0.0
+    original = float(scaling.original_max_position)
+    if scaling.type == "llama3":
+        turns = original * frequencies / (2 * np.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        return np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
+    # The paper's blend is linear in turns. That of its authors' code, with which models
+    # were trained, is linear in the number of the pair.
+    pairs, head_dim = np.arange(len(frequencies)), 2 * len(frequencies)
+    turns = np.array([scaling.beta_fast, scaling.beta_slow])
+    first, last = head_dim * np.log(original / (2 * np.pi * turns)) / np.log(theta) / 2
+    if scaling.truncate:
+        first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    span = last - first or 0.001  # a step
+    return 1 - np.clip((pairs - first) / span, 0, 1)
 
 
 def rotate(
     x: Float[Array, "batch seq heads head_dim"],
     positions: Int[Array, "batch seq"],
     frequencies: np.ndarray,
+    amplitude: float = 1.0,
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Rotates dimensions i and i + head_dim / 2 of each head by the position."""
+    """Rotates dimensions i and i + head_dim / 2 of each head by the position.
+
+    The result is multiplied by `amplitude`.
+    """
     angles = (positions[..., None] * jnp.asarray(frequencies)[None, None])[:, :, None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = amplitude * jnp.cos(angles), amplitude * jnp.sin(angles)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
@@ -84,8 +106,7 @@ class Attention(nnx.Module):
             self.query_norm = rms_norm(width, config, dtype, rngs)
             self.key_norm = rms_norm(width, config, dtype, rngs)
         self.head_dim = width
-        rotates = layer not in rope.skip_layers
-        self.rope = (width, rope.theta, rope.scaling) if rotates else None
+        self.rope = None if layer in rope.skip_layers else rope
 
     def __call__(
         self,
@@ -108,9 +129,11 @@ class Attention(nnx.Module):
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rope is not None:
-            frequencies = rope_frequencies(*self.rope)
-            query = rotate(query, queries.positions, frequencies)
-            key = rotate(key, positions, frequencies)
+            theta, scaling = self.rope.theta, self.rope.scaling
+            frequencies = rope_frequencies(self.head_dim, theta, scaling)
+            amplitude = 1.0 if scaling is None else scaling.amplitude
+            query = rotate(query, queries.positions, frequencies, amplitude)
+            key = rotate(key, positions, frequencies, amplitude)
         if cache is not None:
             start = (0, cache.length, 0, 0)
             key = jax.lax.dynamic_update_slice(cache.keys, key, start)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,8 +46,8 @@ def import_run(
         tokenizer, notes = hf.read_tokenizer(folder, model.config.vocab_size, bos)
         for note in notes:
             console.print(f"WARNING: {note}", style="bold red")
-        if ignore:
-            console.print(f"ignored, as asked: {', '.join(ignore)}")
+        config = hf.read_model_json(folder, "config.json")
+        _report_keys(config, ignore, console)
         imported = ImportConfig(
             # Absolute, so that PEFT and others find it from any folder.
             source=str(folder.resolve()) if commit is None else source,
@@ -56,7 +57,7 @@ def import_run(
             bos_tokens=tokenizer.bos,
             eos_token=tokenizer.eos,
             other_ends=tokenizer.other_ends,
-            config=hf.read_model_json(folder, "config.json"),
+            config=config,
             files=hf.carried_files(folder),
             data=data,
         )
@@ -99,6 +100,7 @@ def export_run(
     if patch_file is not None:
         _apply_patch(run, patch_file)
     imported = run.lineage.imported
+    base_name, base_revision = _base_of(run)
     hf.export_model(
         run.model,
         run.tokenizer,
@@ -107,7 +109,8 @@ def export_run(
         carried=imported and imported.files,
         dtype=dtype,
         ignore=() if imported is None else imported.ignore,
-        base_name=_base_name(run),
+        base_name=base_name,
+        base_revision=base_revision,
     )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
@@ -130,15 +133,32 @@ def _apply_patch(run: Run, patch_file: str) -> None:
         table[...] = jax.numpy.asarray(rows)
 
 
+def _report_keys(
+    config: dict[str, Any], ignore: Sequence[str], console: Console
+) -> None:
+    """Prints which keys of a `config.json` the import is without."""
+    if ignore:
+        console.print(f"ignored, as asked: {', '.join(ignore)}")
+    aside = [
+        name for name in hf.set_aside(hf.split_config(config)[0]) if name not in ignore
+    ]
+    if aside:
+        console.print(f"set aside, as no logit depends on it: {', '.join(aside)}")
+
+
 def _tokens(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return " ".join(map(str, map(tokenizer.rules.id_to_token, ids))) or "none"
 
 
-def _base_name(run: Run) -> str:
-    """Returns the name of a LoRA adapter's base: the imported model, or else a run."""
+def _base_of(run: Run) -> tuple[str, str | None]:
+    """Returns the name and the commit of a LoRA adapter's base.
+
+    It is the imported model, or else a run, which has no commit.
+    """
     finetune = run.lineage.finetune
     if finetune is None:
-        return str(run.run_dir)
+        return str(run.run_dir), None
     base = lineage_of(read_record(find_base(run.run_dir, finetune.base)))
-    untouched = base.own is base.imported and run.model.config.memory is None
-    return base.imported.source if untouched else finetune.base
+    if base.own is base.imported and run.model.config.memory is None:
+        return base.imported.source, base.imported.revision
+    return finetune.base, None

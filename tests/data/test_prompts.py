@@ -64,7 +64,9 @@ def test_shots_are_earlier_turns_of_a_chat(tokenizer):
 
 def test_shots_of_a_plain_model_are_questions_with_answers(tokenizer):
     form = PromptFormat("few-shot", (("q", "a"), ("r", "b")))
-    want = "Question: q\nAnswer: a\n\nQuestion: r\nAnswer: b\n\nQuestion: who ?\nAnswer:"
+    want = (
+        "Question: q\nAnswer: a\n\nQuestion: r\nAnswer: b\n\nQuestion: who ?\nAnswer:"
+    )
 
     assert encode_asked(tokenizer, form, "who ?") == encode_prompt(tokenizer, want)
 

@@ -49,7 +49,13 @@ def test_a_fact_may_have_wordings_and_others_that_are_held_out(tmp_path):
     assert (fact.question, fact.name) == ("", "It lies in")
 
 
-PATTERNS = ["[X] is in [Y].", "In [Y] is [X].", "[X] lies in [Y] .", "[X]: [Y]", "x [Y]"]
+PATTERNS = [
+    "[X] is in [Y].",
+    "In [Y] is [X].",
+    "[X] lies in [Y] .",
+    "[X]: [Y]",
+    "x [Y]",
+]
 
 
 def with_patterns(tmp_path, *rows, patterns=PATTERNS):

@@ -10,8 +10,7 @@ from smf_jax.evaluate.answers import answer, longest_answer
 from tests import tiny
 
 WORDS = ["red", "old", "fox", "owl"]
-# Of a model that repeats no word forever.
-SEED = 3
+SEED = 5  # of a model that does not repeat one word
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,7 @@ def test_a_question_has_the_same_answer_in_any_batch(monkeypatch, tokenizer, mod
     monkeypatch.setattr(answers, "PROMPTS_PER_BATCH", 4)
     lengths = [35, 3, 12, 1, 9, 11, 33, 2, 4, 10]
     prompts = asked(
-        *(
-            " ".join(WORDS[(n * n + index) % 4] for index in range(n))
-            for n in lengths
-        )
+        *(" ".join(WORDS[(n * n + index) % 4] for index in range(n)) for n in lengths)
     )
     want = [answer(model, tokenizer, [prompt], 3)[0] for prompt in prompts]
     answers._generate.clear_cache()

@@ -41,7 +41,10 @@ def test_nothing_forgotten_of_few_facts_says_little():
 @given(n=st.integers(1, 200), data=st.data())
 def test_what_was_forgotten_lies_in_its_interval(n, data):
     right = data.draw(st.integers(1, n))
-    lost, gained = data.draw(st.integers(0, right)), data.draw(st.integers(0, n - right))
+    lost, gained = (
+        data.draw(st.integers(0, right)),
+        data.draw(st.integers(0, n - right)),
+    )
     low, high = forgotten_interval(lost, gained, right, n)
 
     assert low - 1e-9 <= (lost - gained) / right <= high + 1e-9

@@ -3,15 +3,19 @@
 import os
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from smf_jax import hf
 from smf_jax.config import ConfigError
+from tests.hf.conftest import POINTER
 from tests.tiny import make_model, model_config, named
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_NAMES = ("models/llamma", "models/other")  # of the form OWNER/NAME
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,3 +72,53 @@ def test_a_folder_has_no_revisions(tmp_path):
     assert hf.fetch(str(tmp_path), None) == (tmp_path, None)
     with pytest.raises(ConfigError, match="--revision main is for a repository"):
         hf.fetch(str(tmp_path), "main")
+
+
+@pytest.mark.parametrize(
+    ("source", "question"),
+    [
+        ("models/llamma", "(is it models/llama?)"),
+        ("./models/Llama", "(is it models/llama?)"),
+        ("modells", "(is it models?)"),
+        ("models/llama.txt/x", ""),
+        ("models/other", ""),
+    ],
+)
+def test_a_mistyped_folder_is_refused_with_a_similar_one(
+    source, question, tmp_path, monkeypatch
+):
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    (tmp_path / "models" / "llama.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError) as caught:
+        hf.fetch(source, None)
+
+    line = str(caught.value)
+    assert line.startswith(f"{source}: no such folder{question and ' '}{question}, and")
+    assert ("the hub cannot be reached" in line) == (source in HUB_NAMES)
+
+
+@pytest.mark.parametrize("reason", ["", "[Errno -2] Name or service not known\nmore"])
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(reason, monkeypatch):
+    def download(*arguments, **options):
+        raise HTTPError(reason)
+
+    HTTPError = HfHubHTTPError.__bases__[0]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    with pytest.raises(ConfigError) as caught:
+        hf.fetch("models/llamma", None)
+
+    assert str(caught.value) == (
+        "models/llamma: no such folder, and the hub cannot be reached or has no such "
+        f"repository or revision: {reason.partition(chr(10))[0] or 'HTTPError'}"
+    )
+
+
+def test_a_tokenizer_that_a_clone_lacks_is_named(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "clone")
+    (folder / "tokenizer.json").write_text(POINTER)
+
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is a Git LFS pointer"):
+        hf.fetch(str(folder), None)

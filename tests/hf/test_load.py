@@ -1,6 +1,7 @@
 """Faulty models are refused in one line."""
 
 import json
+import shutil
 import struct
 
 import jax
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from smf_jax import hf
 from smf_jax.config import ConfigError
+from tests.hf.conftest import POINTER
 from tests.tiny import make_model, memory_config, model_config, named
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -144,6 +146,18 @@ def test_a_truncated_file_and_a_wrong_header_size_are_refused(folder, damage):
     assert "not a safetensors file" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, INDEX, "two.safetensors"])
+def test_a_pointer_in_place_of_a_file_is_refused_with_the_way_out(folder, name):
+    if name not in (CONFIG, WEIGHTS):
+        write_index(folder, split(folder))
+    (folder / name).write_text(POINTER)
+
+    line = refusal(folder)
+
+    assert f"{folder / name} is a Git LFS pointer, not the file itself" in line
+    assert f"run `git lfs pull` in {folder}" in line
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
 def test_no_link_leads_out_of_the_folder(folder, tmp_path_factory, name):
     secret = tmp_path_factory.mktemp("private") / "secret"
@@ -151,8 +165,24 @@ def test_no_link_leads_out_of_the_folder(folder, tmp_path_factory, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret)
 
-    with pytest.raises(ConfigError, match="leads out of"):
+    with pytest.raises(ConfigError, match=r"leads out of .* `cp -rL .* COPY`"):
         hf.read_model_json(folder, "config.json"), hf.carried_files(folder)
+
+
+def test_a_folder_of_links_is_imported_by_one_of_the_ways_that_the_refusal_names(
+    folder, tmp_path_factory
+):
+    links = tmp_path_factory.mktemp("links")
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    copy = shutil.copytree(links, links.with_name("copy"), symlinks=False)
+
+    assert (
+        f"import the folder that it leads to, or copy this one with `cp -rL {links}"
+        in (refusal(links))
+    )
+    for way_out in (folder, copy):
+        assert hf.import_model(way_out).config.num_layers == 2
 
 
 def test_a_text_that_is_too_large_is_not_read(folder):

@@ -44,11 +44,25 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# The first positions are those of the context before scaling.
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,  # so that pairs of 12 dimensions are kept, blended and scaled
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+EXACT_YARN = YARN | {
+    **{"beta_fast": 2.0, "beta_slow": 0.5, "truncate": False},
+    **{"mscale": 2.0, "mscale_all_dim": 0.5},
+}
 # Llama is also the family of SmolLM, SmolLM2 and TinyLlama.
 CASES = {
     "llama 2, untied": ("Llama", {"tie_word_embeddings": False}),
     "llama 2, multi-head": ("Llama", {"num_key_value_heads": 4}),
     "llama 3.1": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("Llama", {"rope_parameters": LINEAR}),
+    "llama, yarn": ("Llama", {"rope_parameters": EXACT_YARN}),
     "llama, wide heads": ("Llama", {"head_dim": 20}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 12}),
     "qwen 2.5": ("Qwen2", {}),
@@ -56,6 +70,8 @@ CASES = {
         "Qwen2",
         {"tie_word_embeddings": False, "num_key_value_heads": 4},
     ),
+    "qwen 2.5, linear": ("Qwen2", {"rope_parameters": LINEAR}),
+    "qwen 2.5, yarn": ("Qwen2", {"rope_parameters": YARN}),
     "qwen 3": ("Qwen3", {"head_dim": 16}),
     "qwen 3, untied": ("Qwen3", {"head_dim": 20, "tie_word_embeddings": False}),
     "smollm 3": ("SmolLM3", {}),
@@ -173,8 +189,12 @@ def test_half_precision_files_are_loaded_exactly(dtype, tmp_path):
     require_same_logits(hf.import_model(tmp_path), torch_model)
 
 
-def test_older_configurations_are_read_alike(tmp_path):
-    torch_model = make(*CASES["llama 3.1"])
+SCALED = ["llama 3.1", "llama, linear", "llama, yarn", "qwen 2.5, yarn"]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_older_configurations_are_read_alike(name, tmp_path):
+    torch_model = make(*CASES[name])
     torch_models.save(torch_model, tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -185,3 +205,16 @@ def test_older_configurations_are_read_alike(tmp_path):
     path.write_text(json.dumps(config))
 
     require_same_logits(hf.import_model(tmp_path), torch_model)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_written_configuration_scales_positions_as_before(name, tmp_path, tokenizer):
+    torch_model = make(*CASES[name])
+    torch_models.save(torch_model, tmp_path / "in")
+    model = hf.import_model(tmp_path / "in")
+
+    hf.export_model(model, tokenizer, tmp_path / "out")
+
+    assert hf.import_model(tmp_path / "out").config == model.config
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    require_same_logits(model, load(tmp_path / "out").eval())

@@ -167,6 +167,7 @@ def test_lora_is_merged_and_its_adapter_names_its_layers_and_base(taught, export
     config = hf.read_model_json(out / ADAPTER, "adapter_config.json")
     assert (config["r"], config["lora_alpha"]) == (3, pytest.approx(5.0))
     assert config["base_model_name_or_path"] == "somebody/model"
+    assert config["revision"] is None
     assert sorted(config["target_modules"]) == sorted(
         f"model.layers.{layer}.{part}"
         for layer in (0, 1)

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+from smf_jax import hf
 from smf_jax.runs.load import corpus_of, load_run
 from tests import tiny
 from tests.integration.files import read_json
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def lora_config(base, run_dir, **changes):
@@ -38,6 +41,20 @@ def test_the_files_and_settings_of_an_imported_model_are_exported(
     assert (out / "chat_template.jinja").read_text() == template
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert read_json(out / name) == read_json(source / name)
+
+
+def test_keys_that_an_import_is_without_are_named(exported, run, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "source")
+    path = source / "config.json"
+    more = {"num_beams": 4, "window_pattern": 3, "id2label": {"0": "A"}, "top_k": 9}
+    path.write_text(json.dumps(read_json(path) | more))
+    ignore = ("--ignore", "window_pattern", "top_k")
+
+    code, printed = run("import-hf", source, tmp_path / "run", *ignore)
+
+    assert code == 0
+    assert "ignored, as asked: window_pattern, top_k" in printed
+    assert "set aside, as no logit depends on it: num_beams, id2label\n" in printed
 
 
 def test_a_hugging_face_folder_is_no_run(exported, run):
@@ -84,10 +101,18 @@ def test_facts_of_an_import_are_to_be_kept_or_some_of_them_taught(
     assert shares == {"0": (0, total), "0.5": (total // 2, total - total // 2)}
 
 
+def test_an_imported_folder_is_recorded_by_its_path(exported, imported):
+    record = read_json(imported / "config.json")["imported"]
+
+    assert (record["source"], record["revision"]) == (str(exported), None)
+
+
 def test_a_model_imported_without_data_is_taught_a_file_and_its_adapter_exported(
-    exported, imported, facts, run, tmp_path
+    exported, facts, run, tmp_path, monkeypatch
 ):
-    lora, out = tmp_path / "lora", tmp_path / "out"
+    imported, lora, out = (tmp_path / name for name in ("imported", "lora", "out"))
+    monkeypatch.setattr(hf, "fetch", lambda source, revision: (exported, COMMIT))
+    assert run("import-hf", "somebody/tiny", imported, "--revision", "main")[0] == 0
 
     code, printed = run(lora_config(imported, lora))
     assert code == 2
@@ -99,7 +124,8 @@ def test_a_model_imported_without_data_is_taught_a_file_and_its_adapter_exported
 
     assert run("export-hf", lora, out)[0] == 0
     adapter = read_json(out / "adapter" / "adapter_config.json")
-    assert adapter["base_model_name_or_path"] == str(exported)
+    assert adapter["base_model_name_or_path"] == "somebody/tiny"
+    assert adapter["revision"] == COMMIT
 
 
 def test_a_text_longer_than_the_context_of_the_model_is_refused(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,29 @@ from tests.reference import attention as reference
 from tests.tiny import call, make_model, model_config
 
 BATCH, SEQ = 2, 5
-SCALINGS = [None, RopeScalingConfig(original_max_position=64)]
+LINEAR = RopeScalingConfig(type="linear", factor=4.0)
+YARN = RopeScalingConfig(type="yarn", factor=4.0, original_max_position=1024)
+SCALINGS = {
+    "plain": None,
+    "linear": LINEAR,
+    "llama 3.1": RopeScalingConfig(original_max_position=64),
+    "yarn": YARN,
+    "yarn, exact limits": dataclasses.replace(YARN, truncate=False),
+    "yarn, a step": dataclasses.replace(
+        YARN, beta_fast=3.0, beta_slow=3.0, truncate=False
+    ),
+    "yarn, first pairs": dataclasses.replace(YARN, original_max_position=64),
+    "yarn, last pairs": dataclasses.replace(
+        YARN, original_max_position=10**9, beta_fast=1e6
+    ),
+}
 
 
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=["plain", "stretched"])
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
 def test_rotary_frequencies_are_those_of_the_formula(theta, scaling):
     want = reference.frequencies(16, theta, scaling)
@@ -38,6 +55,49 @@ def test_stretching_keeps_short_waves_and_lengthens_long_ones():
     assert ratio[0] == 1
     assert 1 / 8 < ratio[1] < 1
     np.testing.assert_allclose(ratio[3:], 1 / 8, rtol=1e-6)  # float32
+
+
+def test_linear_scaling_lengthens_all_waves():
+    plain = rope_frequencies(16, 10_000.0, None)
+
+    ratio = rope_frequencies(16, 10_000.0, LINEAR) / plain
+
+    np.testing.assert_allclose(ratio, 1 / 4, rtol=1e-6)  # float32
+
+
+def test_yarn_keeps_fast_pairs_and_scales_slow_ones():
+    plain = rope_frequencies(16, 10_000.0, None)
+
+    ratio = rope_frequencies(16, 10_000.0, YARN) / plain
+
+    # Turns in 1024 positions: 163, 52, 16, 5.2, 1.6, 0.5, ...; limits are 32 and 1.
+    np.testing.assert_array_equal(ratio[:2], 1)
+    np.testing.assert_allclose(ratio[2:5], [13 / 16, 10 / 16, 7 / 16], rtol=1e-6)
+    np.testing.assert_allclose(ratio[5:], 1 / 4, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(
+    ("scaling", "amplitude"),
+    [
+        (LINEAR, 1.0),
+        (RopeScalingConfig(), 1.0),
+        (YARN, 1.1386294),  # 0.1 ln 4 + 1
+        (dataclasses.replace(YARN, factor=0.5), 1.0),
+        (dataclasses.replace(YARN, attention_factor=0.7), 0.7),
+    ],
+)
+def test_only_yarn_multiplies_what_it_rotates(scaling, amplitude):
+    assert scaling.amplitude == pytest.approx(amplitude)
+
+
+def test_rotated_queries_and_keys_are_multiplied_by_the_amplitude():
+    x, frequencies = normal(0, BATCH, SEQ, 3, 8), rope_frequencies(8, 100.0, None)
+    positions = jnp.broadcast_to(jnp.arange(SEQ), (BATCH, SEQ))
+    want = 1.5 * rotate(x, positions, frequencies)
+
+    got = rotate(x, positions, frequencies, 1.5)
+
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)  # float32, numbers near 1
 
 
 def test_a_head_is_rotated_by_its_position():

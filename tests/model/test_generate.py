@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from smf_jax.config import ComputeConfig, RopeConfig, RopeScalingConfig
-from smf_jax.model.build import abstract_model
 from smf_jax.model import generate as generation
+from smf_jax.model.build import abstract_model
 from smf_jax.model.generate import Sampling, keep_top_p
 from smf_jax.sharding import MeshLayout
 from tests.tiny import VOCAB, call, make_model, memory_config, model_config
@@ -132,9 +132,7 @@ def test_any_of_several_end_tokens_ends_a_row():
     model = make_model(model_config(), SEED)
     first, second, third = generate(model, PROMPTS, NO_END)
     ends = (first[1], second[3])
-    want = [
-        continue_until(answer, ends) for answer in (first, second, third)
-    ]
+    want = [continue_until(answer, ends) for answer in (first, second, third)]
 
     assert generate(model, PROMPTS, *ends) == want
 
@@ -169,7 +167,9 @@ def test_a_sample_depends_on_its_key_alone_and_not_on_its_batch():
             model,
             [prompt] * 3,
             NO_END,
-            sampling=Sampling(keys[jnp.asarray([n] * 3)], jnp.float32(2), jnp.float32(1)),
+            sampling=Sampling(
+                keys[jnp.asarray([n] * 3)], jnp.float32(2), jnp.float32(1)
+            ),
         )
         for n, prompt in enumerate(PROMPTS)
     ]

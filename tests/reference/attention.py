@@ -6,22 +6,41 @@ import numpy as np
 
 
 def frequencies(head_dim, theta, scaling=None):
-    """Returns radians per position; scaling as in Llama 3.1, case by case."""
+    """Returns radians per position, pair by pair."""
     out = []
     for pair in range(head_dim // 2):
         frequency = theta ** (-2 * pair / head_dim)
         if scaling is not None:
-            wavelength = 2 * math.pi / frequency
-            original = scaling.original_max_position
-            low, high = scaling.low_freq_factor, scaling.high_freq_factor
-            if wavelength > original / low:
-                frequency = frequency / scaling.factor
-            elif wavelength > original / high:
-                smooth = (original / wavelength - low) / (high - low)
-                stretched = frequency / scaling.factor
-                frequency = (1 - smooth) * stretched + smooth * frequency
+            share = kept(pair, 2 * math.pi / frequency, head_dim, theta, scaling)
+            stretched = frequency / scaling.factor
+            frequency = (1 - share) * stretched + share * frequency
         out.append(frequency)
     return np.array(out)
+
+
+def kept(pair, wavelength, head_dim, theta, scaling):
+    """Returns how much of a pair's frequency is not scaled, case by case."""
+    original = scaling.original_max_position
+    if scaling.type == "linear":
+        return 0
+    if scaling.type == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        if wavelength > original / low:
+            return 0
+        if wavelength < original / high:
+            return 1
+        return (original / wavelength - low) / (high - low)
+
+    def pair_with(turns):  # in the original context
+        return head_dim * math.log(original / turns / 2 / math.pi, theta) / 2
+
+    fast, slow = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    fast, slow = max(fast, 0), min(slow, head_dim - 1)
+    if pair <= fast:
+        return 1
+    return 0 if pair >= slow else (slow - pair) / (slow - fast)
 
 
 def rotate(head, position, frequencies):
