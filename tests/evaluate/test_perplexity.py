@@ -30,8 +30,8 @@ def test_the_loss_is_the_mean_over_targets_in_batches_of_any_size(batch_size):
 
 def test_a_change_has_a_narrower_interval_than_the_losses():
     before = text_loss(make_model(model_config()), rows_of(BATCH), 4)
-    shifts = [0.01 * weight for weight in before.weights]
-    after = before._replace(sums=[s + d for s, d in zip(before.sums, shifts)])
+    pairs = zip(before.sums, before.weights, strict=True)
+    after = before._replace(sums=[sum + 0.01 * weight for sum, weight in pairs])
 
     change, (low, high) = before.change_to(after)
 
