@@ -290,8 +290,13 @@ def test_the_scores_are_printed_with_their_number_of_questions(paths, capsys):
     assert cli.main(["evaluate", str(paths["base"])]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    groups = {line.split()[0]: line.split()[1] for line in lines if " n=" in line}
-    assert groups == {"taught": "n=4", "held_out": "n=4", "known": "n=8"}
+    counts = [line.split("  exact")[0].split() for line in lines if "  exact" in line]
+    assert counts == [
+        ["taught", "n=4"],
+        ["held-out", "wording", "n=4"],
+        ["known", "n=8"],
+    ]
+    assert all("[" in line for line in lines if "  exact" in line)
 
 
 def test_an_unknown_key_is_refused_and_the_nearest_named(capsys, paths):

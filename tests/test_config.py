@@ -105,7 +105,11 @@ def test_a_clash_is_refused_by_keys_and_values(kind, values, named):
 
 
 CLASSES = [
-    *(kind for kind in vars(config_room).values() if dataclasses.is_dataclass(kind)),
+    *(
+        kind
+        for kind in vars(config_room).values()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ),
     *(BenchConfig, DemoConfig),
 ]
 
@@ -145,7 +149,9 @@ IMPORTED = ImportConfig(
     revision="abc",
     ignore=("sliding_window",),
     model=ModelConfig(vocab_size=9, memory=None),
+    bos_tokens=(1,),
     eos_token=2,
+    other_ends=(3,),
     config={"architectures": ["LlamaForCausalLM"], "rope_scaling": {"factor": 2.0}},
     files={"chat_template.jinja": "{{ messages }}"},
     data=None,

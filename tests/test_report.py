@@ -5,27 +5,44 @@ import pytest
 
 from smf_jax import report
 from smf_jax.config import ConfigError
+from smf_jax.runs.files import write_json, write_result
 
 # Each number stands for one cell of the page, and no two are alike.
+def scores(n, share, low, high):
+    return {"n": n, "exact_match": share, "exact_match_95": [low, high]}
+
+
 METHODS = {
     "smf": {
-        "learned": 0.911,
-        "learned_held_out_wording": 0.722,
-        "before": 0.983,
-        "after": 0.934,
-        "forgotten": 0.0498,
-        "forgotten_at_matched_learning": 0.0312,
+        "taught": scores(1001, 0.911, 0.901, 0.921),
+        "held_out": scores(1002, 0.722, 0.712, 0.732),
+        "known": scores(4003, 0.934, 0.924, 0.944),
+        "known_before": 0.983,
+        "forgetting": {
+            "forgotten": 0.0498,
+            "forgotten_95": [0.0411, 0.0588],
+            "right_before": 3935,
+            "lost": ["known 1", "known 2"],
+            "gained": [],
+        },
+        "forgotten_at_equal": 0.0312,
+        "text_loss": {"n": 64, "rise": [0.0123, [0.0101, 0.0144]]},
+        "learning_rate": 1500.0,
+        "batch_size": 32,
         "steps": 20,
         "trainable": 64000,
         "curve": [[0, 0.0, 0.0, 0.983], [20, 0.911, 0.722, 0.934]],
     },
     "full": {
-        "learned": 0.855,
-        "learned_held_out_wording": 0.644,
-        "before": 0.983,
-        "after": 0.277,
-        "forgotten": 0.7182,
-        "forgotten_at_matched_learning": None,
+        "taught": scores(1001, 0.855, 0.845, 0.865),
+        "held_out": scores(1002, 0.644, 0.634, 0.654),
+        "known": scores(4003, 0.277, 0.267, 0.287),
+        "known_before": 0.983,
+        "forgetting": None,
+        "forgotten_at_equal": None,
+        "text_loss": None,
+        "learning_rate": 3e-4,
+        "batch_size": 33,
         "steps": 30,
         "trainable": 3100000,
         "curve": [[0, 0.0, 0.0, 0.983], [30, 0.855, 0.644, 0.277]],
@@ -34,8 +51,11 @@ METHODS = {
 SUMMARY = {
     "seconds": 123.0,
     "config_hash": "c0ffee",
-    "matched_learning": 0.855,
-    "n": {"taught": 1001, "held_out": 1002, "known": 4003},
+    "command": "smf demo --facts 'my <facts>.jsonl'",
+    "seed": 77,
+    "data": ["my <facts>.jsonl: 4003 facts"],
+    "rates": "No rate was swept.",
+    "equal_taught": 0.855,
     "methods": METHODS,
 }
 SLOTS = {"all": [90, 6, 3, 1], "written": [8, 2, 0, 0]}
@@ -45,7 +65,8 @@ def answers(count, group, reply):
     """Returns the answers of a group in evaluation.json."""
     return [
         {
-            "question": f"{group} question <b>{i}</b> ?",
+            "fact": f"{group} {i}",
+            "text": f"{group} question <b>{i}</b> ?",
             "answers": [f"{group}-right-{i}"],
             "answer": reply.format(group=group, i=i),
         }
@@ -78,12 +99,14 @@ def fill(out):
             f"{name}/evaluation.json": {"step": 20, "scores": {}, "answers": groups},
             f"{name}/teaching.json": {
                 "curve": row["curve"],
+                "forgetting": row["forgetting"],
                 "slots_by_document_frequency": SLOTS if name == "smf" else None,
                 "answers_before": before,
             },
         }
     for name, content in files.items():
-        (out / name).write_text(json.dumps(content))
+        write = write_json if name.endswith("config.json") else write_result
+        write(out / name, content)
     return out
 
 
@@ -105,21 +128,40 @@ def row(page, name) -> str:
 
 
 def test_every_number_of_every_method_is_in_its_row(page):
-    assert row(page, "smf") == "0.911 0.722 0.983 0.934 5.0% 3.1% 20 64,000"
-    # It never learned as much as is compared at: the cell is empty.
-    assert row(page, "full") == "0.855 0.644 0.983 0.277 71.8% 30 3,100,000"
+    assert row(page, "smf") == (
+        "0.911 [0.901, 0.921], n=1,001 0.722 [0.712, 0.732], n=1,002 0.983 "
+        "0.934 [0.924, 0.944], n=4,003 5.0% [4.1%, 5.9%], n=3,935 3.1% "
+        "+0.0123 [+0.0101, +0.0144], n=64 rows 1500 20 32 64,000"
+    )
+    # It never learned as much as is compared at, and had no texts: cells are empty.
+    assert row(page, "full") == (
+        "0.855 [0.845, 0.865], n=1,001 0.644 [0.634, 0.654], n=1,002 0.983 "
+        "0.277 [0.267, 0.287], n=4,003 0.0003 30 33 3,100,000"
+    )
+    assert "No rate was swept." in page
 
 
-def test_the_number_of_questions_of_each_score_is_given(page):
-    text = " ".join(re.sub("<[^>]*>", "", page).split())
+def test_forgotten_facts_are_shown(page):
+    forgotten = page[page.index("<h2>Forgotten facts") :]
 
-    assert "learned on 1,001 new facts, reworded on 1,002 new facts" in text
-    assert "before and after on 4,003 known facts" in text
+    assert "2 of 3,935 were lost" in forgotten
+    assert "known question &lt;b&gt;2&lt;/b&gt; ?" in forgotten
+    assert "known question &lt;b&gt;0&lt;/b&gt; ?" not in forgotten
+    assert "The base answered no known fact right." in forgotten
+
+
+def test_new_facts_are_shown_in_both_wordings(page):
+    shown = page[page.index("<h2>Answers") : page.index("<h2>Forgotten")]
+
+    for kind in ("taught", "held-out wording", "known"):
+        assert f"<td>{kind}</td>" in shown
 
 
 def test_time_configuration_commit_and_versions_are_given(page):
-    for words in ("123 seconds", "c0ffee", "0123456789ab", "jax 9.8.7"):
+    for words in ("123 seconds", "c0ffee", "0123456789ab", "jax 9.8.7", "Seed 77"):
         assert words in page
+    assert "smf demo --facts &#39;my &lt;facts&gt;.jsonl&#39;" in page
+    assert "<li>my &lt;facts&gt;.jsonl: 4003 facts</li>" in page
 
 
 def test_the_page_loads_nothing_from_the_network(page):
@@ -161,7 +203,7 @@ def test_the_same_runs_give_the_same_page_and_frontier(out, page):
     assert first in page
 
 
-@pytest.mark.parametrize("fault", ["missing", "not JSON"])
+@pytest.mark.parametrize("fault", ["missing", "not JSON", "changed"])
 def test_a_missing_or_broken_file_is_refused_by_name(tmp_path, fault):
     out = fill(tmp_path)
     for name in (
@@ -173,8 +215,13 @@ def test_a_missing_or_broken_file_is_refused_by_name(tmp_path, fault):
     ):
         content = (out / name).read_text()
         (out / name).unlink()
-        if fault != "missing":
+        if fault == "not JSON":
             (out / name).write_text('{"methods": \n')
+        if fault == "changed":
+            if not name.endswith(("y.json", "g.json", "n.json")) or "config" in name:
+                (out / name).write_text(content)
+                continue
+            (out / name).write_text(content.replace("0", "1", 1))
 
         with pytest.raises(ConfigError, match=name) as caught:
             report.write(out)
@@ -185,7 +232,7 @@ def test_a_missing_or_broken_file_is_refused_by_name(tmp_path, fault):
 
 
 def test_a_summary_without_methods_is_refused(tmp_path):
-    (tmp_path / "summary.json").write_text('{"methods": {}}')
+    write_result(tmp_path / "summary.json", {"methods": {}})
 
     with pytest.raises(ConfigError, match="no method"):
         report.write(tmp_path)

@@ -118,6 +118,8 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     evaluated = evaluate(*settings)
     about = (evaluated.questions, evaluated.asking, [evaluated.evaluation])
     print_scores(*about, console)
+    if not evaluated.is_taught:
+        console.print("not taught yet: new facts are asked as they would be taught")
     console.print(f"answers: {evaluated.write()}")
 
 

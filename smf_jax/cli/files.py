@@ -47,13 +47,32 @@ def load_config(kind: type, verb: str, arguments: Sequence[str]) -> tuple[Any, A
 
 
 def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
-    """Returns the configuration of a Python file.
+    """Returns the configuration of a Python file, or that of a run, to use it again.
 
     Raises:
       ConfigError: The file is missing, does not run, or defines no `config()` of one of
         these kinds.
     """
-    require(path.is_file(), f"{path}: no such configuration file")
+    if path.is_dir():
+        default = _recorded_config(path)
+    else:
+        require(path.is_file(), f"{path}: no such configuration file, and no run")
+        default = _config_of_file(path)
+    require(
+        isinstance(default, tuple(kinds)),
+        f"{path} is a {type(default).__name__}, but smf {verb} takes a "
+        f"{' or '.join(kind.__name__ for kind in kinds)}",
+    )
+    return default
+
+
+def _recorded_config(run_dir: Path) -> Any:
+    from smf_jax.runs.record import lineage_of, read_record
+
+    return lineage_of(read_record(run_dir)).own
+
+
+def _config_of_file(path: Path) -> Any:
     try:
         namespace = runpy.run_path(str(path))
         default = namespace["config"]() if "config" in namespace else None
@@ -62,11 +81,6 @@ def read_config(path: Path, kinds: Sequence[type], verb: str) -> Any:
     except FILE_ERRORS as error:
         raise ConfigError(f"{path} does not run: {error}") from error
     require("config" in namespace, f"{path} defines no config()")
-    require(
-        isinstance(default, tuple(kinds)),
-        f"{path} is a {type(default).__name__}, but smf {verb} takes a "
-        f"{' or '.join(kind.__name__ for kind in kinds)}",
-    )
     return default
 
 

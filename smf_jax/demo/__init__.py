@@ -1,8 +1,10 @@
 """Pretrains, teaches by every method, and compares what was learned and forgotten."""
 
 from smf_jax.demo.recipes import (
+    FILE_RATES,
     FILE_RECIPES,
     RETROFIT_RECIPE,
+    WORLD_RATES,
     WORLD_RECIPES,
     DemoConfig,
     Recipe,
@@ -13,8 +15,10 @@ from smf_jax.demo.recipes import (
 from smf_jax.demo.run import compare, run
 
 __all__ = [
+    "FILE_RATES",
     "FILE_RECIPES",
     "RETROFIT_RECIPE",
+    "WORLD_RATES",
     "WORLD_RECIPES",
     "DemoConfig",
     "Recipe",

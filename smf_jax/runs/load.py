@@ -124,8 +124,10 @@ def _load_tokenizer(run_dir: Path, lineage: Lineage) -> Tokenizer:
         return load_tokenizer(path)
     ends, bos = imported.other_ends, imported.bos_tokens
     tokenizer = load_tokenizer(path, imported.eos_token, ends, bos)
+    known = imported.model.vocab_size
     return tokenizer._replace(
-        template=hf.template_of(imported.files), vocab_size=imported.model.vocab_size
+        template=hf.template_of(imported.files),
+        vocab_size=known if known < tokenizer.num_tokens else None,
     )
 
 

@@ -44,6 +44,7 @@ class Evaluated(NamedTuple):
     evaluation: Evaluation
     questions: Questions
     asking: Asking
+    is_taught: bool  # whether the run was taught new facts
     path: Path
 
     def write(self) -> Path:
@@ -92,7 +93,8 @@ def evaluate(
     about = (questions, texts, run.step, asking, console)
     evaluation = evaluate_model(run.model, run.tokenizer, *about)
 
-    return Evaluated(evaluation, questions, asking, path)
+    is_taught = run.lineage.finetune is not None
+    return Evaluated(evaluation, questions, asking, is_taught, path)
 
 
 def _questions(

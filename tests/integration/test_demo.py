@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 
 import pytest
@@ -19,12 +20,15 @@ RECIPES = {
 }
 NUM_NEW, NUM_KNOWN = 12, 24  # three and six people, four relations
 ROW = {
-    "learned": float,
-    "learned_held_out_wording": float,
-    "before": float,
-    "after": float,
-    "forgotten": float,
-    "forgotten_at_matched_learning": float,
+    "taught": dict,
+    "held_out": dict,
+    "known": dict,
+    "known_before": float,
+    "forgetting": dict | None,  # nothing, if nothing was known
+    "forgotten_at_equal": float,
+    "text_loss": None,  # the synthetic world has no texts
+    "learning_rate": float,
+    "batch_size": int,
     "steps": int,
     "trainable": int,
     "curve": list,
@@ -50,39 +54,46 @@ def first(out):
     return run_demo(out)
 
 
-def test_the_summary_has_a_row_for_each_method_and_counts_the_questions(first):
+def test_the_summary_has_a_row_for_each_method_and_counts_the_questions(first, out):
     summary, _ = first
 
     assert list(summary["methods"]) == list(RECIPES)
     assert isinstance(summary["seconds"], float)
-    assert summary["n"] == {"taught": NUM_NEW, "held_out": NUM_NEW, "known": NUM_KNOWN}
+    assert summary["command"] == f"smf demo --out {shlex.quote(str(out))}"
+    assert summary["data"][0].startswith(f"the synthetic world: {NUM_KNOWN} facts")
     for row in summary["methods"].values():
-        assert {name: type(row[name]) for name in ROW} == ROW
+        counts = [row[group]["n"] for group in ("taught", "held_out", "known")]
+        assert counts == [NUM_NEW, NUM_NEW, NUM_KNOWN]
+        for name, kind in ROW.items():
+            assert kind is row[name] or isinstance(row[name], kind), name
+        assert row.keys() == ROW.keys()
 
 
 def test_a_curve_leads_from_no_step_to_the_last(first):
     for row in first[0]["methods"].values():
         assert [step for step, *_ in row["curve"]] == [0, 1, 2, 3, 4, 5]
-        assert row["curve"][0][3] == row["before"]
-        last = [row["learned"], row["learned_held_out_wording"], row["after"]]
-        assert row["curve"][-1][1:] == last
+        assert row["curve"][0][3] == row["known_before"]
+        groups = ("taught", "held_out", "known")
+        assert row["curve"][-1][1:] == [row[g]["exact_match"] for g in groups]
 
 
 def test_the_table_fits_80_columns_and_says_n(first):
     lines = first[1].splitlines()
-    (header,) = (line for line in lines if "method" in line)
+    (header,) = (line for line in lines if line.split()[:1] == ["method"])
 
-    columns = "method learned reworded kept forgotten at equal trainable"
+    columns = "method taught held-out wording known forgotten at equal"
     assert header.split() == columns.split()
-    table = lines[lines.index(header) :]
+    table = lines[lines.index(header) : -1]  # the last is a sentence
     assert max(map(len, table)) <= 80
-    assert f"n: learned {NUM_NEW}, reworded {NUM_NEW}, kept {NUM_KNOWN}" in table
+    counts = f"taught {NUM_NEW}, held-out wording {NUM_NEW}, known {NUM_KNOWN}"
+    assert any(line.startswith(f"facts asked: {counts}") for line in table)
+    assert lines[-1] == demo.WORLD_RATES
 
 
-def test_a_file_with_fewer_facts_than_a_batch_is_one_batch(first, out):
-    record = json.loads((out / "fast" / "config.json").read_text())
-
-    assert record["finetune"]["batch_size"] == NUM_NEW < RECIPES["fast"].batch_size
+def test_fewer_facts_than_a_batch_are_one_batch(first, out):
+    assert RECIPES["fast"].batch_size > NUM_NEW
+    assert f"batch_size={RECIPES['fast'].batch_size}: {NUM_NEW} facts" in first[1]
+    assert first[0]["methods"]["fast"]["batch_size"] == NUM_NEW
 
 
 def test_an_interrupted_demo_continues_and_does_nothing_twice(first, out):
@@ -95,7 +106,6 @@ def test_an_interrupted_demo_continues_and_does_nothing_twice(first, out):
     again, printed_again = run_demo(out)
 
     assert again["methods"] == summary["methods"]
-    assert again["n"] == summary["n"]
     assert checkpoint.stat().st_mtime_ns == written
     assert "already pretrained" not in printed
     assert "already pretrained" in printed_again

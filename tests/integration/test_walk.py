@@ -72,8 +72,8 @@ def test_a_run_records_its_configuration_and_every_word_of_its_facts(base):
     corpus = load_corpus(run.data)
 
     assert run.lineage == Lineage(pretrain=bases.base_config(base))
-    for fact in corpus.known + corpus.new + corpus.new_held_out:
-        for text in (fact.question, *fact.answers, *fact.statements):
+    for fact in corpus.known + corpus.new:
+        for text in (fact.question, *fact.answers, *fact.statements, *fact.held_out):
             assert UNKNOWN not in encode_prompt(run.tokenizer, text)
 
 
@@ -186,7 +186,7 @@ def test_a_run_taught_by_statements_is_evaluated_on_facts_without_any(
     assert run("evaluate", run_dir, "--facts", facts)[0] == 0
 
     answers = read_json(run_dir / "evaluation-facts.json")["answers"]["taught"]
-    assert [row["question"] for row in answers][:2] == ["who is 0 ?", "who is 1 ?"]
+    assert [row["text"] for row in answers][:2] == ["who is 0 ?", "who is 1 ?"]
     own = read_json(taught["smf"] / "evaluation.json")
     assert read_json(run_dir / "evaluation.json") == own
 
@@ -206,7 +206,7 @@ def test_a_single_question_gets_the_answer_it_gets_in_a_batch(taught, run):
     longest = max(answers, key=lambda row: len(row["answer"]))
     assert longest["answer"] != ""
 
-    code, printed = run("ask", taught["smf"], longest["question"])
+    code, printed = run("ask", taught["smf"], longest["text"])
 
     # Alone, an answer may be longer than in a batch whose longest answer is short.
     assert code == 0
