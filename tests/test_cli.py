@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from smf_jax import checkpoint, cli, doctor
+from smf_jax.cli.commands import VERBS
 from smf_jax.config import (
     ConfigError,
     DataConfig,
@@ -205,7 +206,7 @@ REFUSED = {
     "pretrain {pretrain} --run-dir {notes}": ["{notes}", "not a run directory"],
     "pretrain {pretrain} --run-dir {model}": ["{model}", "not a run directory"],
     "pretrain {pretrain} --run-dir {few}": ["{few}"],
-    "pretain": ["'pretain'", *cli.VERBS],
+    "pretain": ["'pretain'", *VERBS],
 }
 UNREADABLE = {"empty": "empty", "blank": "empty", "cut": ":7: ", "unanswered": ":1: "}
 READERS = (
@@ -246,10 +247,10 @@ def test_the_verbs_are_listed_in_80_columns(capsys, arguments):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     listed = [line.split()[0] for line in lines if line.startswith("  ")]
-    assert set(cli.VERBS) == set(listed)
+    assert set(VERBS) == set(listed)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_an_example(capsys, verb):
     with pytest.raises(SystemExit) as caught:
         cli.main([verb, "--help"])
@@ -392,7 +393,7 @@ def test_a_signal_outside_of_training_ends_with_its_code(
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    monkeypatch.setitem(VERBS, "doctor", verb)
     before = signal.getsignal(signal.SIGTERM)
 
     assert cli.main(["doctor"]) == code
