@@ -4,7 +4,12 @@ The resolved configuration is written to the run directory as JSON, where later 
 read it.
 """
 
-from smf_jax.config.checks import ConfigError, require, require_divisible
+from smf_jax.config.checks import (
+    ConfigError,
+    require,
+    require_divisible,
+    require_seed,
+)
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
 from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
 from smf_jax.config.model import (
@@ -50,4 +55,5 @@ __all__ = [
     "name_mesh",
     "require",
     "require_divisible",
+    "require_seed",
 ]

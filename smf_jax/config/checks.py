@@ -34,6 +34,12 @@ def require_not_negative(section: str, config: Any, *names: str) -> None:
         require(holds, f"{section}.{name}={value} must be finite and not negative")
 
 
+def require_seed(section: str, config: Any) -> None:
+    """Raises `ConfigError` unless `seed` is one that every generator accepts."""
+    holds = 0 <= config.seed < 2**32
+    require(holds, f"{section}.seed={config.seed} must lie in 0 .. {2**32 - 1}")
+
+
 def require_divisible(name: str, rows: int, grad_accum_steps: int) -> None:
     """Raises `ConfigError` unless gradient accumulation divides a batch evenly."""
     require(

@@ -14,6 +14,7 @@ from smf_jax.config import (
     Teach,
     WorldConfig,
     require,
+    require_seed,
 )
 
 EVALUATIONS = 5  # of each method, after the one before the first step
@@ -39,6 +40,7 @@ class DemoConfig:
             self.facts is not None or self.background is None,
             "--background needs --facts: the synthetic world has its own text",
         )
+        require_seed("demo", self)
 
 
 @dataclasses.dataclass(frozen=True)
