@@ -156,6 +156,8 @@ def _make_console() -> Any:
 
     console = Console(
         soft_wrap=True,
+        markup=False,  # a path or an answer may look like it
+        highlight=False,
         quiet=not multihost.is_main(),
         # Notebooks and CI force rich to draw progress bars into pipes.
         force_terminal=sys.stdout.isatty(),

@@ -69,9 +69,7 @@ def import_run(
     console.print(
         f"imported {imported.config.get('model_type')}: {count:,} parameters, "
         f"{model.config.num_layers} layers, BOS {_tokens(tokenizer, tokenizer.bos)}, "
-        f"EOS {_tokens(tokenizer, (tokenizer.eos,))}",
-        highlight=False,
-        markup=False,
+        f"EOS {_tokens(tokenizer, (tokenizer.eos,))}"
     )
     return run.run_dir
 
@@ -110,9 +108,7 @@ def export_run(
     )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
-        f"exported {run_dir} to {directory}: read back, it equals the model{rounded}",
-        highlight=False,
-        markup=False,
+        f"exported {run_dir} to {directory}: read back, it equals the model{rounded}"
     )
     return Path(directory)
 

@@ -187,7 +187,7 @@ def layout_of(lineage: Lineage, mesh: MeshConfig | None = None) -> MeshLayout:
 def print_layout(layout: MeshLayout, console: Console) -> None:
     """Prints the mesh of a run, if there are several devices."""
     if jax.device_count() > 1:
-        console.print(f"mesh: {layout}", highlight=False)
+        console.print(f"mesh: {layout}")
 
 
 def _load_model(

@@ -65,7 +65,7 @@ class OpenRun(NamedTuple):
             _require_same(self.run_dir, record, self.console)
             steps = lineage_of(record).steps
             line = f"resuming {self.run_dir} from step {self.start} of {steps}"
-            self.console.print(line, highlight=False)
+            self.console.print(line)
             return
         if multihost.is_main():
             # config.json is deleted last and written first: it makes a folder a run.
@@ -189,7 +189,7 @@ def _require_same(run_dir: Path, now: dict[str, Any], console: Console) -> None:
     )
     if allowed:  # config.json keeps the first ones
         lines = "; ".join(differences[name] for name in sorted(allowed))
-        console.print(f"changed: {lines}", highlight=False)
+        console.print(f"changed: {lines}")
     if any(begun[name] != now[name] for name in code):
         console.print(
             f"{run_dir} was started with another version of this code or of a library "

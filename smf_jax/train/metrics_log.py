@@ -36,7 +36,7 @@ def metrics_log(
     after `done`, from before an interruption, are removed.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it holds a path
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
@@ -78,7 +78,7 @@ def metrics_log(
             if not console.is_terminal and _has_line(step, steps, log_every):
                 left = (steps - step) * (now - start) / (step - done)
                 line = f"{title} {step}/{steps}  {status}  {left:.0f} s left"
-                console.print(line, soft_wrap=True, highlight=False)
+                console.print(line, soft_wrap=True)
 
         yield log
 

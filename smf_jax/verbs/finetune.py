@@ -91,7 +91,7 @@ def finetune(
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         if not points:
             asked = sum(map(len, task.questions.groups().values()))
-            console.print(f"evaluating the base: {asked:,} questions", highlight=False)
+            console.print(f"evaluating the base: {asked:,} questions")
             points = [evaluate(0, training.state.trainable)]
             _warn_of_unknown(points[0], task.questions, console)
         run.progress["points"] = _saved(points)
@@ -218,8 +218,7 @@ def _fact_rows(
         needed = require_room(facts, base.model.config, base.model.layout)
         console.print(
             f"prefixes: outputs below the memory of {len(facts):,} facts are cached, "
-            f"{needed:.2f} GiB in each process",
-            highlight=False,
+            f"{needed:.2f} GiB in each process"
         )
     return facts
 

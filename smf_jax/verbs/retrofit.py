@@ -116,7 +116,7 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     require_context(config.data.seq_len, base)
     corpus = load_corpus(config.data)
     about = describe_corpus(config.data, corpus)
-    console.print(f"data: {about}", highlight=False)
+    console.print(f"data: {about}")
     packed = pack_corpus(base.tokenizer, corpus, config.data)
     print_left_out(corpus, packed, console)
     questions = load_questions(corpus, None, "questions", console)
@@ -150,8 +150,7 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
     console.print(
         f"step {point['step']}: held-out loss {point['loss']:.4f} "
         f"(base {before['loss']:.4f}), {worst['read']:.0%} of slots read, "
-        f"{worst['top_percent']:.0%} of reads on the top 1 %, {worst['hubs']} hubs",
-        highlight=False,
+        f"{worst['top_percent']:.0%} of reads on the top 1 %, {worst['hubs']} hubs"
     )
     if worst["top_percent"] > CROWDED:
         console.print(
