@@ -202,7 +202,9 @@ REFUSED = {
     "pretrain {keyword}": ["{keyword} does not run", "setps"],
     "pretrain {division}": ["{division} does not run: division by zero"],
     "pretrain {clash}": ["memory.top_k=9 exceeds memory.num_keys=8"],
-    "pretrain {pretrain} --run-dir {base}": ["{base} holds a finished run"],
+    "pretrain {pretrain} --run-dir {base} --resume never": [
+        "{base} holds a finished run"
+    ],
     "pretrain {pretrain} --run-dir {notes}": ["{notes}", "not a run directory"],
     "pretrain {pretrain} --run-dir {model}": ["{model}", "not a run directory"],
     "pretrain {pretrain} --run-dir {few}": ["{few}"],

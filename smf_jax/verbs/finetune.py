@@ -24,7 +24,14 @@ from smf_jax.evaluate.questions import (
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, USAGE, write_json
+from smf_jax.runs.files import (
+    EVALUATION,
+    PATCH,
+    TEACHING,
+    USAGE,
+    read_json,
+    write_json,
+)
 from smf_jax.runs.load import corpus_of, require_context
 from smf_jax.runs.record import describe
 from smf_jax.slots import document_frequency, patch
@@ -65,8 +72,7 @@ def finetune(
 
     Raises:
       ConfigError: The base or its usage is missing or does not match, the facts cannot
-        be taught this way, or the run directory holds a finished, damaged or different
-        run.
+        be taught this way, or the run directory holds a damaged or different run.
       Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
@@ -80,6 +86,10 @@ def finetune(
         if config.optim.method == "lora":
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
+        points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
+        if run.start == config.steps:
+            trainable = read_json(run.run_dir / TEACHING)["trainable"]
+            return Finetuned(run.run_dir, points, task.questions, trainable)
 
         training = prepare(run, config, model, method)
 
@@ -88,7 +98,6 @@ def finetune(
             about = (task.questions, task.texts, step)
             return evaluate_model(model, base.tokenizer, *about)
 
-        points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         if not points:
             asked = sum(map(len, task.questions.groups().values()))
             console.print(f"evaluating the base: {asked:,} questions")
