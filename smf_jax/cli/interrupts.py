@@ -2,9 +2,10 @@
 
 Python raises KeyboardInterrupt in the main thread, between two of its instructions. So
 it comes late if that thread is in native code, and libraries swallow it: jax does where
-the garbage collector calls it, and where it looks for devices.
+it looks for devices, and where the garbage collector calls it.
 """
 
+import functools
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from smf_jax.exits import AT_ONCE
+from smf_jax.exits import AT_ONCE, Interrupted
 
 GRACE = 0.2  # seconds that the main thread gets to end the process by itself
 PATIENCE = 10  # the same, where it has something to undo
@@ -25,6 +26,7 @@ def install() -> None:
 
     One that ignores Ctrl-C, as in the background of a script, still does.
     """
+    sys.unraisablehook = _repeat
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     signal.signal(signal.SIGINT, _end)
@@ -52,6 +54,20 @@ def _end(signal_number=None, frame=None) -> NoReturn:
         os.write(2, line.encode())  # not a stream, which may be what is interrupted
     finally:
         os._exit(AT_ONCE)
+
+
+def _repeat(unraisable) -> None:
+    """Raises an interrupt again, soon after the callback that has swallowed it."""
+    error = unraisable.exc_value
+    if not isinstance(error, KeyboardInterrupt | Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    signal.signal(signal.SIGALRM, functools.partial(_raise, error))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
+def _raise(error: BaseException, signal_number, frame) -> NoReturn:
+    raise error
 
 
 def _watch(reader: int) -> None:

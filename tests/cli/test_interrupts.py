@@ -16,6 +16,7 @@ AT_ONCE = 130  # exit code, see docs/reference/exit_codes.md
 INSTALL = f"""{HEED_CTRL_C}
 import hashlib, sys, threading, time
 from smf_jax.cli import interrupts
+from smf_jax.exits import Interrupted
 
 interrupts.install()
 threading.Timer(0.1, lambda: print("ready", file=sys.stderr, flush=True)).start()
@@ -26,6 +27,18 @@ try:
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(60)
+"""
+CALLBACK = """
+class Callback:
+    def __del__(self):
+        time.sleep(0.2)
+        raise ERROR
+
+try:
+    Callback()
+    time.sleep(60)
+except ERROR:
+    sys.exit("caught")
 """
 NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # minutes
 
@@ -72,6 +85,12 @@ def test_one_that_is_swallowed_ends_a_program_in_time():
     program = f"{BEGIN}interrupts.PATIENCE = 0.5\n{SWALLOW}"
     with start(program) as process:
         assert interrupt(process, "ready") == ["smf: interrupted"]
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "Interrupted"])
+def test_what_a_callback_swallows_is_raised_after_it(error):
+    with start(BEGIN + CALLBACK.replace("ERROR", error)) as process:
+        assert interrupt(process, "ready", times=0) == ["caught"]
 
 
 def test_one_lets_a_program_that_has_begun_undo_its_work():
