@@ -119,7 +119,7 @@ def paths(runs, tmp_path):
     folder = tmp_path / "paths"
     folder.mkdir()
     names = (*FILES, "base", "other", "taught", "new", "nothing", "notes", "model")
-    paths = {name: folder / name for name in names}
+    paths = {name: folder / name for name in names} | {"folder": folder}
     for name, text in FILES.items():
         paths[name].write_text(text)
     shutil.copytree(runs / "one", paths["base"])
@@ -176,7 +176,17 @@ REFUSED = {
     "usage {nothing}": ["{nothing}: no such run directory"],
     "usage {base} --documents 0": ["--documents 0"],
     "usage {base} --batch-size 0": ["--batch-size 0"],
-    "finetune {finetune} --base {nothing}": ["{nothing}: no such run directory"],
+    "finetune {finetune} --base {nothing}": [
+        "{nothing}: no such run directory: make this base first",
+        "--base",
+    ],
+    "finetune {finetune} --facts {nothing}": ["facts: {nothing}: no such file"],
+    "evaluate {base} --facts {nothing}": ["facts: {nothing}: no such file"],
+    "pretrain {pretrain} --data.facts {few} --data.background {nothing}": [
+        "data.background: {nothing}: no such file"
+    ],
+    "ask {folder} q": ["{folder} is not a run, but holds base, other: name one"],
+    "ask {notes} q": ["{notes} is not a run", "config.json"],
     "finetune {finetune} --base {other}": ["smf usage {other}"],
     "finetune {finetune} --batch-size 6 --grad_accum_steps 4": [
         "batch_size=6",

@@ -8,6 +8,7 @@ from smf_jax.config.checks import (
     ConfigError,
     require,
     require_divisible,
+    require_file,
     require_seed,
 )
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
@@ -55,5 +56,6 @@ __all__ = [
     "name_mesh",
     "require",
     "require_divisible",
+    "require_file",
     "require_seed",
 ]

@@ -5,7 +5,7 @@ import random
 import re
 from typing import NamedTuple
 
-from smf_jax.config import DataConfig, Teach, require
+from smf_jax.config import DataConfig, Teach, require, require_file
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
 from smf_jax.data.world import make_world
 
@@ -78,6 +78,9 @@ def _world_corpus(config: DataConfig) -> Corpus:
 
 
 def _file_corpus(config: DataConfig) -> Corpus:
+    for key in ("facts", "background"):
+        if (path := getattr(config, key)) is not None:
+            require_file(f"data.{key}", path)
     facts, notes = [], []
     if config.facts is not None:
         facts, notes = without_repeats(read_facts(config.facts))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from smf_jax.config import Teach
+from smf_jax.config import Teach, require_file
 from smf_jax.data.batches import Batch
 from smf_jax.data.corpus import (
     HELD_OUT_FRAME,
@@ -81,6 +81,7 @@ def load_questions(
     """
     new, held_out = corpus.new, corpus.new_held_out
     if facts is not None:
+        require_file("facts", facts)
         new, notes = without_repeats(read_facts(facts))
         for note in notes:
             console.print(f"data: {note}")

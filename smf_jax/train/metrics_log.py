@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from smf_jax import multihost
+from smf_jax.atomic import name_file
 from smf_jax.runs.jsonl import truncate_rows
 from smf_jax.train.state import Metrics
 
@@ -69,8 +70,9 @@ def metrics_log(
             # JSON has no NaN.
             row = {n: v if math.isfinite(v) else None for n, v in numbers.items()}
             if file is not None:
-                file.write(json.dumps({"step": step} | row | times) + "\n")
-                file.flush()
+                with name_file(path):
+                    file.write(json.dumps({"step": step} | row | times) + "\n")
+                    file.flush()
             status = f"loss {numbers['loss']:.4f}  {speed:,.0f} tokens/s"
             if "slots_written" in numbers:
                 status += f"  {numbers['slots_written']:,.0f} slots"
