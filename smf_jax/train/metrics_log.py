@@ -22,6 +22,7 @@ from smf_jax.runs.jsonl import truncate_rows
 from smf_jax.train.state import Metrics
 
 PLAIN_LINES = 10  # progress lines of a run without a terminal
+COMPILING = "compiling the training step"
 GUARD_METRICS = ("updated", "skipped")  # read by the guard, not logged
 
 
@@ -33,8 +34,9 @@ def metrics_log(
 
     Every `log_every` steps and at the last one it adds a row to `path`, with the loss
     (nats), seconds since the start, and tokens per second since the last row, and
-    moves the progress bar; without a terminal it prints ten lines in all. Rows of steps
-    after `done`, from before an interruption, are removed.
+    moves the progress bar; without a terminal it prints ten lines in all. Until the
+    first step is done, both say that it is being compiled. Rows of steps after `done`,
+    from before an interruption, are removed.
     """
     columns = (
         TextColumn("{task.description}", markup=False),  # it holds a path
@@ -51,10 +53,14 @@ def metrics_log(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("a")) if multihost.is_main() else None
         progress = stack.enter_context(bar)
-        task = progress.add_task(title, total=steps, completed=done, status="")
+        task = progress.add_task(COMPILING, total=steps, completed=done, status="")
+        if not console.is_terminal:
+            console.print(f"{title}: {COMPILING}")
 
         def log(step: int, metrics: Metrics) -> None:
             nonlocal since, tokens
+            if step == done + 1:
+                progress.update(task, description=title)
             tokens += metrics["tokens"]
             if step % log_every and step < steps:
                 return
