@@ -29,8 +29,19 @@ def is_installed(extra: str) -> bool:
 
 
 def install_command(extra: str) -> str:
-    """Returns the command that adds an extra to this installation of the package."""
+    """Returns the command that adds an extra to this installation of the package.
+
+    It installs from where the package came: a clone, a directory, a file, a repository
+    or an index.
+
+    Source: the "Direct URL Data Structure" of packaging.python.org.
+    """
     origin = json.loads(distribution("smf-jax").read_text("direct_url.json") or "{}")
     if origin.get("dir_info", {}).get("editable", False):
         return f'pip install --constraint constraints.txt --editable ".[{extra}]"'
-    return f'pip install "smf-jax[{extra}]"'
+    name, url = f"smf-jax[{extra}]", origin.get("url")
+    if url is None:
+        return f'pip install "{name}"'
+    if repository := origin.get("vcs_info"):
+        url = f"{repository['vcs']}+{url}@{repository['commit_id']}"
+    return f'pip install "{name} @ {url}"'

@@ -26,6 +26,6 @@ def progress(
         nonlocal told
         if done < total and time.monotonic() - told > PLAIN_SECONDS:
             told = time.monotonic()
-            console.print(f"{title}: {done:,} of {total:,}", highlight=False)
+            console.print(f"{title}: {done:,} of {total:,}")
 
     yield tell

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from smf_jax import checkpoint, cli, doctor
+from smf_jax.cli.commands import VERBS
 from smf_jax.config import (
     ConfigError,
     DataConfig,
@@ -118,7 +119,7 @@ def paths(runs, tmp_path):
     folder = tmp_path / "paths"
     folder.mkdir()
     names = (*FILES, "base", "other", "taught", "new", "nothing", "notes", "model")
-    paths = {name: folder / name for name in names}
+    paths = {name: folder / name for name in names} | {"folder": folder}
     for name, text in FILES.items():
         paths[name].write_text(text)
     shutil.copytree(runs / "one", paths["base"])
@@ -169,13 +170,29 @@ def refused(paths, capsys):
 REFUSED = {
     "ask {base} ''": ["blank"],
     "ask {base} ' \t '": ["blank"],
-    "ask {base} q --max-new-tokens 0": ["--max-new-tokens 0"],
+    "ask {base} q --max-new-tokens 0": ["max_new_tokens=0"],
+    "ask {base} 'blorb zzz'": ["does not know 'blorb', 'zzz'"],
+    "ask {base} q --samples 0": ["--samples 0"],
+    "ask {base} q --samples 3": ["give a --temperature"],
+    "ask {base} q --prompt chat": ["no chat template"],
+    "ask {base} q --prompt few-shot --shots 99": ["there are 8 in known facts"],
+    "evaluate {base} --patterns {few}": ["--patterns needs --facts"],
     "ask {nothing} q": ["{nothing}: no such run directory"],
     "evaluate {nothing}": ["{nothing}: no such run directory"],
     "usage {nothing}": ["{nothing}: no such run directory"],
     "usage {base} --documents 0": ["--documents 0"],
     "usage {base} --batch-size 0": ["--batch-size 0"],
-    "finetune {finetune} --base {nothing}": ["{nothing}: no such run directory"],
+    "finetune {finetune} --base {nothing}": [
+        "{nothing}: no such run directory: make this base first",
+        "--base",
+    ],
+    "finetune {finetune} --facts {nothing}": ["facts: {nothing}: no such file"],
+    "evaluate {base} --facts {nothing}": ["facts: {nothing}: no such file"],
+    "pretrain {pretrain} --data.facts {few} --data.background {nothing}": [
+        "data.background: {nothing}: no such file"
+    ],
+    "ask {folder} q": ["{folder} is not a run, but holds base, other: name one"],
+    "ask {notes} q": ["{notes} is not a run", "config.json"],
     "finetune {finetune} --base {other}": ["smf usage {other}"],
     "finetune {finetune} --batch-size 6 --grad_accum_steps 4": [
         "batch_size=6",
@@ -187,7 +204,6 @@ REFUSED = {
         "blocks/0/attention/query",
     ],
     "finetune {finetune} --facts {long}": ["4 of 4 examples", "context of 24"],
-    "finetune {finetune} --facts {few}": ["batch_size=3 exceeds the 1 facts"],
     "finetune {finetune} --facts {few} --teach statements": ["'a' has no statements"],
     "finetune {finetune} --facts {unstated} --teach statements": ["'b'"],
     "pretrain": ["smf pretrain configs/NAME.py"],
@@ -201,11 +217,13 @@ REFUSED = {
     "pretrain {keyword}": ["{keyword} does not run", "setps"],
     "pretrain {division}": ["{division} does not run: division by zero"],
     "pretrain {clash}": ["memory.top_k=9 exceeds memory.num_keys=8"],
-    "pretrain {pretrain} --run-dir {base}": ["{base} holds a finished run"],
+    "pretrain {pretrain} --run-dir {base} --resume never": [
+        "{base} holds a finished run"
+    ],
     "pretrain {pretrain} --run-dir {notes}": ["{notes}", "not a run directory"],
     "pretrain {pretrain} --run-dir {model}": ["{model}", "not a run directory"],
     "pretrain {pretrain} --run-dir {few}": ["{few}"],
-    "pretain": ["'pretain'", *cli.VERBS],
+    "pretain": ["'pretain'", *VERBS],
 }
 UNREADABLE = {"empty": "empty", "blank": "empty", "cut": ":7: ", "unanswered": ":1: "}
 READERS = (
@@ -246,10 +264,10 @@ def test_the_verbs_are_listed_in_80_columns(capsys, arguments):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     listed = [line.split()[0] for line in lines if line.startswith("  ")]
-    assert set(cli.VERBS) == set(listed)
+    assert set(VERBS) == set(listed)
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_an_example(capsys, verb):
     with pytest.raises(SystemExit) as caught:
         cli.main([verb, "--help"])
@@ -397,7 +415,7 @@ def test_a_signal_outside_of_training_ends_with_its_code(
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    monkeypatch.setitem(VERBS, "doctor", verb)
     before = signal.getsignal(signal.SIGTERM)
 
     assert cli.main(["doctor"]) == code

@@ -77,6 +77,9 @@ CLASHES = [
     (OptimConfig, {"method": "smf", "optimizer": "muon"}, "=muon optim.method=smf"),
     (PretrainConfig, RUN | {"optim": OptimConfig(method="smf")}, "=smf method=full"),
     (PretrainConfig, RUN | {"steps": 0}, "steps=0"),
+    (PretrainConfig, RUN | {"seed": -1}, "pretrain.seed=-1 0 .. 4294967295"),
+    (WorldConfig, {"seed": 2**32}, "world.seed=4294967296"),
+    (DemoConfig, {"seed": 2**70}, f"demo.seed={2**70}"),
     (PretrainConfig, RUN | {"balance_weight": -0.1}, "balance_weight=-0.1"),
     (PretrainConfig, RUN | {"values_lr_scale": 0.0}, "values_lr_scale=0.0"),
     (

@@ -7,6 +7,7 @@ from smf_jax import report
 from smf_jax.config import ConfigError
 from smf_jax.runs.files import write_json, write_result
 
+
 # Each number stands for one cell of the page, and no two are alike.
 def scores(n, share, low, high):
     return {"n": n, "exact_match": share, "exact_match_95": [low, high]}

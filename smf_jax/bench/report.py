@@ -37,7 +37,7 @@ def show(part: str, result: dict[str, Any], console: Console) -> None:
     if sizes:
         console.print(_sizes(sizes, result.get("forward_peak")))
     for line in _memory_costs(result["groups"]):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _table(first: str, *columns: str) -> Table:

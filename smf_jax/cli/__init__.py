@@ -1,19 +1,13 @@
 """The `smf` command; a user's mistake ends with one line and exit code 2."""
 
-import functools
-import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rich.console import Console
-
-from smf_jax.cli.commands import VERBS
-from smf_jax.cli.flags import take_flags
-from smf_jax.config import ConfigError
+# Not what takes long to import: Ctrl-C must be handled before.
+from smf_jax.cli import interrupts
 from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
 HELP = """usage: smf VERB [OPTIONS] [--debug]
@@ -45,6 +39,10 @@ Exit codes: 0 success; 1 failure (damaged, diverged, not healed, does not fit);
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code."""
+    from smf_jax.cli.commands import VERBS
+    from smf_jax.cli.flags import take_flags
+    from smf_jax.config import ConfigError
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -57,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0
     if arguments[0] == "--version":
+        from importlib.metadata import version
+
         print(f"smf_jax {version('smf-jax')}")
         return 0
     verb, *rest = arguments
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Runs `smf` as a program."""
+    interrupts.install()
     try:
         code = main()
         sys.stdout.flush()
@@ -104,26 +105,24 @@ def _report_interrupt(verb: str, error: BaseException) -> int:
 def _run_verb(
     verb: str, arguments: Sequence[str], cluster_flags: Mapping[str, str], debug: bool
 ) -> int:
+    import logging
+
     from smf_jax import multihost
     from smf_jax.checkpoint import SaveError
+    from smf_jax.cli.commands import VERBS
+    from smf_jax.config import ConfigError
     from smf_jax.hf import ExportError
     from smf_jax.train.guard import TrainingError
 
     if not debug:  # orbax logs the traceback of every error that it raises
         logging.getLogger("absl").setLevel(logging.CRITICAL)
     code = 1
+    interrupts.begin()
     try:
         if not {"-h", "--help"} & {*arguments}:
             multihost.initialize(cluster_flags)
             _require_same_command(verb, arguments)
-        # Notebooks and CI force rich to draw progress bars into pipes.
-        console = Console(
-            soft_wrap=True,
-            quiet=not multihost.is_main(),
-            force_terminal=sys.stdout.isatty(),
-        )
-        console.on_broken_pipe = functools.partial(_discard_output, console)
-        code = VERBS[verb](arguments, console) or 0
+        code = VERBS[verb](arguments, _make_console()) or 0
     except BrokenPipeError:
         _discard_output()
         code = 0
@@ -150,8 +149,28 @@ def _require_same_command(verb: str, arguments: Sequence[str]) -> None:
         multihost.require_same("command or code", command)
 
 
-def _discard_output(console: Console | None = None) -> None:
-    """Discards further output: `smf VERB | head` must not end a run."""
-    if console is not None:
+def _make_console() -> Any:
+    from rich.console import Console
+
+    from smf_jax import multihost
+
+    console = Console(
+        soft_wrap=True,
+        markup=False,  # a path or an answer may look like it
+        highlight=False,
+        quiet=not multihost.is_main(),
+        # Notebooks and CI force rich to draw progress bars into pipes.
+        force_terminal=sys.stdout.isatty(),
+    )
+
+    def discard() -> None:
         console.quiet = True
+        _discard_output()
+
+    console.on_broken_pipe = discard
+    return console
+
+
+def _discard_output() -> None:
+    """Discards further output: `smf VERB | head` must not end a run."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -212,7 +212,7 @@ def doctor(arguments: Sequence[str], console: Console) -> None:
     from smf_jax import doctor
 
     for line in doctor.examine():
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def completion(arguments: Sequence[str], console: Console) -> None:

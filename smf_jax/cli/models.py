@@ -108,5 +108,5 @@ def retrofit(arguments: Sequence[str], console: Console) -> int:
     if not result.healed:
         print(f"smf retrofit: {result.verdict}: train more steps", file=sys.stderr)
         return 1
-    console.print(result.verdict, highlight=False)
+    console.print(result.verdict)
     return 0

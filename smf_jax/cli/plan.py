@@ -30,10 +30,10 @@ def plan(arguments: Sequence[str], console: Console) -> int:
     parts = lineage._asdict().items()
     record = {name: config and dataclasses.asdict(config) for name, config in parts}
     step = [record, *batch_shape(lineage, texts)]
-    log = Console(stderr=True, soft_wrap=True)
+    log = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
     def compile_one(size: topology.Topology) -> compile.Result:
-        log.print(f"compiling for {size.name}", highlight=False)
+        log.print(f"compiling for {size.name}")
         return compile.compile_for(size, make, step, timeout)
 
     results = {}

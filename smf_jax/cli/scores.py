@@ -20,7 +20,7 @@ def print_scores(
     """Prints the scores of one evaluation, or how they changed from one to another."""
 
     def tell(name: str, text: str) -> None:
-        console.print(f"{name:16}  {text}", highlight=False, markup=False)
+        console.print(f"{name:16}  {text}")
 
     groups = questions.groups()
     for group in groups:

@@ -5,7 +5,13 @@ read it.
 """
 
 from smf_jax.config.ask import BY_DEFAULT, AskConfig, PromptKind
-from smf_jax.config.checks import ConfigError, require, require_divisible
+from smf_jax.config.checks import (
+    ConfigError,
+    require,
+    require_divisible,
+    require_file,
+    require_seed,
+)
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
 from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
 from smf_jax.config.model import (
@@ -55,5 +61,7 @@ __all__ = [
     "name_mesh",
     "require",
     "require_divisible",
+    "require_file",
+    "require_seed",
     "with_absolute_paths",
 ]

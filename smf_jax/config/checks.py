@@ -1,6 +1,7 @@
 """The error for a user's mistake, and the checks that raise it."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 
@@ -32,6 +33,17 @@ def require_not_negative(section: str, config: Any, *names: str) -> None:
         value = getattr(config, name)
         holds = value >= 0 and math.isfinite(value)
         require(holds, f"{section}.{name}={value} must be finite and not negative")
+
+
+def require_seed(section: str, config: Any) -> None:
+    """Raises `ConfigError` unless `seed` is one that every generator accepts."""
+    holds = 0 <= config.seed < 2**32
+    require(holds, f"{section}.seed={config.seed} must lie in 0 .. {2**32 - 1}")
+
+
+def require_file(key: str, path: str) -> None:
+    """Raises `ConfigError` unless the path that a setting names is a file."""
+    require(Path(path).is_file(), f"{key}: {path}: no such file")
 
 
 def require_divisible(name: str, rows: int, grad_accum_steps: int) -> None:

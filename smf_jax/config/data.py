@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from smf_jax.config.checks import require, require_positive
+from smf_jax.config.checks import require, require_positive, require_seed
 from smf_jax.config.model import ModelConfig
 
 Teach = Literal["questions", "statements", "both"]
@@ -23,6 +23,7 @@ class WorldConfig:
         require_positive(
             "world", self, "known_people", "new_people", "first_names", "last_names"
         )
+        require_seed("world", self)
         names = self.first_names * self.last_names
         people = self.known_people + self.new_people
         require(

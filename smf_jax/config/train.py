@@ -11,6 +11,7 @@ from smf_jax.config.checks import (
     require_divisible,
     require_not_negative,
     require_positive,
+    require_seed,
 )
 from smf_jax.config.data import DataConfig, Teach
 from smf_jax.config.mesh import ComputeConfig, MeshConfig
@@ -56,6 +57,7 @@ class TrainConfig:
 
     def __post_init__(self):
         require_positive(self.verb, self, "steps", "log_every")
+        require_seed(self.verb, self)
         require(
             re.fullmatch(r"stop|skip=[0-9]{1,6}", self.on_nan) is not None,
             f"on_nan={self.on_nan} must be stop or skip=K, for at most K steps",

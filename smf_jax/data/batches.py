@@ -165,7 +165,10 @@ def packed_batches(
     row.
     """
     sources = [
-        grain.MapDataset.source(rows).seed(seed + index).shuffle().repeat(None)
+        grain.MapDataset.source(rows)
+        .seed((seed + index) % 2**32)
+        .shuffle()
+        .repeat(None)
         for index, rows in enumerate((packed.facts, packed.texts))
         if rows
     ]

@@ -4,7 +4,7 @@ import hashlib
 import random
 from typing import NamedTuple
 
-from smf_jax.config import DataConfig, require
+from smf_jax.config import DataConfig, require, require_file
 from smf_jax.data.examples import question_example, statement_example, wording_examples
 from smf_jax.data.prompts import Example
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
@@ -72,6 +72,9 @@ def _world_corpus(config: DataConfig) -> Corpus:
 
 
 def _file_corpus(config: DataConfig) -> Corpus:
+    for key in ("facts", "patterns", "background"):
+        if (path := getattr(config, key)) is not None:
+            require_file(f"data.{key}", path)
     facts, notes = [], []
     if config.facts is not None:
         facts, notes = load_facts(config.facts, config.patterns)

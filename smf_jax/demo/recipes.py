@@ -16,6 +16,7 @@ from smf_jax.config import (
     Teach,
     WorldConfig,
     require,
+    require_seed,
 )
 
 WARMUP_STEPS = 20  # of pretraining
@@ -46,6 +47,7 @@ class DemoConfig:
             self.facts is not None or self.background is None,
             "--background needs --facts: the synthetic world has its own text",
         )
+        require_seed("demo", self)
         require(
             self.facts is not None or self.preset == "full",
             "--preset small is for --facts: the synthetic world needs the full one",

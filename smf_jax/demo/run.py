@@ -76,7 +76,7 @@ def compare(
         corpus = load_corpus(base.data)
         data = describe_data(config, corpus)
         for line in data:
-            console.print(line, highlight=False)
+            console.print(line)
         _pretrain_once(base, corpus.hash, console)
         for stale in (SUMMARY, REPORT, FRONTIER):
             (out / stale).unlink(missing_ok=True)

@@ -58,7 +58,6 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         f"facts asked: {counts}; [...]: 95 % interval\n"
         f"at equal: forgotten when {summary['equal_taught']:.3f} are answered as "
         f"taught\n{summary['rates']}",
-        highlight=False,
     )
 
 

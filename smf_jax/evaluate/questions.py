@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from smf_jax.config import Teach
+from smf_jax.config import Teach, require_file
 from smf_jax.data.batches import Batch
 from smf_jax.data.corpus import Corpus, load_facts
 from smf_jax.data.examples import held_out_prompts, known_prompt, taught_prompts
@@ -86,6 +86,7 @@ def load_questions(
     """
     new = corpus.new
     if facts is not None:
+        require_file("facts", facts)
         new, notes = load_facts(facts, patterns)
         for note in notes:
             console.print(f"data: {note}")

@@ -57,6 +57,7 @@ class MemoryLayer(nnx.Module):
         dtype = layout.compute.activations
         make = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.config = config
+        self.dim = dim
         self.layout = layout
         half = config.key_dim // 2
         self.query = make(dim, config.num_heads * config.key_dim)
@@ -78,7 +79,12 @@ class MemoryLayer(nnx.Module):
             )
 
     def rank(self, x: Float[Array, "batch seq dim"]) -> Reads:
-        """Returns the slots whose keys score highest for each token's query."""
+        """Returns the slots whose keys score highest for each token's query.
+
+        Raises:
+          ValueError: The shape of `x` is not that of the layer.
+        """
+        _require_axes("x", x, "batch", "seq", self.dim)
         batch, seq, _ = x.shape
         query = self.query(x).reshape(batch, seq, self.config.num_heads, 2, -1)
         keys = self.keys[...]
@@ -103,15 +109,32 @@ class MemoryLayer(nnx.Module):
         The table is an argument, because layers may share one. A perturbation is zeros
         added to the summed rows: from its gradient that of any row can be computed.
         `reads` are those of `rank`, if known.
+
+        Raises:
+          ValueError: The shape of `x` or `values` is not that of the layer.
         """
+        _require_axes("x", x, "batch", "seq", self.dim)
+        config = self.config
+        _require_axes("values", values, config.num_slots, config.value_dim)
         reads = self.rank(x) if reads is None else reads
         sums = weighted_rows(values, *reads, self.layout)
         if perturbation is not None:
             sums = sums + perturbation
         out = self.out(sums.astype(x.dtype) * jax.nn.silu(self.gate(x)))
-        if self.config.relevance_gate:
+        if config.relevance_gate:
             out = out * jax.nn.sigmoid(self.relevance(x))
         return out, reads
+
+
+def _require_axes(name: str, array: Array, *axes: str | int) -> None:
+    """Raises `ValueError` unless an array has these axes; a word is any size."""
+    pairs = zip(axes, array.shape, strict=False)
+    differ = any(not isinstance(axis, str) and axis != size for axis, size in pairs)
+    if array.ndim != len(axes) or differ:
+        raise ValueError(
+            f"{name} has shape {list(array.shape)}, but this memory layer was made for "
+            f"[{', '.join(map(str, axes))}]"
+        )
 
 
 def zero_perturbations(

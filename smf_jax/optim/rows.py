@@ -83,7 +83,13 @@ def _slots_if(allowed, slots, table):
 def only_rows(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Confines any optimizer to the rows selected at each step, by `update_rows`.
+    """Confines an optimizer to the rows selected at each step, by `update_rows`.
+
+    It sees the selected rows as if they were the table: clipping, LAMB or LARS measure
+    those alone. Its state must be rows like the table's, or shared by all: so it is for
+    SGD, Adam and most others of optax. Refused are `adafactor`, `flatten`, `lbfgs`,
+    `novograd`, `sm3`, `zero_nans`, `contrib.galore`, `contrib.muon`, `contrib.sophia`,
+    masked tables, and line searches.
 
     `update(updates, state, params, slots=...)` takes the selected rows, all different,
     as one array for every leaf; ids past the last row are padding. All other rows keep
@@ -97,7 +103,15 @@ def only_rows(
     >>> updates, _ = tx.update(jnp.ones((3, 2)), tx.init(table), table, slots=slots)
     >>> optax.apply_updates(table, updates).tolist()
     [[1.0, 1.0], [1.0, 1.0], [0.5, 0.5]]
+
+    Raises:
+      ValueError: Raised by `init`, if the state is of another kind; by `update`, if it
+        has no `params`, or gets a function of them, as a line search does.
     """
+
+    def init(params: optax.Params) -> optax.OptState:
+        _require_row_state(inner, params)
+        return inner.init(params)
 
     def update(
         updates: optax.Updates,
@@ -109,6 +123,12 @@ def only_rows(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("only_rows needs params, to tell rows from tables")
+        functions = [name for name, value in extra_args.items() if callable(value)]
+        if functions:
+            raise ValueError(
+                f"only_rows is not for an optimizer that calls {', '.join(functions)}: "
+                "it would get selected rows in place of tables"
+            )
 
         def to_rows(leaf, param):
             is_dense = leaf.shape == param.shape
@@ -125,4 +145,62 @@ def only_rows(
         updates = jax.tree.map(to_original_form, update.updates, updates, params)
         return updates, update.state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _require_row_state(
+    inner: optax.GradientTransformation, params: optax.Params
+) -> None:
+    """Raises `ValueError` unless state is rows like a table's, or shared by all."""
+
+    def add_row(table):
+        return jax.ShapeDtypeStruct((len(table) + 1, *table.shape[1:]), table.dtype)
+
+    def is_masked(leaf):
+        return isinstance(leaf, optax.MaskedNode)
+
+    state = jax.eval_shape(inner.init, params)
+    larger = jax.eval_shape(inner.init, jax.tree.map(add_row, params))
+    shapes = {table.shape for table in jax.tree.leaves(params)}
+    fits = jax.tree.map(
+        # What is shared does not depend on the number of rows.
+        lambda leaf, other: leaf.shape == other.shape or leaf.shape in shapes,
+        state,
+        larger,
+    )
+    try:
+        if all(jax.tree.leaves(fits)):
+            fits = optax.tree.map_params(
+                inner,
+                lambda leaf, table: not is_masked(leaf) and leaf.shape == table.shape,
+                state,
+                params,
+                transform_non_params=lambda leaf: True,
+                is_leaf=is_masked,
+            )
+    except (ValueError, IndexError) as error:
+        name = inner.init.__qualname__.partition(".")[0]
+        raise ValueError(
+            f"only_rows is not for {name}: optax.tree.map_params cannot map its state"
+        ) from error
+    for path, fit in jax.tree.leaves_with_path(fits):
+        if not fit:
+            raise ValueError(
+                f"only_rows is not for an optimizer with {_describe(state, path)}, "
+                "which is neither a row for each row of a table, nor shared by all"
+            )
+
+
+def _describe(state: optax.OptState, path: tuple) -> str:
+    """Returns the class, field and shape of an array in an optimizer's state."""
+    name = ""
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            name = f"{type(state).__name__}.{key.name}"
+            state = getattr(state, key.name)
+        else:
+            state = state[
+                key.key if isinstance(key, jax.tree_util.DictKey) else key.idx
+            ]
+    masked = isinstance(state, optax.MaskedNode)
+    return f"a masked {name}" if masked else f"{name} of shape {list(state.shape)}"

@@ -26,7 +26,7 @@ def show(results: Sequence[Result], config: Any, console: Console) -> None:
     if result.fits is False:
         lines += ["options that reduce memory:", *what_to_change(result, config)]
     for line in (*lines, *map(verdict, results)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def verdict(result: Result) -> str:

@@ -13,7 +13,7 @@ from smf_jax.config import DataConfig, ImportConfig, SaveConfig, require
 from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.runs.load import Run, all_params, find_base, load_run, warn_unhealed
-from smf_jax.runs.open import open_run
+from smf_jax.runs.open import Resume, open_run
 from smf_jax.runs.record import Lineage, describe, lineage_of, read_record
 from smf_jax.sharding import ONE_DEVICE
 from smf_jax.slots import patch
@@ -39,7 +39,7 @@ def import_run(
         the run directory is not empty.
     """
     require(jax.process_count() == 1, "smf import-hf runs as one process")
-    with open_run(run_dir, console) as run:
+    with open_run(run_dir, console, Resume("never")) as run:
         corpus = None if data is None else load_corpus(data)
         folder, commit = hf.fetch(source, revision)
         model = hf.import_model(folder, ignore)
@@ -71,9 +71,7 @@ def import_run(
     console.print(
         f"imported {imported.config.get('model_type')}: {count:,} parameters, "
         f"{model.config.num_layers} layers, BOS {_tokens(tokenizer, tokenizer.bos)}, "
-        f"EOS {_tokens(tokenizer, (tokenizer.eos,))}",
-        highlight=False,
-        markup=False,
+        f"EOS {_tokens(tokenizer, (tokenizer.eos,))}"
     )
     return run.run_dir
 
@@ -114,9 +112,7 @@ def export_run(
     )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
-        f"exported {run_dir} to {directory}: read back, it equals the model{rounded}",
-        highlight=False,
-        markup=False,
+        f"exported {run_dir} to {directory}: read back, it equals the model{rounded}"
     )
     return Path(directory)
 

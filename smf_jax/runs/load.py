@@ -89,7 +89,6 @@ def load_run(
         or the model does not fit the mesh.
     """
     run_dir = Path(run_dir)
-    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
     record = read_record(run_dir)
     lineage = lineage_of(record)
     steps = checkpoint.steps(run_dir)
@@ -148,7 +147,11 @@ def load_base(config: FinetuneConfig | RetrofitConfig, console: Console) -> Run:
       ConfigError: There is none, it is a LoRA run, or it does not fit the mesh.
     """
     run_dir = Path(config.base)
-    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    require(
+        run_dir.is_dir(),
+        f"{run_dir}: no such run directory: make this base first, or name another with "
+        "--base",
+    )
     memory = lineage_of(read_record(run_dir)).model.memory
     if isinstance(config, RetrofitConfig):
         memory = config.memory
@@ -200,7 +203,7 @@ def layout_of(lineage: Lineage, mesh: MeshConfig | None = None) -> MeshLayout:
 def print_layout(layout: MeshLayout, console: Console) -> None:
     """Prints the mesh of a run, if there are several devices."""
     if jax.device_count() > 1:
-        console.print(f"mesh: {layout}", highlight=False)
+        console.print(f"mesh: {layout}")
 
 
 def _load_model(

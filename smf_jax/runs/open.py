@@ -25,6 +25,7 @@ from smf_jax.runs.load import is_finished
 from smf_jax.runs.lock import LOCK, lock_run_dir
 from smf_jax.runs.record import is_record, lineage_of, read_record
 
+CODE = ("versions", "git_commit")  # of a record
 LEFTOVERS = {LOCK, f"{CONFIG}.partial"}  # of a run killed before it wrote its record
 # Settings that may change when a run resumes: they do not change what is computed,
 # except for the last bits, by the order of sums. Data, base and usage are compared by
@@ -64,8 +65,11 @@ class OpenRun(NamedTuple):
         if self.start is not None:
             _require_same(self.run_dir, record, self.console)
             steps = lineage_of(record).steps
-            line = f"resuming {self.run_dir} from step {self.start} of {steps}"
-            self.console.print(line, highlight=False)
+            line = f"{self.run_dir} is finished: {steps} steps"
+            if self.start < steps:
+                _warn_of_versions(self.run_dir, record, self.console)
+                line = f"resuming {self.run_dir} from step {self.start} of {steps}"
+            self.console.print(line)
             return
         if multihost.is_main():
             # config.json is deleted last and written first: it makes a folder a run.
@@ -87,8 +91,8 @@ def open_run(
     Nothing is written before `OpenRun.begin`.
 
     Raises:
-      ConfigError: A finished run or other files would be lost, the latest checkpoint
-        is damaged, another process writes there, or `resume` demands otherwise.
+      ConfigError: Other files would be lost, the latest checkpoint is damaged, another
+        process writes there, or `resume` demands otherwise.
     """
     with lock_run_dir(run_dir) as path:
         start = _find_start(path, resume, console)
@@ -112,15 +116,12 @@ def _find_start(run_dir: Path, resume: Resume, console: Console) -> int | None:
             break
         damaged[step] = "; ".join(problems)
     start = next((step for step in reversed(steps) if step not in damaged), None)
-    if not damaged:
-        require(
-            not is_finished(run_dir),
-            f"{run_dir} holds a finished run: choose another run_dir or remove it",
-        )
+    kind = f"a run interrupted after step {steps[-1]}: resume it (--resume auto),"
+    if not damaged and is_finished(run_dir):
+        kind = "a finished run:"
     require(
         resume.mode != "never",
-        f"{run_dir} holds a run interrupted after step {steps[-1]}: resume it "
-        "(--resume auto), choose another run_dir or remove it",
+        f"{run_dir} holds {kind} choose another run_dir or remove it",
     )
     older = "no older checkpoint is intact"
     if start is not None:
@@ -168,11 +169,10 @@ def _warn(console: Console, text: str) -> None:
 
 
 def _require_same(run_dir: Path, now: dict[str, Any], console: Console) -> None:
-    begun, code = read_record(run_dir), ("versions", "git_commit")
-    skipped = (*code, "config_hash")  # the hash covers what is compared anyway
+    skipped = (*CODE, "config_hash")  # the hash covers what is compared anyway
     before, after = (
         {name: value for name, value in _flat(record).items() if name not in skipped}
-        for record in (begun, now)
+        for record in (read_record(run_dir), now)
     )
     differences = {
         name: f"{name} was {before.get(name)}, now {after.get(name)}"
@@ -188,8 +188,12 @@ def _require_same(run_dir: Path, now: dict[str, Any], console: Console) -> None:
     )
     if allowed:  # config.json keeps the first ones
         lines = "; ".join(differences[name] for name in sorted(allowed))
-        console.print(f"changed: {lines}", highlight=False)
-    if any(begun[name] != now[name] for name in code):
+        console.print(f"changed: {lines}")
+
+
+def _warn_of_versions(run_dir: Path, now: dict[str, Any], console: Console) -> None:
+    begun = read_record(run_dir)
+    if any(begun[name] != now[name] for name in CODE):
         console.print(
             f"{run_dir} was started with another version of this code or of a library "
             "(see its config.json): the last bits may differ from here on"

@@ -95,6 +95,12 @@ RECORD = {
 
 def read_record(run_dir: Path) -> dict[str, Any]:
     """Returns the `config.json` of a run of this version, or raises `ConfigError`."""
+    require(run_dir.is_dir(), f"{run_dir}: no such run directory")
+    if not (run_dir / CONFIG).exists():
+        runs = sorted(path.parent for path in run_dir.glob(f"*/{CONFIG}"))
+        held = ", ".join(path.name for path in runs if is_record(path / CONFIG))
+        require(not held, f"{run_dir} is not a run, but holds {held}: name one of them")
+        raise ConfigError(f"{run_dir} is not a run: it holds no {CONFIG}")
     record = read_json(run_dir / CONFIG)
     require(
         not isinstance(record, dict) or "model_type" not in record,

@@ -19,28 +19,27 @@ def verify(run_dir: Path, console: Console) -> bool:
     steps = checkpoint.steps(run_dir)
     require(len(steps) > 0, f"{run_dir} holds no checkpoint")
 
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
     damage = []
     for step in steps:
         problems = checkpoint.problems(run_dir, step)
         files = 0 if problems else len(checkpoint.read(run_dir, step).files)
-        tell(f"step {step}: {'damaged' if problems else f'{files} files intact'}")
+        console.print(
+            f"step {step}: {'damaged' if problems else f'{files} files intact'}"
+        )
         damage += problems
     if not damage:
         try:
             run = load_run(run_dir, steps[-1])
             state = "finished" if is_finished(run_dir) else "interrupted"
-            tell(f"run: {state}, step {steps[-1]} of {run.lineage.steps}")
-            tell(f"params sha256 {run.model_hash}")
+            console.print(f"run: {state}, step {steps[-1]} of {run.lineage.steps}")
+            console.print(f"params sha256 {run.model_hash}")
             damage += _output_damage(run_dir, run)
             if not damage:
                 warn_unhealed(run, console)
         except ConfigError as error:
             damage.append(str(error))
     for problem in damage:
-        tell(f"DAMAGED {problem}")
+        console.print(f"DAMAGED {problem}")
     return not damage
 
 

@@ -137,7 +137,12 @@ def top_slots(
 
     >>> top_slots(jnp.array([0.5, 0.0, 2.0, 0.0]), top_t=3).tolist()
     [2, 0, 6]
+
+    Raises:
+      ValueError: There are fewer than `top_t` slots.
     """
+    if top_t > len(scores):
+        raise ValueError(f"top_t={top_t} exceeds the {len(scores)} slots of the table")
 
     def local(scores):
         best, slots = jax.lax.top_k(scores, min(top_t, len(scores)))

@@ -170,8 +170,7 @@ def _print_padding(
     if padding := layout.padding_rows(rows, parts):
         console.print(
             f"batches: {rows} rows padded by {padding}, for equal rows a device in "
-            f"each of {parts} part{'s' if parts > 1 else ''}",
-            highlight=False,
+            f"each of {parts} part{'s' if parts > 1 else ''}"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from smf_jax import multihost
+from smf_jax.atomic import name_file
 from smf_jax.data.batches import Batch
 from smf_jax.optim.rows import all_finite
 from smf_jax.runs import OpenRun
@@ -55,7 +56,7 @@ def make_guard(
         used = np.unique(batch.records[batch.segments > 0])
         ids = sorted({records[index] for index in used})
         if multihost.is_main():
-            with path.open("a", encoding="utf-8") as file:
+            with name_file(path), path.open("a", encoding="utf-8") as file:
                 row = {"step": step, "what": reason, "records": ids}
                 file.write(json.dumps(row) + "\n")
         named = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")

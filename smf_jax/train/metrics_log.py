@@ -17,10 +17,12 @@ from rich.progress import (
 )
 
 from smf_jax import multihost
+from smf_jax.atomic import name_file
 from smf_jax.runs.jsonl import truncate_rows
 from smf_jax.train.state import Metrics
 
 PLAIN_LINES = 10  # progress lines of a run without a terminal
+COMPILING = "compiling the training step"
 GUARD_METRICS = ("updated", "skipped")  # read by the guard, not logged
 
 
@@ -32,11 +34,12 @@ def metrics_log(
 
     Every `log_every` steps and at the last one it adds a row to `path`, with the loss
     (nats), seconds since the start, and tokens per second since the last row, and
-    moves the progress bar; without a terminal it prints ten lines in all. Rows of steps
-    after `done`, from before an interruption, are removed.
+    moves the progress bar; without a terminal it prints ten lines in all. Until the
+    first step is done, both say that it is being compiled. Rows of steps after `done`,
+    from before an interruption, are removed.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it holds a path
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
@@ -50,10 +53,14 @@ def metrics_log(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("a")) if multihost.is_main() else None
         progress = stack.enter_context(bar)
-        task = progress.add_task(title, total=steps, completed=done, status="")
+        task = progress.add_task(COMPILING, total=steps, completed=done, status="")
+        if not console.is_terminal:
+            console.print(f"{title}: {COMPILING}")
 
         def log(step: int, metrics: Metrics) -> None:
             nonlocal since, tokens
+            if step == done + 1:
+                progress.update(task, description=title)
             tokens += metrics["tokens"]
             if step % log_every and step < steps:
                 return
@@ -69,8 +76,9 @@ def metrics_log(
             # JSON has no NaN.
             row = {n: v if math.isfinite(v) else None for n, v in numbers.items()}
             if file is not None:
-                file.write(json.dumps({"step": step} | row | times) + "\n")
-                file.flush()
+                with name_file(path):
+                    file.write(json.dumps({"step": step} | row | times) + "\n")
+                    file.flush()
             status = f"loss {numbers['loss']:.4f}  {speed:,.0f} tokens/s"
             if "slots_written" in numbers:
                 status += f"  {numbers['slots_written']:,.0f} slots"
@@ -78,7 +86,7 @@ def metrics_log(
             if not console.is_terminal and _has_line(step, steps, log_every):
                 left = (steps - step) * (now - start) / (step - done)
                 line = f"{title} {step}/{steps}  {status}  {left:.0f} s left"
-                console.print(line, soft_wrap=True, highlight=False)
+                console.print(line, soft_wrap=True)
 
         yield log
 

@@ -71,7 +71,7 @@ def with_prefixes(
         tenth = start * PLAIN_LINES // len(facts)
         if not console.is_terminal and tenth > printed:
             printed = tenth
-            console.print(f"prefixes {start}/{len(facts)}", highlight=False)
+            console.print(f"prefixes {start}/{len(facts)}")
         some = facts[start : start + facts_per_batch]
         padding = some[-1:] * (facts_per_batch - len(some))  # for one compilation
         batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some, *padding)

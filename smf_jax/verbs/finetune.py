@@ -22,7 +22,7 @@ from smf_jax.evaluate.questions import (
 from smf_jax.model.lora import add_lora
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, write_result
+from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, read_result, write_result
 from smf_jax.runs.record import describe
 from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
@@ -55,8 +55,7 @@ def finetune(
 
     Raises:
       ConfigError: The base or its usage is missing or does not match, the facts cannot
-        be taught this way, or the run directory holds a finished, damaged or different
-        run.
+        be taught this way, or the run directory holds a damaged or different run.
       Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
@@ -70,6 +69,11 @@ def finetune(
         if config.optim.method == "lora":
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
+        points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
+        if run.start == config.steps:
+            trainable = read_result(run.run_dir / TEACHING)["trainable"]
+            about = (task.questions, task.asking, trainable)
+            return Finetuned(run.run_dir, points, *about)
 
         training = prepare(run, config, model, method)
 
@@ -78,10 +82,9 @@ def finetune(
             about = (task.questions, task.texts, step, task.asking, console)
             return evaluate_model(model, base.tokenizer, *about)
 
-        points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         if not points:
             asked = sum(map(len, task.questions.groups().values()))
-            console.print(f"evaluating the base: {asked:,} questions", highlight=False)
+            console.print(f"evaluating the base: {asked:,} questions")
             points = [evaluate(0, training.state.trainable)]
             _warn_of_unknown(points[0], task.questions, console)
         run.progress["points"] = _saved(points)
@@ -140,8 +143,9 @@ def _batches(
 
 
 def _saved(points: list[Evaluation]) -> list[dict]:
-    # The report compares answers before and after teaching; the others are not kept.
-    kept = [points[0], *(point._replace(answers={}) for point in points[1:])]
+    # Answers before and after teaching are compared; those between are not kept.
+    between = (point._replace(answers={}) for point in points[1:-1])
+    kept = [points[0], *between, *points[1:][-1:]]
     return [point.to_json() for point in kept]
 
 

@@ -31,7 +31,7 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
 
     Raises:
       ConfigError: The data do not fit the configuration, or the run directory holds a
-        finished, damaged or different run.
+        damaged or different run.
       Interrupted, TrainingError, SaveError: As `fit` does.
     """
     layout = make_layout(config.mesh, config.compute, config.model.memory)
@@ -48,6 +48,8 @@ def pretrain(config: PretrainConfig, console: Console, resume: Resume = AUTO) ->
         _require_teachable(corpus, tokenizer, config.data.seq_len)
         lineage = Lineage(pretrain=config)
         run.begin(describe(lineage, tokenizer, corpus_hash=corpus.hash), tokenizer)
+        if run.start == config.steps:
+            return run.run_dir
 
         model_shape = model_config(lineage, tokenizer)
         if run.start is None:

@@ -23,7 +23,7 @@ from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import RETROFIT, write_result
+from smf_jax.runs.files import RETROFIT, read_result, write_result
 from smf_jax.runs.load import require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
@@ -61,7 +61,7 @@ def retrofit(
 
     Raises:
       ConfigError: The base is missing or has a memory, the data do not fit, or the run
-        directory holds a finished, damaged or different run.
+        directory holds a damaged or different run.
       Interrupted, TrainingError, SaveError: As `fit` does.
     """
     with open_run(config.run_dir, console, resume) as run:
@@ -75,6 +75,8 @@ def retrofit(
         lineage = base.lineage._replace(retrofit=config, finetune=None)
         hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
         run.begin(describe(lineage, base.tokenizer, **hashes), base.tokenizer)
+        if run.start == config.steps:
+            return _result(run.run_dir, read_result(run.run_dir / RETROFIT), console)
 
         method = make_method(config.optim, config.steps, config.values_lr_scale)
         training = prepare(run, config, model, method, config.balance_weight)
@@ -107,15 +109,14 @@ def retrofit(
                     "curve": curve,
                 }
                 write_result(run.run_dir / RETROFIT, report)
-    console.print(_table(report))
-    return Retrofitted(run.run_dir, report["healed"], _verdict(run.run_dir, report))
+    return _result(run.run_dir, report, console)
 
 
 def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     require_context(config.data.seq_len, base)
     corpus = load_corpus(config.data)
     about = describe_corpus(config.data, corpus)
-    console.print(f"data: {about}", highlight=False)
+    console.print(f"data: {about}")
     packed = pack_corpus(base.tokenizer, corpus, config.data)
     print_left_out(corpus, packed, console)
     questions = load_questions(corpus, None, None, "questions", console)
@@ -159,8 +160,7 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
     console.print(
         f"step {point['step']}: held-out loss {point['loss']:.4f} "
         f"(base {before['loss']:.4f}), {worst['read']:.0%} of slots read, "
-        f"{worst['top_percent']:.0%} of reads on the top 1 %, {worst['hubs']} hubs",
-        highlight=False,
+        f"{worst['top_percent']:.0%} of reads on the top 1 %, {worst['hubs']} hubs"
     )
     if worst["top_percent"] > CROWDED:
         console.print(
@@ -171,12 +171,15 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
         )
 
 
-def _verdict(run_dir: Path, report: Measures) -> str:
-    return (
+def _result(run_dir: Path, report: Measures, console: Console) -> Retrofitted:
+    """Prints the report of a retrofit, and returns its result."""
+    console.print(_table(report))
+    verdict = (
         f"{run_dir} has {'healed' if report['healed'] else 'not healed'}: its held-out "
         f"loss is {report['after']['loss']:.4f}, the base's "
         f"{report['base']['loss']:.4f} (margin={report['margin']})"
     )
+    return Retrofitted(run_dir, report["healed"], verdict)
 
 
 def _table(report: Measures) -> Table:

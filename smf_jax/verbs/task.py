@@ -87,7 +87,6 @@ def _fact_rows(
         console.print(
             f"prefixes: outputs below the memory of {len(facts):,} facts are cached, "
             f"{needed:.2f} GiB in each process",
-            highlight=False,
         )
     return facts
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from smf_jax.cli import VERBS
+from smf_jax.cli.commands import VERBS
 from smf_jax.cli.completion import write_script
 
 # What is typed, with some of the completions that it has.

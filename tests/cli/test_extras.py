@@ -26,7 +26,21 @@ class Installed:
     ("origin", "command"),
     [
         (None, 'pip install "smf-jax[plan]"'),
-        ({"url": "file:///a.whl", "archive_info": {}}, 'pip install "smf-jax[plan]"'),
+        (
+            {"url": "file:///a.whl", "archive_info": {}},
+            'pip install "smf-jax[plan] @ file:///a.whl"',
+        ),
+        (
+            {"url": "file:///a", "dir_info": {}},
+            'pip install "smf-jax[plan] @ file:///a"',
+        ),
+        (
+            {
+                "url": "https://host/a.git",
+                "vcs_info": {"vcs": "git", "commit_id": "12ab"},
+            },
+            'pip install "smf-jax[plan] @ git+https://host/a.git@12ab"',
+        ),
         (
             {"url": "file:///a", "dir_info": {"editable": True}},
             'pip install --constraint constraints.txt --editable ".[plan]"',

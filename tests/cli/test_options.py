@@ -6,6 +6,7 @@ import pytest
 import tyro
 
 from smf_jax import cli
+from smf_jax.cli.commands import VERBS
 from smf_jax.cli.options import options_of, parse
 
 CONFIG_VERBS = {
@@ -71,7 +72,7 @@ def test_options_are_listed_with_meanings_and_choices():
     assert minutes["meaning"] == "time in the oven"
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_fits_80_columns(capsys, verb):
     assert max(map(len, help_of(capsys, verb).splitlines())) <= 80
 

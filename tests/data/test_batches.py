@@ -195,6 +195,10 @@ def test_a_seed_determines_the_batches(pretrained):
     assert not same(pretrained(0), pretrained(1))
 
 
+def test_the_largest_seed_has_one_after_it(pretrained):
+    assert same(pretrained(2**32), pretrained(0))  # as `smf usage` reads with
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_epoch_of_facts_alone_has_each_packed_row_once(packed, batch_size):
     config = DataConfig(fact_share=0.25, batch_size=batch_size)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from tests.integration.commands import CONFIG_FILE
 
 ROOT = Path(__file__).parents[2]
+# For a program that a shell may have begun in the background, deaf to Ctrl-C.
+HEED_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+SMF = f"{HEED_CTRL_C}\nfrom smf_jax.cli import run; run()"
 
 
 class Ended(NamedTuple):

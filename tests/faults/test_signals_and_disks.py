@@ -6,11 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
+from random import Random
 
 import pytest
 
 from smf_jax import checkpoint
-from tests.faults.children import ROOT
+from tests.faults.children import ROOT, SMF
 from tests.faults.conftest import EACH, SAVED, must_end_well, outcome
 
 AT_ONCE = 130  # exit code, see docs/reference/exit_codes.md
@@ -59,6 +62,39 @@ def test_a_second_ctrl_c_ends_a_run_at_once_and_keeps_what_was_saved(
     must_end_well(runner(*command))
     want = outcome(jobs("small").reference)["arrays"]["9"]
     assert outcome(run_dir)["arrays"]["9"] == want
+
+
+@pytest.mark.skipif(not EACH, reason="SMF_HURT_EACH=1 interrupts at 200 moments")
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_run_at_each_moment_of_its_start(jobs, tmp_path, times):
+    run_dir = tmp_path / "run"
+    endless = ["--steps", "1000000", "--log-every", "1000", "--save.every", "1000"]
+    command = [sys.executable, "-c", SMF, *jobs("small").command(run_dir, *endless)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    random, codes = Random(times), Counter()
+
+    for _ in range(200):
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            time.sleep(random.uniform(0.1, 4))  # Python itself starts before
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            try:
+                process.wait(timeout=2 if times == 2 else 20)
+            finally:
+                process.kill()
+        codes[process.returncode] += 1
+
+    print(f"\n{times} times: {dict(codes)}")
+    assert codes.keys() <= {AT_ONCE, SAVED}
+    step = checkpoint.latest_step(run_dir)
+    assert step is None or checkpoint.problems(run_dir, step) == []
 
 
 FULL = {

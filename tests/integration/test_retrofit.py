@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from smf_jax.config import DataConfig, OptimConfig
 from smf_jax.runs.load import load_run
 from tests import tiny
-from tests.integration.files import read_json
+from tests.integration.files import content, read_json
 from tests.tiny import bits, named, retrofit_config
 
 MEMORY = OptimConfig(method="memory", learning_rate=0.001)
@@ -66,6 +66,20 @@ def test_a_retrofit_reports_and_draws_its_losses_and_how_slots_are_used(healed):
         assert model["perplexity"] == pytest.approx(np.exp(model["loss"]))
         assert model["scores"].keys() == {"taught", "held_out", "known"}
     assert (healed / "retrofit.svg").read_text().startswith("<svg")
+
+
+def test_the_command_of_a_finished_retrofit_prints_the_same_verdict(
+    commands, imported, healed, run
+):
+    before = content(healed)
+
+    code, printed = run(retrofit_config(imported, healed, eval_every=4))
+
+    assert code == 0
+    assert f"{healed} is finished: 12 steps" in printed
+    assert f"{healed} has healed: its held-out loss is" in printed.splitlines()[-1]
+    assert content(healed) == before
+    assert "jit(step)" not in commands.compiled["run"]
 
 
 def test_every_use_of_a_retrofit_that_has_not_healed_is_warned_of(

@@ -92,18 +92,58 @@ def test_pretraining_again_gives_the_same_bits_also_over_an_unfinished_run(
     assert not (again / "checkpoints" / "7.orbax-checkpoint-tmp").exists()
 
 
-def test_a_finished_run_is_not_overwritten(base, run, tmp_path):
-    run_dir = shutil.copytree(base, tmp_path / "run")
+def test_the_command_of_a_finished_run_says_so_and_changes_nothing(
+    base, commands, run, tmp_path
+):
+    run_dir = shutil.copytree(base, tmp_path / "run [/x]")  # no markup of rich
     before = content(run_dir)
 
     code, printed = run(bases.base_config(run_dir))
 
+    assert code == 0
+    want = [f"{run_dir} is finished: {bases.STEPS} steps", f"run: {run_dir}"]
+    assert printed.splitlines()[-2:] == want
+    assert content(run_dir) == before
+    assert commands.compiled["run"] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--steps", "61"], "pretrain.steps was 60, now 61"),
+        (["--resume", "never"], "holds a finished run"),
+    ],
+)
+def test_a_finished_run_refuses_other_settings_and_to_start(
+    base, run, tmp_path, options, says
+):
+    run_dir = shutil.copytree(base, tmp_path / "run")
+    before = content(run_dir)
+
+    code, printed = run(bases.base_config(run_dir), *options)
+
     assert code == 2
-    assert f"{run_dir} holds a finished run" in printed.splitlines()[-1]
+    assert says in printed.splitlines()[-1]
     assert content(run_dir) == before
 
 
 # --- teaching ---
+
+
+def test_the_command_of_a_finished_teaching_prints_the_same_scores(
+    commands, base, taught, run
+):
+    before = content(taught["smf"])
+
+    code, printed = run(config_of(base, taught["smf"], "smf"))
+
+    assert code == 0
+    assert f"{taught['smf']} is finished: {STEPS} steps" in printed
+    scores = read_json(taught["smf"] / "evaluation.json")["scores"]
+    (line,) = [each for each in printed.splitlines() if each.startswith("known")]
+    assert f"-> {scores['known']['exact_match']:.3f} " in line
+    assert content(taught["smf"]) == before
+    assert commands.compiled["run"].keys().isdisjoint({"jit(step)", "jit(_generate)"})
 
 
 @each_method

@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -63,6 +64,30 @@ def test_the_layer_is_that_of_the_formula(query_norm, key_norm, relevance_gate):
     np.testing.assert_array_equal(slots, want_slots)
     # float32 sums of a few dozen products of size 1
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "says"),
+    [
+        (X[..., :-1], VALUES, "x has shape [2, 9, 11], but"),
+        (X[0], VALUES, "[batch, seq, 12]"),
+        (X, VALUES[:, :-1], "values has shape [25, 6], but"),
+        (X, VALUES.T, "made for [25, 7]"),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused_in_one_line(monkeypatch, x, values, says):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+
+    with pytest.raises(ValueError, match="this memory layer was made for") as caught:
+        make_layer()(x, values)
+
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_queries_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="x has shape"):
+        make_layer().rank(X[..., :-1])
 
 
 def test_a_perturbation_of_zeros_changes_nothing():

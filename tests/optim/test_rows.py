@@ -1,9 +1,12 @@
 import functools
+import inspect
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from smf_jax.kernels.table_rows import put_rows
@@ -187,3 +190,75 @@ def test_the_row_optimizer_refuses_to_guess_the_slots():
 
     with pytest.raises(TypeError, match="slots"):
         tx.update(table, tx.init(table), table)
+
+
+CONFINED = """
+    adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars
+    lion nadam nadamw optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam
+    rmsprop rprop sgd sign_sgd signum yogi contrib.acprop contrib.ademamix contrib.adopt
+    contrib.cocob contrib.dadapt_adamw contrib.dog contrib.dowg contrib.madgrad
+    contrib.momo contrib.momo_adam contrib.prodigy contrib.schedule_free_adamw
+    contrib.schedule_free_sgd contrib.simplified_ademamix
+""".split()
+REFUSED = {
+    "adafactor": "FactoredState.v_row of shape",
+    "flatten": "only_rows is not for flatten",
+    "contrib.galore": "ScaleByAdamState.mu of shape",
+    "lbfgs": "ScaleByLBFGSState.diff_params_memory of shape",
+    "contrib.muon": "a masked ScaleByAdamState.mu",
+    "novograd": "ScaleByNovogradState.nu of shape",
+    "sm3": "ScaleBySM3State.mu of shape",
+    "zero_nans": "ZeroNansState.found_nan of shape",
+}
+
+
+def optimizer(name: str) -> optax.GradientTransformation:
+    """Returns an optimizer of optax."""
+    make = operator.attrgetter(name)(optax)
+    if name == "flatten":
+        return make(optax.sgd(0.1))
+    has_rate = "learning_rate" in inspect.signature(make).parameters
+    return make(learning_rate=0.1) if has_rate else make()
+
+
+@pytest.mark.parametrize("name", CONFINED)
+def test_an_optimizer_of_all_rows_does_what_it_does_to_a_table(name):
+    inner = optimizer(name)
+    dense, confined = optax.with_extra_args_support(inner), only_rows(inner)
+    tables = [normal(0, ROWS, WIDTH)] * 2
+    states = [dense.init(tables[0]), confined.init(tables[1])]
+    slots = jnp.arange(ROWS)
+
+    for seed in range(1, 3):
+        gradient, more = normal(seed, ROWS, WIDTH), {"value": 1.0}
+        updates, states[0] = dense.update(gradient, states[0], tables[0], **more)
+        tables[0] = optax.apply_updates(tables[0], updates)
+        more["slots"] = slots
+        updates, states[1] = confined.update(gradient, states[1], tables[1], **more)
+        tables[1] = optax.apply_updates(tables[1], updates)
+
+    # Sums over a table and over its rows may differ in their order.
+    np.testing.assert_allclose(tables[1], tables[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_optimizer_whose_state_is_not_of_rows_is_refused_by_name(name):
+    with pytest.raises(ValueError, match="only_rows is not for") as caught:
+        only_rows(optimizer(name)).init(normal(0, ROWS, WIDTH))
+
+    assert REFUSED[name] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inner", "function"),
+    [
+        (optax.contrib.sophia(0.1), "obj_fn"),
+        (optax.polyak_sgd(), "value_fn"),
+    ],
+)
+def test_an_optimizer_that_evaluates_tables_is_refused(inner, function):
+    tx, table = only_rows(inner), normal(0, ROWS, WIDTH)
+    more = {"slots": jnp.arange(ROWS), function: jnp.sum}
+
+    with pytest.raises(ValueError, match=f"only_rows .* calls {function}"):
+        tx.update(table, tx.init(table), table, **more)

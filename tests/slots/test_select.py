@@ -149,3 +149,8 @@ def test_counts_are_those_of_a_loop_over_tokens(slots, is_token):
     got = count_reads(jnp.asarray(slots), jnp.asarray(is_token), NUM_SLOTS)
 
     np.testing.assert_array_equal(got, want)
+
+
+def test_more_slots_than_there_are_cannot_be_selected():
+    with pytest.raises(ValueError, match="top_t=6 exceeds the 5 slots"):
+        top_slots(jnp.ones(5), 6)
