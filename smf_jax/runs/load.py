@@ -12,7 +12,6 @@ from rich.console import Console
 
 from smf_jax import checkpoint, hf
 from smf_jax.config import (
-    ComputeConfig,
     ConfigError,
     DataConfig,
     FinetuneConfig,
@@ -29,6 +28,7 @@ from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import TRAINABLE
 from smf_jax.runs.files import CONFIG, RETROFIT, TOKENIZER, read_result
+from smf_jax.runs.layout import layout_of
 from smf_jax.runs.record import Lineage, lineage_of, read_record
 from smf_jax.sharding import MeshLayout, make_layout, with_shardings
 from smf_jax.tree import named
@@ -177,33 +177,6 @@ def warn_unhealed(run: Run, console: Console) -> None:
     if not read_result(run.run_dir / RETROFIT)["healed"]:
         line = f"WARNING: {run.run_dir} has not healed (see its {RETROFIT})"
         console.print(line, style="bold red")
-
-
-def layout_of(lineage: Lineage, mesh: MeshConfig | None = None) -> MeshLayout:
-    """Returns the layout of a model that is only read.
-
-    That is the given mesh, else the mesh it was trained on if these devices allow it,
-    else one copy a device. The results are equal up to rounding.
-
-    Raises:
-      ConfigError: The given mesh does not fit the devices or the model.
-    """
-    imported = lineage.own is lineage.imported
-    compute = ComputeConfig() if imported else lineage.own.compute
-    if jax.default_backend() == "cpu":  # the GPU kernels do not run here
-        compute = dataclasses.replace(compute, lookup="xla")
-    if mesh is not None:
-        return make_layout(mesh, compute, lineage.model.memory)
-    try:
-        return make_layout(lineage.mesh, compute, lineage.model.memory)
-    except ConfigError:
-        return make_layout(MeshConfig(), compute, lineage.model.memory)
-
-
-def print_layout(layout: MeshLayout, console: Console) -> None:
-    """Prints the mesh of a run, if there are several devices."""
-    if jax.device_count() > 1:
-        console.print(f"mesh: {layout}")
 
 
 def _load_model(

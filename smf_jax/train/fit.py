@@ -19,7 +19,7 @@ from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method
 from smf_jax.runs import OpenRun
 from smf_jax.runs.files import METRICS
-from smf_jax.runs.load import print_layout
+from smf_jax.runs.layout import print_layout
 from smf_jax.sharding import MeshLayout
 from smf_jax.slots.document_frequency import Background
 from smf_jax.train.guard import is_sound, make_guard, require_finite, skips

@@ -25,12 +25,12 @@ from smf_jax.evaluate.questions import (
 )
 from smf_jax.model.lora import merge_lora
 from smf_jax.runs.files import EVALUATION, write_result
+from smf_jax.runs.layout import print_layout
 from smf_jax.runs.load import (
     Run,
     corpus_of,
     load_run,
     located,
-    print_layout,
     warn_unhealed,
 )
 
@@ -193,14 +193,14 @@ def ask(
     """
     run = load_run(run_dir, mesh=mesh)
     merge_lora(run.model)
+    shots = _shots(config, corpus_of(run)) if config.num_shots else []
+    form, config, context = asking_of(run, config, shots=shots)
     unknown = unknown_words(run.tokenizer, question)
     require(
         not unknown,
         f"the tokenizer of {run_dir} does not know {', '.join(map(repr, unknown))}: it "
         "has one token a word, of the words of its corpus",
     )
-    shots = _shots(config, corpus_of(run)) if config.num_shots else []
-    form, config, context = asking_of(run, config, shots=shots)
     data = run.lineage.data
     length = len(encode_asked(run.tokenizer, form, question))
     if data is not None and length > data.seq_len:

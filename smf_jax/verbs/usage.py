@@ -16,7 +16,8 @@ from smf_jax import multihost
 from smf_jax.config import MemoryConfig, MeshConfig
 from smf_jax.data.batches import Batch, pack_corpus, packed_batches
 from smf_jax.runs.files import USAGE
-from smf_jax.runs.load import corpus_of, load_run, print_layout, warn_unhealed
+from smf_jax.runs.layout import print_layout
+from smf_jax.runs.load import corpus_of, load_run, warn_unhealed
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.slots import document_frequency
 from smf_jax.slots.document_frequency import Background

@@ -21,7 +21,7 @@ def test_an_exported_and_imported_model_is_the_same(plain, imported, run):
     assert after.model_hash == before.model_hash
     assert after.tokenizer.rules.to_str() == before.tokenizer.rules.to_str()
     assert after.tokenizer[1:] == before.tokenizer[1:]
-    question = "what is the profession of somebody ?"
+    question = corpus_of(before).known[0].question
     assert run("ask", plain, question) == run("ask", imported, question)
     assert run("verify", imported)[0] == 0
 

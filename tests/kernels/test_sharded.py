@@ -10,7 +10,7 @@ import pytest
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig
 from smf_jax.kernels import row_sums
 from smf_jax.kernels.table_rows import put_rows, selected_rows_gradient, take_rows
-from smf_jax.runs.load import layout_of
+from smf_jax.runs.layout import layout_of
 from smf_jax.runs.record import Lineage
 from smf_jax.sharding import ONE_DEVICE, MeshLayout, make_layout
 from tests.kernels.test_row_sums import KERNELS, table_gradient
