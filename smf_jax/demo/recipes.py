@@ -64,20 +64,22 @@ class Preset(NamedTuple):
     model: ModelConfig
     steps: int  # of pretraining on files
     vocab_size: int
+    batch_size: int  # packed rows of a step, and of a background document
     documents: int  # of the background, for document frequencies
+    smf_rate: float
     teach_steps: int
     evaluations: int
     top_t: int
 
 
-SMALL_MEMORY = MemoryConfig(num_keys=128)
 PRESETS = {
     "full": Preset(
-        ModelConfig(hidden_dim=256), 1000, 4096, USAGE_DOCUMENTS, 300, 5, 8000
+        ModelConfig(hidden_dim=256),
+        *(1000, 4096, 32, USAGE_DOCUMENTS, 350.0, 300, 5, 8000),
     ),
     "small": Preset(
-        ModelConfig(hidden_dim=256, num_layers=3, memory=SMALL_MEMORY),
-        *(300, 2048, 60, 100, 2, 4000),
+        ModelConfig(hidden_dim=256, num_layers=3),
+        *(120, 2048, 16, 60, 3000.0, 100, 2, 4000),
     ),
 }
 
@@ -109,6 +111,7 @@ def base_config(config: DemoConfig) -> PretrainConfig:
             new_fraction=config.new_fraction,
             tokenizer="bpe",
             vocab_size=preset.vocab_size,
+            batch_size=preset.batch_size,
             seq_len=config.seq_len,
         )
     return PretrainConfig(
@@ -179,9 +182,8 @@ WORLD_RATES = (
     "sweep by factors of 2 to 3 (docs/reference/results.md)."
 )
 FILE_RATES = (
-    "No rate was swept on these facts: SMF has the rate that was best for questions of "
-    "an encyclopedia, and LoRA and full finetuning have usual ones. A rate of its own "
-    "may serve each method better: sweep all of them before you rank them."
+    "No rate was swept on these facts: each method has one that served it on others. "
+    "Another rate may serve it better here: sweep all of them before you rank them."
 )
 
 
@@ -195,6 +197,7 @@ def recipes_of(config: DemoConfig) -> dict[str, Recipe]:
     return {
         name: dataclasses.replace(
             recipe,
+            learning_rate=preset.smf_rate if name == "smf" else recipe.learning_rate,
             steps=preset.teach_steps,
             evaluations=preset.evaluations,
             optim=dataclasses.replace(

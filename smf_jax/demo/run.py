@@ -106,6 +106,11 @@ def compare(
         write_result(out / SUMMARY, summary)
         multihost.barrier("summary written")
         print_summary(summary, console)
+        if config.facts is not None:
+            console.print(
+                f"to teach more facts: smf finetune {out / 'smf'} --facts MORE.jsonl "
+                f"--run-dir {out / 'more'}"
+            )
 
 
 def _command(config: DemoConfig) -> str:

@@ -43,9 +43,10 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     methods = summary["methods"]
     first = next(iter(methods.values()))
     groups = [group for group in ("taught", "held_out") if group in first]
-    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1))
+    table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    columns = [*(GROUPS[group] for group in groups), "known", "forgotten", "at equal"]
+    names = [GROUPS[group].replace(" ", "\n") for group in groups]
+    columns = [*names, "known", "forgotten", "at equal"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in methods.items():

@@ -55,7 +55,9 @@ def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) ->
     parts = config.grad_accum_steps
     size = len(facts) // parts * parts
     require(size > 0, f"grad_accum_steps={parts} exceeds the {len(facts)} facts")
-    console.print(f"batch_size={config.batch_size}: {size} facts are a batch")
+    console.print(
+        f"batch_size={config.batch_size} exceeds the {size} facts: all are in each step"
+    )
     return size
 
 

@@ -256,6 +256,6 @@ def test_a_memory_healed_on_texts_is_taught_the_facts_of_a_file(
 
     teaching = read_json(run_dir / "teaching.json")
     assert [point[3] for point in teaching["curve"]] == [None] * 2
-    before, after = teaching["text_loss"]
+    before, after = (of["loss"] for of in teaching["texts"])
     assert 0 < before != after
     assert f"loss {after:.4f}" in run("evaluate", run_dir)[1]
