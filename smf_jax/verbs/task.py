@@ -56,7 +56,8 @@ def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) ->
     size = len(facts) // parts * parts
     require(size > 0, f"grad_accum_steps={parts} exceeds the {len(facts)} facts")
     console.print(
-        f"batch_size={config.batch_size} exceeds the {size} facts: all are in each step"
+        f"batch_size={config.batch_size} exceeds the {len(facts)} facts: a step takes "
+        f"{size}"
     )
     return size
 
