@@ -1,12 +1,13 @@
 """95 % intervals of shares, of what was forgotten, and of losses."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 Z = 1.959964  # two-sided 95 % quantile of the normal distribution
-Interval = tuple[float, float]
+Interval = Sequence[float]  # its two ends
 
 
 def wilson(share: float, n: int) -> Interval:
