@@ -87,9 +87,8 @@ def _training_texts(corpus: Corpus, config: DataConfig) -> Iterator[str]:
         return
     # Words alone, not facts: a closed vocabulary must be able to spell what is new.
     for fact in corpus.new:
-        _, question, *texts = fact
-        yield question
-        for of_kind in texts:
-            yield from of_kind
+        yield from (fact.question, *fact.answers, *fact.statements, *fact.wordings)
+        if config.facts is not None:  # a world's are of the words of its questions
+            yield from fact.held_out
     if config.facts is not None:
         yield HELD_OUT_FRAME.format(question="")

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from smf_jax import demo
 from smf_jax.config import LoraConfig, MemoryConfig, ModelConfig, WorldConfig
-from smf_jax.evaluate.forgetting import CurvePoint, forgotten, kept_at
+from smf_jax.evaluate.forgetting import CurvePoint, forgotten, known_at
 from smf_jax.verbs.finetune import finetune
 from smf_jax.verbs.pretrain import pretrain
 from smf_jax.verbs.usage import collect_usage
@@ -33,9 +33,9 @@ SEEDS = (0, 1, 2) if UPDATE else (0,)
 PRETRAIN_STEPS, TEACH_STEPS, POINTS = 160, 60, 5
 # LoRA at 1e-3 learns two thirds in these steps; in 150 all, and then forgets 40 %.
 RATES = {"smf": (750.0,), "lora": (2e-3, 4e-3)}
-LEARNED = 0.9  # share of the new facts at which forgetting is compared
+TAUGHT = 0.9  # share of the new facts at which forgetting is compared
 FORGOTTEN = 0.2  # share of the old facts: SMF forgets less, LoRA more
-# Of learned and kept: twice the most that optimized machine code, or one thread
+# Of taught and known: twice the most that optimized machine code, or one thread
 # instead of two, moved any point.
 TOLERANCE = (0.17, 0.06)
 
@@ -103,23 +103,23 @@ def record(curves: dict[str, list[CurvePoint]]) -> None:
 
 
 def least_forgotten(curves: dict[str, list[CurvePoint]], method: str) -> float:
-    """Returns what a method forgets, at its best rate, in learning `LEARNED`."""
+    """Returns what a method forgets, at its best rate, in learning `TAUGHT`."""
     of_method = [curve for name, curve in curves.items() if method in name]
-    kept = [(curve[0].kept, kept_at(curve, LEARNED)) for curve in of_method]
-    return min(forgotten(*pair) for pair in kept if pair[1] is not None)
+    known = [(curve[0].known, known_at(curve, TAUGHT)) for curve in of_method]
+    return min(forgotten(*pair) for pair in known if pair[1] is not None)
 
 
 def test_the_base_knows_the_old_facts_and_none_of_the_new_ones(curves):
-    for _, learned, other_wording, kept in (curve[0] for curve in curves.values()):
-        assert kept > 0.95
-        assert max(learned, other_wording) < 0.1
+    for _, taught, held_out, known in (curve[0] for curve in curves.values()):
+        assert known > 0.95
+        assert max(taught, held_out) < 0.1
 
 
 def test_smf_learns_the_new_facts_and_keeps_the_old_ones(curves):
     (curve,) = (curve for name, curve in curves.items() if "smf" in name)
 
-    assert curve[-1].learned > LEARNED
-    assert forgotten(curve[0].kept, curve[-1].kept) < FORGOTTEN
+    assert curve[-1].taught > TAUGHT
+    assert forgotten(curve[0].known, curve[-1].known) < FORGOTTEN
     assert least_forgotten(curves, "smf") < FORGOTTEN
 
 
