@@ -83,7 +83,14 @@ class Lineage(NamedTuple):
         if self.imported is None:
             return None
         decoder, _ = hf.split_config(self.imported.config)
-        return decoder.get("max_position_embeddings")
+        declared, scaling = (
+            decoder.get("max_position_embeddings"),
+            self.model.rope.scaling,
+        )
+        if declared is None or scaling is None:
+            return declared
+        # Some files declare the context before it was stretched.
+        return max(declared, round(scaling.factor * scaling.original_max_position))
 
 
 # The keys of `config.json`.

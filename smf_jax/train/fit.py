@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def fit(
     with (
         stop_on_signal() as stop_requested,
         checkpoint.saver(run.run_dir, config.save) as saver,
-        _observer(run, config, training, records, streaks, saver) as observe,
+        _observer(run, config, training, records, streaks, saver) as (observe, pause),
     ):
         unobserved = None
         for number in range(done + 1, last + 1):
@@ -114,7 +115,9 @@ def fit(
                     observe(*unobserved)
                     unobserved = None
             if evaluates:
+                begin = time.perf_counter()
                 yield number, state
+                pause(time.perf_counter() - begin)
             # What may be the start of divergence does not replace a sound checkpoint.
             if stopping or (saves and (number == last or is_sound(streaks))):
                 require_finite(number, state.trainable)
@@ -139,8 +142,8 @@ def _observer(
     records: list[str],
     streaks: dict[str, int],
     saver: checkpoint.Saver,
-) -> Iterator[Callable[[int, Metrics, Batch], None]]:
-    """Yields a function that guards, logs and checks on the last save, step by step."""
+) -> Iterator[tuple[Callable[[int, Metrics, Batch], None], Callable[[float], None]]]:
+    """Yields `observe`, which guards, logs and checks on the last save, and `pause`."""
     done, console = run.start or 0, run.console
     title = f"{config.verb} {run.run_dir.name}"
     print_layout(training.layout, console)
@@ -149,7 +152,7 @@ def _observer(
     )
     max_skips = skips(config.on_nan)
     with (
-        log as log_metrics,
+        log as (log_metrics, pause),
         make_guard(run, max_skips, training.vocab_size, records, streaks) as guard,
     ):
 
@@ -160,7 +163,7 @@ def _observer(
             guard(number, metrics, batch)
             log_metrics(number, metrics)
 
-        yield observe
+        yield observe, pause
 
 
 def _print_padding(

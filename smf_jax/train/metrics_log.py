@@ -29,14 +29,15 @@ GUARD_METRICS = ("updated", "skipped")  # read by the guard, not logged
 @contextlib.contextmanager
 def metrics_log(
     path: Path, title: str, done: int, steps: int, log_every: int, console: Console
-) -> Iterator[Callable[[int, Metrics], None]]:
-    """Yields a function that takes the metrics of each step in turn.
+) -> Iterator[tuple[Callable[[int, Metrics], None], Callable[[float], None]]]:
+    """Yields `log(step, metrics)`, to call for each step, and `pause(seconds)`.
 
-    Every `log_every` steps and at the last one it adds a row to `path`, with the loss
-    (nats), seconds since the start, and tokens per second since the last row, and
+    Every `log_every` steps and at the last one `log` adds a row to `path`, with the
+    loss (nats), seconds since the start, and tokens per second since the last row, and
     moves the progress bar; without a terminal it prints ten lines in all. Until the
     first step is done, both say that it is being compiled. Rows of steps after `done`,
-    from before an interruption, are removed.
+    from before an interruption, are removed. A pause is no time of training: it does
+    not count in the tokens per second.
     """
     columns = (
         TextColumn("{task.description}", markup=False),  # it holds a path
@@ -88,7 +89,11 @@ def metrics_log(
                 line = f"{title} {step}/{steps}  {status}  {left:.0f} s left"
                 console.print(line, soft_wrap=True)
 
-        yield log
+        def pause(seconds: float) -> None:
+            nonlocal since
+            since += seconds
+
+        yield log, pause
 
 
 def _has_line(step: int, steps: int, log_every: int) -> bool:

@@ -17,7 +17,12 @@ from smf_jax.config import AskConfig, RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.evaluate.perplexity import text_loss
-from smf_jax.evaluate.questions import Questions, evaluate_model, load_questions
+from smf_jax.evaluate.questions import (
+    GROUPS,
+    Questions,
+    evaluate_model,
+    load_questions,
+)
 from smf_jax.model.block import Block
 from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
@@ -175,23 +180,30 @@ def _result(run_dir: Path, report: Measures, console: Console) -> Retrofitted:
     """Prints the report of a retrofit, and returns its result."""
     console.print(_table(report))
     verdict = (
-        f"{run_dir} has {'healed' if report['healed'] else 'not healed'}: its held-out "
-        f"loss is {report['after']['loss']:.4f}, the base's "
-        f"{report['base']['loss']:.4f} (margin={report['margin']})"
+        f"{run_dir} has {'healed' if report['healed'] else 'not healed'}: its loss on "
+        f"{report['base']['n']:,} held-out rows is {report['after']['loss']:.4f}, the "
+        f"base's {report['base']['loss']:.4f} (margin={report['margin']})"
     )
     return Retrofitted(run_dir, report["healed"], verdict)
 
 
 def _table(report: Measures) -> Table:
+    def ends(interval) -> str:
+        return f"[{', '.join(f'{end:.3f}' for end in interval)}]"
+
     before, after = report["base"], report["after"]
-    table = Table("retrofit", "base", "healed" if report["healed"] else "not healed")
-    for name in ("loss", "perplexity"):
-        table.add_row(f"held-out {name}", f"{before[name]:.4f}", f"{after[name]:.4f}")
+    table = Table("retrofit [95 %]", "n", "base")
+    table.add_column("healed" if report["healed"] else "not healed")
+    losses = (f"{of['loss']:.4f} {ends(of['loss_95'])}" for of in (before, after))
+    table.add_row("held-out loss", f"{before['n']:,}", *losses)
+    perplexities = (f"{of['perplexity']:.4f}" for of in (before, after))
+    table.add_row("held-out perplexity", f"{before['n']:,}", *perplexities)
     for group, scores in before["scores"].items():
-        pair = (scores, after["scores"][group])
-        table.add_row(
-            f"exact match, {group}", *(f"{of['exact_match']:.3f}" for of in pair)
+        exact = (
+            f"{of['exact_match']:.3f} {ends(of['exact_match_95'])}"
+            for of in (scores, after["scores"][group])
         )
+        table.add_row(f"exact match, {GROUPS[group]}", f"{scores['n']:,}", *exact)
     for scale in after["memory_scale"]:
-        table.add_row("memory scale", f"{0:.4f}", f"{scale:.4f}")
+        table.add_row("memory scale", "", f"{0:.4f}", f"{scale:.4f}")
     return table
