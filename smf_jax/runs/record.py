@@ -83,11 +83,9 @@ class Lineage(NamedTuple):
         if self.imported is None:
             return None
         decoder, _ = hf.split_config(self.imported.config)
-        declared, scaling = (
-            decoder.get("max_position_embeddings"),
-            self.model.rope.scaling,
-        )
-        if declared is None or scaling is None:
+        declared = decoder.get("max_position_embeddings")
+        scaling = self.model.rope.scaling
+        if declared is None or scaling is None or scaling.type != "yarn":
             return declared
         # Some files declare the context before it was stretched.
         return max(declared, round(scaling.factor * scaling.original_max_position))

@@ -77,7 +77,7 @@ def test_the_command_of_a_finished_retrofit_prints_the_same_verdict(
 
     assert code == 0
     assert f"{healed} is finished: 12 steps" in printed
-    assert f"{healed} has healed: its held-out loss is" in printed.splitlines()[-1]
+    assert f"{healed} has healed: its loss on" in printed.splitlines()[-1]
     assert content(healed) == before
     assert "jit(step)" not in commands.compiled["run"]
 
