@@ -81,7 +81,7 @@ def test_ctrl_c_ends_a_run_at_each_moment_of_its_start(jobs, tmp_path, times):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            time.sleep(random.uniform(0, 4))
+            time.sleep(random.uniform(0.3, 4))  # Python itself has started
             for _ in range(times):
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.3)
@@ -92,9 +92,7 @@ def test_ctrl_c_ends_a_run_at_each_moment_of_its_start(jobs, tmp_path, times):
         codes[process.returncode] += 1
 
     print(f"\n{times} times: {dict(codes)}")
-    # The last two are Python's, before it runs a line of this package.
-    assert codes.keys() <= {AT_ONCE, SAVED, -signal.SIGINT, 1}
-    assert codes[-signal.SIGINT] + codes[1] < 10
+    assert codes.keys() <= {AT_ONCE, SAVED}
     step = checkpoint.latest_step(run_dir)
     assert step is None or checkpoint.problems(run_dir, step) == []
 
