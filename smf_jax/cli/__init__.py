@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """Runs `smf` as a program."""
     interrupts.install()
+    code = None
     try:
         code = main()
         sys.stdout.flush()
@@ -83,6 +84,9 @@ def run() -> NoReturn:
     except BrokenPipeError:  # smf --help | head
         _discard_output()
         code = 0
+    finally:
+        if code != AT_ONCE:  # else it has been reported
+            interrupts.end_if_raised()
     if code == AT_ONCE:  # without waiting for JAX's threads
         os._exit(code)
     sys.exit(code)
@@ -127,6 +131,7 @@ def _run_verb(
         _discard_output()
         code = 0
     except (ConfigError, ExportError, SaveError, TrainingError, OSError) as error:
+        interrupts.end_if_raised()
         if debug:
             raise
         print(f"smf {verb}: {error}", file=sys.stderr)

@@ -43,6 +43,15 @@ def begin() -> None:
         _begun.set()
 
 
+def end_if_raised() -> None:
+    """Ends this program if Ctrl-C raised KeyboardInterrupt, whatever became of it.
+
+    Libraries turn it into errors of their own.
+    """
+    if _begun.is_set() and signal.getsignal(signal.SIGINT) is _end:
+        _end()
+
+
 def _interrupt(signal_number, frame) -> NoReturn:
     signal.signal(signal.SIGINT, _end)
     raise KeyboardInterrupt

@@ -40,6 +40,23 @@ try:
 except ERROR:
     sys.exit("caught")
 """
+TURNED = f"""{HEED_CTRL_C}
+import sys, threading, time
+from smf_jax import cli
+from smf_jax.cli.commands import VERBS
+from smf_jax.config import ConfigError
+
+def work(arguments, console):
+    threading.Timer(0.1, lambda: print("ready", file=sys.stderr, flush=True)).start()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        raise ERROR from error
+
+VERBS["doctor"] = work
+sys.argv[1:] = ["doctor"]
+cli.run()
+"""
 NATIVE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # minutes
 
 
@@ -78,6 +95,13 @@ def test_one_ends_a_start_at_once_and_in_one_line(module):
 def test_they_end_a_program_that_swallows_them_or_is_in_native_code(does, state, times):
     with start(f"{state}{does}") as process:
         assert interrupt(process, "ready", times) == ["smf: interrupted"]
+        assert process.returncode == AT_ONCE
+
+
+@pytest.mark.parametrize("error", ["ConfigError('x')", "RuntimeError"])
+def test_one_that_a_library_turns_into_another_error_is_reported_as_itself(error):
+    with start(TURNED.replace("ERROR", error)) as process:
+        assert interrupt(process, "ready") == ["smf doctor: interrupted"]
         assert process.returncode == AT_ONCE
 
 

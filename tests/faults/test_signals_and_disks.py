@@ -81,7 +81,7 @@ def test_ctrl_c_ends_a_run_at_each_moment_of_its_start(jobs, tmp_path, times):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            time.sleep(random.uniform(0.1, 4))  # Python itself starts before
+            time.sleep(random.uniform(0.3, 4))  # Python itself has started
             for _ in range(times):
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.3)
