@@ -24,13 +24,13 @@ from rich.console import Console
 from smf_jax.config import require
 from smf_jax.data.fact_batches import fact_batches
 from smf_jax.report import COLOURS
-from smf_jax.runs.files import PATCH, read_json
+from smf_jax.runs.files import PATCH, read_result
 from smf_jax.runs.load import load_run
 from smf_jax.runs.record import lineage_of, read_record
 from smf_jax.slots import patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.select import SCORERS, count_reads, top_slots
-from smf_jax.verbs import task
+from smf_jax.verbs.task import load_task
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 7.0  # inches; at 700 pixels, a point is 1.4 pixels
@@ -76,7 +76,7 @@ PALETTES = {"light": Palette(*LIGHT, COLOURS), "dark": Palette(*DARK, BRIGHT)}
 def main(demo: Path) -> None:
     """Writes all figures."""
     figures = {
-        draw_frontier: read_json(demo / "summary.json"),
+        draw_frontier: read_result(demo / "summary.json"),
         draw_slots: read_one_fact(demo),
         draw_house: read_rooms(),
         draw_step: None,
@@ -97,26 +97,26 @@ def main(demo: Path) -> None:
 
 
 def draw_frontier(palette: Palette, summary: dict[str, Any]) -> Figure:
-    """Draws what each method kept against what it learned, along its run."""
+    """Draws known facts against new ones, along the run of each method."""
     figure = Figure((WIDTH, 4.3), layout="constrained")
     axes = figure.add_subplot()
     for name, row in summary["methods"].items():
-        steps, learned, reworded, kept = zip(*row["curve"], strict=True)
+        steps, taught, held_out, known = zip(*row["curve"], strict=True)
         colour = palette.methods[name]
-        axes.plot(reworded, kept, "o:", color=colour, ms=3, lw=1.3)
-        axes.plot(learned, kept, "o-", color=colour, ms=4.5, lw=2)
-        end = (learned[-1] + 0.025, kept[-1] - 0.005)
+        axes.plot(held_out, known, "o:", color=colour, ms=3, lw=1.3)
+        axes.plot(taught, known, "o-", color=colour, ms=4.5, lw=2)
+        end = (taught[-1] + 0.025, known[-1] - 0.005)
         axes.text(*end, METHODS[name], color=colour, weight="bold", va="center")
     axes.plot(1, 1, "*", color=palette.text, ms=9)
     axes.text(1.025, 1.02, "goal")
-    for style, label in (("o-", "as taught"), ("o:", "held-out wording")):
+    for style, label in (("o-", "taught"), ("o:", "held-out wording")):
         axes.plot([], [], style, color=palette.muted, ms=4, label=label)
     every = f"an evaluation every {steps[1] - steps[0]} steps"
     axes.legend(loc="lower left", title=every, alignment="left")
     axes.grid(color=palette.line, alpha=0.35, lw=0.7)
-    count = summary["n"]
-    axes.set_xlabel(f"new facts learned (exact match, n = {count['taught']:,})")
-    axes.set_ylabel(f"known facts kept (exact match, n = {count['known']:,})")
+    new, old = row["taught"]["n"], row["known"]["n"]  # the same for every method
+    axes.set_xlabel(f"new facts (exact match, n = {new:,})")
+    axes.set_ylabel(f"known facts (exact match, n = {old:,})")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.05))
     return figure
 
@@ -143,8 +143,9 @@ def read_one_fact(demo: Path) -> FactReads:
     config = lineage_of(read_record(demo / "smf")).finetune
     memory, quiet = base.memory, Console(quiet=True)
     # As the run itself loads them.
-    questions, _, facts, background = task.load_task(config, base, quiet)
-    batch = next(fact_batches(facts, config.batch_size, config.seed))
+    task = load_task(config, base, quiet)
+    background = task.background
+    batch = next(fact_batches(task.facts, task.batch_size, config.seed))
     # Only the table trains, so every step reads the same.
     prefix = jax.jit(base.model.prefix)
     slots, weights = prefix(batch.tokens, batch.positions, batch.segments).reads
@@ -164,14 +165,14 @@ def read_one_fact(demo: Path) -> FactReads:
             texts.append((row, text, words))
     require(len(texts) > 0, f"{demo}: no text begins with {STATEMENT!r}")
     row, text, words = texts[0]
-    fact = questions.new[batch.records[row, text[0]]]
+    fact = task.questions.new[batch.records[row, text[0]]]
     name = fact.id.split(" / ")[0].split()
     start, last = words.index(name[0]), len(words) - len(fact.answers[0].split())
     bounds = (0, start, start + len(name), last, len(words))
     means = np.zeros((len(words), memory.num_slots))
     places = (np.arange(len(words))[:, None], slots[row, text])
     np.add.at(means, places, weights[row, text] / memory.num_heads)
-    return FactReads(words, bounds, means, background, written, config.batch_size)
+    return FactReads(words, bounds, means, background, written, task.batch_size)
 
 
 def draw_slots(palette: Palette, fact: FactReads) -> Figure:

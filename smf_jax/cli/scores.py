@@ -70,5 +70,7 @@ def _path(values: Iterable[str]) -> str:
     return " -> ".join(values)
 
 
-def _interval(ends: Interval, form: str = ".3f") -> str:
+def _interval(ends: Interval | None, form: str = ".3f") -> str:
+    if ends is None:
+        return ""
     return f"[{', '.join(f'{end:{form}}' for end in ends)}]"

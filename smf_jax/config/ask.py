@@ -20,7 +20,8 @@ class AskConfig:
     shots_from: str | None = None  # JSONL(.gz) of them; None: the run's known facts
     # strings that end an answer; None: the end of a line, unless in a chat
     stop: tuple[str, ...] | None = None
-    max_new_tokens: int | None = None  # of an answer; None: the longest accepted one
+    # of an answer; None: those of the longest accepted one, or 32 where none is known
+    max_new_tokens: int | None = None
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # share of probability to sample from
     seed: int = 0  # of sampling

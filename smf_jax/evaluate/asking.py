@@ -52,12 +52,18 @@ def make_asking(
     an answer ends with its line, except in a chat or if one of `answers` has several.
 
     Raises:
-      ConfigError: The model has no chat template, but is to be asked by it.
+      ConfigError: The model has no chat template, but is to be asked by it, or a plain
+        prompt is to have shots.
     """
     kind = prompt_kind(config.prompt, tokenizer)
     require(
         kind != "chat" or tokenizer.template is not None,
         "the model has no chat template: ask it with --prompt plain or few-shot",
+    )
+    require(
+        kind != "plain" or config.num_shots == 0,
+        f"a plain prompt has no shots={config.shots} before it: ask with --prompt "
+        "few-shot or chat",
     )
     stop = config.stop
     if stop is None:

@@ -54,14 +54,16 @@ def _ends(cases: int, n: int) -> tuple[float, float, float]:
 
 def ratio_interval(
     sums: Float[np.ndarray, " rows"], weights: Float[np.ndarray, " rows"]
-) -> Interval:
+) -> Interval | None:
     """Returns the 95 % interval of `sum(sums) / sum(weights)` over independent rows.
+
+    A single row says nothing of others, and has none.
 
     Source: the linearised variance of a ratio, Cochran 1977, Sampling Techniques, 6.3.
     """
     mean, n = sums.sum() / weights.sum(), len(sums)
     if n < 2:
-        return -math.inf, math.inf
+        return None
     deviations = sums - mean * weights
     error = math.sqrt(n / (n - 1) * (deviations**2).sum()) / weights.sum()
     return float(mean - Z * error), float(mean + Z * error)

@@ -20,11 +20,11 @@ class TextLoss(NamedTuple):
 
     n: int  # rows
     loss: float
-    loss_95: Interval
+    loss_95: Interval | None  # None: of a single row
     sums: list[float]  # of each row's losses
     weights: list[float]  # of each row's targets
 
-    def change_to(self, after: "TextLoss") -> tuple[float, Interval]:
+    def change_to(self, after: "TextLoss") -> tuple[float, Interval | None]:
         """Returns how the loss of the same rows changed, with its 95 % interval.
 
         The interval is narrower than those of the two losses, since a row that is hard

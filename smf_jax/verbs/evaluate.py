@@ -64,10 +64,10 @@ def evaluate(
 ) -> Evaluated:
     """Evaluates a run on all its questions.
 
-    The checkpoint is that of `step`, by default the last. Another step and other facts
-    get a file of their own. The wording called "taught" is that of the run's own
-    teaching; for other facts, and for a run that was taught nothing, the questions
-    themselves.
+    The checkpoint is that of `step`, by default the last. Another step, other facts and
+    another way of asking get a file of their own. The wording called "taught" is that
+    of the run's own teaching; for other facts, and for a run that was taught nothing,
+    the questions themselves.
 
     Raises:
       ConfigError: There is no such run, it has no questions, its files have changed,
@@ -77,6 +77,7 @@ def evaluate(
     name = Path(EVALUATION).stem
     name += "" if step is None else f"-{step}"
     name += "" if facts is None else f"-{Path(facts).name.split('.')[0]}"
+    name += "" if config == BY_DEFAULT else f"-{config.prompt}"
     path = run.run_dir / f"{name}.json"
     _require_writable(path)
     print_layout(run.model.layout, console)

@@ -16,6 +16,7 @@ from rich.table import Table
 from smf_jax.config import AskConfig, RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
+from smf_jax.evaluate.intervals import Interval
 from smf_jax.evaluate.perplexity import text_loss
 from smf_jax.evaluate.questions import (
     GROUPS,
@@ -188,7 +189,9 @@ def _result(run_dir: Path, report: Measures, console: Console) -> Retrofitted:
 
 
 def _table(report: Measures) -> Table:
-    def ends(interval) -> str:
+    def ends(interval: Interval | None) -> str:
+        if interval is None:
+            return ""
         return f"[{', '.join(f'{end:.3f}' for end in interval)}]"
 
     before, after = report["base"], report["after"]

@@ -46,6 +46,11 @@ def test_shots_are_questions_with_their_first_answers(plain):
     assert form.shots == (("who ?", "ada"), ("when ?", "now"))
 
 
+def test_a_plain_prompt_has_no_shots(plain):
+    with pytest.raises(ConfigError, match="no shots=2 before it"):
+        make_asking(AskConfig(shots=2), plain)
+
+
 def test_few_shots_are_five_by_default_and_others_none():
     assert AskConfig(prompt="few-shot").num_shots == 5
     assert AskConfig(prompt="few-shot", shots=2).num_shots == 2

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,4 +72,4 @@ def test_the_interval_of_a_mean_loss_is_that_of_a_ratio():
     assert low < sums.sum() / weights.sum() < high
     # Of equal weights: 1.96 standard errors of a mean, here 10 / 40 / sqrt(400).
     assert high - low == pytest.approx(2 * 1.96 * 10 / weights.mean() / 20, rel=0.1)
-    assert ratio_interval(np.array([3.0]), np.array([1.0])) == (-math.inf, math.inf)
+    assert ratio_interval(np.array([3.0]), np.array([1.0])) is None

@@ -230,7 +230,7 @@ def test_few_shots_come_from_known_facts_which_are_then_not_asked(own, run, tmp_
 
     assert code == 0, printed
     assert "not taught yet" in printed
-    asked = read_result(run_dir / "evaluation.json")
+    asked = read_result(run_dir / "evaluation-few-shot.json")
     assert asked["asked"]["prompt"] == "few-shot"
     assert len(asked["asked"]["shots"]) == 3
     assert asked["asked"]["stop"] == ["\n"]
@@ -246,7 +246,7 @@ def test_shots_come_from_a_file(own, run, tmp_path):
     code, printed = run("evaluate", run_dir, "--prompt", "few-shot", *shots)
 
     assert code == 0, printed
-    asked = read_result(run_dir / "evaluation.json")
+    asked = read_result(run_dir / "evaluation-few-shot.json")
     assert asked["asked"]["shots"][0][0] == "Where does person 60 live?"
     assert asked["asked"]["stop"] == ["."]
     assert asked["scores"]["known"]["n"] == 30
