@@ -46,7 +46,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table = Table(box=box.SIMPLE, padding=(0, 0, 0, 1), pad_edge=False)
     table.add_column("method", no_wrap=True)
     names = [GROUPS[group].replace(" ", "\n") for group in groups]
-    columns = [*names, "known", "forgotten", "at equal"]
+    columns = [*names, "known", "forgotten", "at\nequal"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in methods.items():

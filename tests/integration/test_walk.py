@@ -140,7 +140,8 @@ def test_the_command_of_a_finished_teaching_prints_the_same_scores(
     assert code == 0
     assert f"{taught['smf']} is finished: {STEPS} steps" in printed
     scores = read_json(taught["smf"] / "evaluation.json")["scores"]
-    (line,) = [each for each in printed.splitlines() if each.startswith("known")]
+    lines = [line for line in printed.splitlines() if "exact match" in line]
+    (line,) = (line for line in lines if line.startswith("known"))
     assert f"-> {scores['known']['exact_match']:.3f} " in line
     assert content(taught["smf"]) == before
     assert commands.compiled["run"].keys().isdisjoint({"jit(step)", "jit(_generate)"})
