@@ -153,7 +153,20 @@ def test_a_template_that_prints_the_date_prints_the_same_one_always():
     template = ChatTemplate("{{ strftime_now('%d %b %Y') }}")
 
     assert template.render([], "q") == DATE
-    assert ChatTemplate("{{ [1, 'é'] | tojson }}").render([], "q") == '[1, "é"]'
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [
+        ("{{ [1, 'é'] | tojson }}", '[1, "é"]'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", '{"a": 2, "b": 1}'),
+        ("{{ ['é'] | tojson(ensure_ascii=true, separators=',:') }}", '["\\u00e9"]'),
+        ("x\n{%- generation -%}\n y {% endgeneration %}\n z", "xy  z"),
+        ("{% generation %}{% set x = 1 %}{% endgeneration %}{{ x }}", ""),
+    ],
+)
+def test_templates_may_use_what_transformers_offers(source, want):
+    assert ChatTemplate(source).render([], "q") == want
 
 
 def test_a_model_without_a_template_is_not_asked_by_one(tokenizer):
