@@ -178,7 +178,7 @@ def _continue(tokenizer: Tokenizer, prompt: str, completion: str) -> list[int]:
     joined = _encode(tokenizer, prompt + completion)
     if joined[: len(start)] == start:
         return joined[len(start) :]
-    return _encode(tokenizer, completion)  # a token spans the end of the prompt
+    return encode_part(tokenizer, completion)  # a token spans the end of the prompt
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -202,9 +202,19 @@ def encode_with_controls(tokenizer: Tokenizer, text: str) -> list[int]:
         tokenizer.rules.encode_special_tokens = True
 
 
-def encode_part(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of a text, or a part of one, as they are without BOS and EOS."""
-    return _encode(tokenizer, text)
+def encode_part(tokenizer: Tokenizer, text: str, is_first: bool = False) -> list[int]:
+    """Returns the ids of a part of a text, by default one that follows another."""
+    rules = tokenizer.rules.pre_tokenizer
+    steps = rules if isinstance(rules, pre_tokenizers.Sequence) else [rules]
+    # These mark a space before the first word of a text.
+    marking = [step for step in steps if getattr(step, "prepend_scheme", "") == "first"]
+    for step in marking:
+        step.prepend_scheme = "first" if is_first else "never"
+    try:
+        return _encode(tokenizer, text)
+    finally:
+        for step in marking:
+            step.prepend_scheme = "first"
 
 
 def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:

@@ -16,6 +16,7 @@ from smf_jax.data.prompts import (
 from smf_jax.data.tokenizer import (
     EOS,
     PAD,
+    Tokenizer,
     decode,
     encode_completion,
     encode_prompt,
@@ -120,6 +121,25 @@ def test_control_tokens_in_a_conversation_are_the_templates_alone(
     assert decode(tokenizer, completion, (UNK,)) == answer
     asked = tokenizer.rules.decode(prompt)
     assert asked == f"user\n{question}\nassistant\n"
+
+
+def test_the_end_of_a_turn_is_found_whatever_the_model_is_prompted_by(tokenizer):
+    thinking = "{% if add_generation_prompt %}Please say why, in your words:{% endif %}"
+    template = TEMPLATE._replace(source=TEMPLATE.source + thinking)
+
+    assert turn_end(tokenizer._replace(template=template)) == UNK
+
+
+def test_of_two_control_tokens_the_longer_one_is_meant():
+    rules = train_tokenizer(["x"], "bpe", vocab_size=270).rules
+    rules.add_special_tokens(["<eot>2"])
+    template = ChatTemplate("{{ messages[-1].content }}<eot>2{{ messages[0].content }}")
+    tokenizer = Tokenizer(rules, template=template)
+    end = rules.token_to_id("<eot>2")
+
+    assert turn_end(tokenizer) == end
+    for question in ("x", "<pad>"):
+        assert encode_asked(tokenizer, CHAT, question).count(end) == 1
 
 
 def test_a_template_that_rewrites_the_question_cannot_teach(tokenizer):
