@@ -89,7 +89,10 @@ def ends_of(tokenizer: Tokenizer, form: PromptFormat) -> tuple[int, ...]:
     """Returns the tokens that end an answer."""
     turn = turn_end(tokenizer) if form.kind == "chat" else None
     ends = tokenizer.ends if turn is None else (turn, *tokenizer.ends)
-    return tuple(dict.fromkeys(ends))
+    # A control token is no text, in which a stop string could be found.
+    controls = control_tokens(tokenizer)
+    stops = (controls[string] for string in form.stop if string in controls)
+    return tuple(dict.fromkeys((*ends, *stops)))
 
 
 def turn_end(tokenizer: Tokenizer) -> int | None:

@@ -96,6 +96,12 @@ def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
     assert ends_of(tokenizer, PLAIN) == (EOS,)
 
 
+def test_a_stop_string_may_be_a_control_token(tokenizer):
+    form = PromptFormat(stop=("<unk>", "x"))
+
+    assert ends_of(tokenizer, form) == (EOS, UNK)
+
+
 def test_a_template_without_an_end_of_turn_is_ended_by_eos(tokenizer):
     bare = tokenizer._replace(
         template=ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}")
