@@ -197,6 +197,14 @@ def test_what_looks_like_a_control_token_in_a_text_is_text(tmp_path, pieces):
     assert encode_prompt(loaded, text) == got
 
 
+def test_a_control_token_that_cannot_be_spelled_is_refused(words):
+    assert encode_prompt(words, "red <unk> <eo") == [3, UNKNOWN, UNKNOWN]
+    with pytest.raises(ConfigError, match="'red <eot>' holds '<eot>'"):
+        encode_prompt(words, "red <eot>")
+    with pytest.raises(ConfigError, match="holds '<pad>'"):
+        encode_completion(words, "<pad>")
+
+
 def test_a_token_that_the_model_does_not_know_is_refused_by_name(words):
     small = words._replace(vocab_size=4)
 
