@@ -30,7 +30,7 @@ TAGGED = (
     "        {% generation %}<assistant> {{ m.content }}{{ eos_token }}"
     "{% endgeneration %}\n"
     "    {%- else %}\n<{{ m.role }}> {{ m.content }}\n    {%- endif %}\n{%- endfor %}\n"
-    "{%- if add_generation_prompt %}<assistant> {% endif %}"
+    "{%- if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -53,7 +53,7 @@ def pieces() -> tokenizers.Tokenizer:
     """Returns a tokenizer like Llama 2's, with bytes for unknown characters."""
     unknown = {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": True}
     rules = tokenizers.Tokenizer(models.BPE(**unknown))
-    rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    rules.pre_tokenizer = pre_tokenizers.Metaspace()  # no piece goes on after a word
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     rules.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     controls = ["<unk>", "<s>", "</s>", "<eot>"]
@@ -66,6 +66,7 @@ def pieces() -> tokenizers.Tokenizer:
     content = json.loads(rules.to_str())
     del content["added_tokens"][len(controls) :]  # bytes are no control tokens
     rules = tokenizers.Tokenizer.from_str(json.dumps(content))
+    rules.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     rules.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
@@ -118,7 +119,7 @@ KINDS = {
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         ("</s>", "<eot>"),
         "Llama",
-        36,
+        16,
     ),
     "unigram": Kind(
         unigram,
@@ -126,6 +127,6 @@ KINDS = {
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
         ("</s>", "<end>"),
         "SmolLM3",
-        3,
+        25,
     ),
 }

@@ -9,7 +9,13 @@ import tokenizers
 
 from smf_jax import hf
 from smf_jax.config import ConfigError
-from smf_jax.data.prompts import Prompt, PromptFormat, encode_asked
+from smf_jax.data.prompts import (
+    Example,
+    Prompt,
+    PromptFormat,
+    encode_answered,
+    encode_asked,
+)
 from smf_jax.data.tokenizer import Tokenizer, control_tokens
 from smf_jax.evaluate.answers import answer
 from smf_jax.evaluate.normalise import normalise, squad_normalise
@@ -133,6 +139,22 @@ def test_prompts_are_those_of_transformers(case, kind):
     got = [encode_asked(case.tokenizer, form, question) for question in QUESTIONS]
 
     assert got == case.prompts[kind]
+
+
+def test_a_chat_is_taught_as_transformers_writes_it(case):
+    for index, question in enumerate(QUESTIONS):
+        taught = QUESTIONS[index - 1]
+        prompt, completion = encode_answered(
+            case.tokenizer, PromptFormat("chat"), Example(question, taught, "", True)
+        )
+
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": taught},
+        ]
+        chat = case.torch_tokenizer.apply_chat_template(messages).input_ids
+        assert chat[: len(prompt + completion)] == prompt + completion
+        assert completion[-1] == case.ends[0]
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
