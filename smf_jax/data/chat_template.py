@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,6 +14,8 @@ from smf_jax.config import ConfigError
 
 # What templates print as today's date, so that no score depends on the day.
 DATE = "26 Jul 2024"
+# Marks what a model is trained on, which is a mere scope where it is asked.
+GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})")
 Turns = Sequence[tuple[str, str]]  # questions with their answers
 
 
@@ -58,11 +61,11 @@ def _compile(source: str) -> jinja2.Template:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: DATE
-    return environment.from_string(source)
+    return environment.from_string(GENERATION.sub(r"\1\2with", source))
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(value: Any, ensure_ascii: bool = False, **options) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Prompts: how a model is asked for a fact, and how the answer follows."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from smf_jax.config import PromptKind, require
@@ -43,6 +44,8 @@ class PromptFormat(NamedTuple):
 
 
 PLAIN = PromptFormat()
+# Private characters, which stand for the words of a conversation.
+MARK, MARKED = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 
 
 def encode_asked(
@@ -86,17 +89,24 @@ def ends_of(tokenizer: Tokenizer, form: PromptFormat) -> tuple[int, ...]:
     """Returns the tokens that end an answer."""
     turn = turn_end(tokenizer) if form.kind == "chat" else None
     ends = tokenizer.ends if turn is None else (turn, *tokenizer.ends)
-    return tuple(dict.fromkeys(ends))
+    # A control token is no text, in which a stop string could be found.
+    controls = control_tokens(tokenizer)
+    stops = (controls[string] for string in form.stop if string in controls)
+    return tuple(dict.fromkeys((*ends, *stops)))
 
 
 def turn_end(tokenizer: Tokenizer) -> int | None:
     """Returns the token by which the chat template ends an answer, if it does."""
-    template = _template_of(tokenizer)
-    asked, answered = template.render([], "x"), template.render([("x", "y")])
-    tail = answered[len(asked) :].partition("y")[2]
+    answered = _template_of(tokenizer).render([("question", MARK.format(0))])
     controls = control_tokens(tokenizer)
-    found = re.search("|".join(map(re.escape, controls)) or "(?!)", tail)
+    found = re.search(_any_of(controls), answered.partition(MARK.format(0))[2])
     return controls[found[0]] if found else None
+
+
+def _any_of(controls: Iterable[str]) -> str:
+    """Returns a pattern of control tokens, of which the longest is meant."""
+    longest_first = sorted(controls, key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or "(?!)"
 
 
 def _template_of(tokenizer: Tokenizer) -> ChatTemplate:
@@ -116,16 +126,15 @@ def _encode_chat(
     contents += [] if question is None else [question]
     if not any(token in content for token in controls for content in contents):
         return encode_with_controls(tokenizer, template.render(turns, question))
-    # Private characters stand for the contents until the template's own control tokens
-    # have been found.
-    marks = [f"\ue000{index}\ue001" for index in range(len(contents))]
+    # Marks stand for the contents until the template's own controls have been found.
+    marks = [MARK.format(index) for index in range(len(contents))]
     pairs = list(zip(marks[::2], marks[1::2], strict=False))
     text = template.render(pairs, None if question is None else marks[-1])
     ids = []
-    for part in re.split(f"({'|'.join(map(re.escape, controls))})", text):
+    for part in re.split(f"({_any_of(controls)})", text):
         if part in controls:
             ids.append(controls[part])
             continue
-        part = re.sub("\ue000(\\d+)\ue001", lambda mark: contents[int(mark[1])], part)
-        ids += encode_part(tokenizer, part)
+        part = re.sub(MARKED, lambda mark: contents[int(mark[1])], part)
+        ids += encode_part(tokenizer, part, is_first=not ids)
     return ids

@@ -16,6 +16,7 @@ from smf_jax.data.chat_template import ChatTemplate
 PAD, EOS, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
 PROBE = "a"  # a word that shows what a tokenizer does around any other
+STRANGER = "\U0010ffff"  # no character, which no vocabulary has
 
 
 class Tokenizer(NamedTuple):
@@ -178,17 +179,27 @@ def _continue(tokenizer: Tokenizer, prompt: str, completion: str) -> list[int]:
     joined = _encode(tokenizer, prompt + completion)
     if joined[: len(start)] == start:
         return joined[len(start) :]
-    return _encode(tokenizer, completion)  # a token spans the end of the prompt
+    return encode_part(tokenizer, completion)  # a token spans the end of the prompt
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids = tokenizer.rules.encode(text, add_special_tokens=False).ids
-    limit = tokenizer.vocab_size
+    rules, limit = tokenizer.rules, tokenizer.vocab_size
+    ids = rules.encode(text, add_special_tokens=False).ids
     if limit is not None and max(ids, default=0) >= limit:
-        token = tokenizer.rules.id_to_token(max(ids))
+        token = rules.id_to_token(max(ids))
         raise ConfigError(
             f"{text[:80]!r} has the token {token!r}, of id {max(ids)}, and the model "
             f"knows {limit} tokens (vocab_size)"
+        )
+    # BPE spells control tokens, but other models may know them as words.
+    if rules.encode_special_tokens and not isinstance(rules.model, models.BPE):
+        unknown = rules.encode(STRANGER, add_special_tokens=False).ids
+        controls = control_tokens(tokenizer).items()
+        held = [token for token, id in controls if id in ids and id not in unknown]
+        require(
+            not held,
+            f"{text[:80]!r} holds {', '.join(map(repr, held))}, which is a control "
+            "token to this tokenizer in any text: leave it out",
         )
     return ids
 
@@ -202,9 +213,19 @@ def encode_with_controls(tokenizer: Tokenizer, text: str) -> list[int]:
         tokenizer.rules.encode_special_tokens = True
 
 
-def encode_part(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of a text, or a part of one, as they are without BOS and EOS."""
-    return _encode(tokenizer, text)
+def encode_part(tokenizer: Tokenizer, text: str, is_first: bool = False) -> list[int]:
+    """Returns the ids of a part of a text, by default one that follows another."""
+    rules = tokenizer.rules.pre_tokenizer
+    steps = rules if isinstance(rules, pre_tokenizers.Sequence) else [rules]
+    # These mark a space before the first word of a text.
+    marking = [step for step in steps if getattr(step, "prepend_scheme", "") == "first"]
+    for step in marking:
+        step.prepend_scheme = "first" if is_first else "never"
+    try:
+        return _encode(tokenizer, text)
+    finally:
+        for step in marking:
+            step.prepend_scheme = "first"
 
 
 def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:

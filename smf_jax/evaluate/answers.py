@@ -59,7 +59,8 @@ def answer(
     ids = [encode_asked(tokenizer, form, p.text, p.is_question) for p in prompts]
     _require_context(prompts, ids, max_new_tokens, context)
     ends = ends_of(tokenizer, form)
-    is_end = jnp.asarray(_stops(tokenizer, ends, form.stop, model.config.vocab_size))
+    stops = _stops(tokenizer, ends, form.stop, model.config.vocab_size)
+    is_end = jnp.asarray(stops)
     keys = jax.random.split(jax.random.key(sampling.seed), len(ids))
     # Batches of one size and of prompts of similar length. The longest come first, so
     # that a last batch that is not full has short ones.
@@ -76,6 +77,8 @@ def answer(
             draws = Sampling(keys[padded], sampling.temperature, sampling.top_p)
         tokens = _generate(graph, params, *batch, max_new_tokens, is_end, draws)
         for index, row in zip(indices, np.asarray(tokens), strict=False):
+            # What follows the first stop repeats it.
+            row = row[: np.append(stops[row], True).argmax() + 1]
             answers[index] = decode(tokenizer, row, ends, form.stop)
         progress(start + len(indices))
     return answers

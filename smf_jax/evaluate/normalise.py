@@ -1,47 +1,65 @@
 """How answers are compared: what of their spelling counts."""
 
+import itertools
 import re
 import string
 import unicodedata
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-# An article stands before a word: the A of "vitamin A" is none.
-LEADING_ARTICLES = re.compile(r"(?:(?<=\s)|^)(?:a|an|the)\s+(?=\S)")
+ARTICLE_WORDS = frozenset(["a", "an", "the"])
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-DASHES = dict.fromkeys(range(0x2010, 0x2016), "-") | {0x2212: "-"}  # and minus
-KEPT = frozenset("#%&*+-/@\\_")  # punctuation that tells one answer from another
+BETWEEN_DIGITS = re.compile(r"(?<=\d)(?:[^\w\s]|_)+(?=\d)")
+# Punctuation that tells one answer from another.
+KEPT = frozenset("#%&*+-/@\\_\u2030\u2031\u2032\u2033\u2034\u0609\u060a\u066a")
+# Dashes and minus are hyphens, and wide and small forms of a sign are the sign.
+FORMS = dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE58], "-") | {
+    code: sign
+    for code in range(0xFE30, 0xFF61)
+    if (sign := unicodedata.normalize("NFKC", chr(code))) in KEPT
+}
 
 
 def normalise(answer: str) -> str:
     """Returns an answer without case, sentence punctuation, articles and extra spaces.
 
     Symbols, signs, decimal points, and whatever stands between two digits are kept:
-    "-5" is not "5", "2.5" not "25", "C++" not "C", and "H+" not "H-". An answer that
-    consists of what is left out, such as "A" or "?", stays what it is. The form of
-    Unicode is NFC.
+    "-5" is not "5", "2.5" not "25", "C++" not "C", and "H+" not "H-". An article is a
+    word before another, without a mark between: the A of "vitamin A", "A, B" and
+    "A. Milne" is none. An answer that consists of what is left out, such as "A" or "?",
+    stays what it is. The form of Unicode is NFC.
     """
     text = unicodedata.normalize("NFC", answer).lower()
-    text = unicodedata.normalize("NFC", text).translate(DASHES)
+    text = unicodedata.normalize("NFC", text).translate(FORMS)
     text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    kept = "".join(text[i] for i in range(len(text)) if _counts(text, i))
-    words = LEADING_ARTICLES.sub("", " ".join(kept.split()))
-    return words or " ".join(text.split())
+    counts = [_counts(text, index) for index in range(len(text))]
+    for between in BETWEEN_DIGITS.finditer(text):
+        counts[slice(*between.span())] = itertools.repeat(True, len(between[0]))
+    words = []  # with whether each may be an article
+    for start, end in (match.span() for match in re.finditer(r"\S+", text)):
+        word = "".join(itertools.compress(text[start:end], counts[start:end]))
+        if word:
+            words.append((word, word in ARTICLE_WORDS and counts[end - 1]))
+    kept = [word for word, is_article in words[:-1] if not is_article]
+    kept += [word for word, _ in words[-1:]]
+    if ARTICLE_WORDS.issuperset(kept):  # as in "The The"
+        kept = [word for word, _ in words]
+    return " ".join(kept or text.split())
 
 
 def _counts(text: str, index: int) -> bool:
-    """Returns whether a character tells one answer from another."""
+    """Returns whether a character counts that is not between two digits."""
     character = text[index]
     if character != "`" and not unicodedata.category(character).startswith("P"):
         return True
-    before, after = text[index - 1 : index], text[index + 1 : index + 2]
+    before, after = text[max(index - 1, 0) : index], text[index + 1 : index + 2]
     if character == "-":
         joins_letters = before.isalpha() and after.isalpha()
         # A dash or a bullet before a word; before a number it may be a sign.
-        is_dash = not (before + after).strip() and text[index + 2 :][:1].isalpha()
+        is_dash = not (before + after).strip() and text[index + 2 : index + 3].isalpha()
         return not (joins_letters or is_dash)
-    if character == "." and after.isdigit():
-        return True
-    return character in KEPT or (before.isdigit() and after.isdigit())
+    if character == ".":
+        return before != "." and after.isdecimal()  # "...5" is no ".5"
+    return character in KEPT
 
 
 def squad_normalise(answer: str) -> str:
@@ -52,6 +70,5 @@ def squad_normalise(answer: str) -> str:
 
     Source: Rajpurkar et al. 2016, arXiv:1606.05250.
     """
-    text = unicodedata.normalize("NFC", answer).lower()
-    text = "".join(c for c in text if c not in string.punctuation)
+    text = "".join(c for c in answer.lower() if c not in string.punctuation)
     return " ".join(ARTICLES.sub(" ", text).split())

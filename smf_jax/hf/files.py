@@ -20,9 +20,10 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 GENERATION_CONFIG, CHAT_TEMPLATE = "generation_config.json", "chat_template.jinja"
+SPECIAL_TOKENS = "special_tokens_map.json"
 # Small files that are exported again as they were imported.
 CARRIED = (
-    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *(TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json"),
     *(GENERATION_CONFIG, CHAT_TEMPLATE),
 )
 MAX_TEXT = 16 * 2**20  # bytes

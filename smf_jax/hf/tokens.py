@@ -7,7 +7,7 @@ from typing import Any, Literal
 from smf_jax.config import ConfigError, require
 from smf_jax.data.chat_template import ChatTemplate
 from smf_jax.data.prompts import turn_end
-from smf_jax.data.tokenizer import Tokenizer, load_tokenizer
+from smf_jax.data.tokenizer import Tokenizer, control_tokens, load_tokenizer
 from smf_jax.hf import files
 from smf_jax.hf.config import split_config
 
@@ -42,6 +42,7 @@ def read_tokenizer(
     first = next(iter(named.values()))[0]
     tokenizer = load_tokenizer(folder / files.TOKENIZER, first)
     notes = []
+    tokenizer = _with_controls(folder, tokenizer, notes)
     tokenizer = _with_bos(folder, tokenizer, bos, notes)
     tokenizer = _with_template(folder, tokenizer, notes)
     tokenizer = _with_ends(tokenizer, named, notes)
@@ -49,7 +50,22 @@ def read_tokenizer(
 
 
 def template_of(carried: dict[str, str]) -> ChatTemplate | None:
-    """Returns the chat template among the small files of a model, if there is one."""
+    """Returns the chat template among a model's small files, if one can be used."""
+    template = _read_template(carried)
+    return None if template is None or _fault(template) else template
+
+
+def _fault(template: ChatTemplate) -> str:
+    """Returns why a template cannot be used, or nothing."""
+    try:
+        template.render([("question", "answer")])
+        template.render([], "question")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _read_template(carried: dict[str, str]) -> ChatTemplate | None:
     config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
     source = carried.get(files.CHAT_TEMPLATE, config.get("chat_template"))
     if isinstance(source, list):  # several, by name
@@ -57,9 +73,16 @@ def template_of(carried: dict[str, str]) -> ChatTemplate | None:
         source = by_name.get("default")
     if not isinstance(source, str):
         return None
+    return ChatTemplate(source, tuple(sorted(_special_tokens(carried).items())))
+
+
+def _special_tokens(carried: dict[str, str]) -> dict[str, str]:
+    """Returns the special tokens that files name, such as "eos_token"."""
+    config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
+    if "added_tokens_decoder" not in config:  # older models have a file for them
+        config |= json.loads(carried.get(files.SPECIAL_TOKENS, "{}"))
     tokens = {name: _content(value) for name, value in config.items()}
-    named = {n: token for n, token in tokens.items() if n.endswith("_token") and token}
-    return ChatTemplate(source, tuple(sorted(named.items())))
+    return {n: token for n, token in tokens.items() if n.endswith("_token") and token}
 
 
 def _content(token: Any) -> str | None:
@@ -69,15 +92,18 @@ def _content(token: Any) -> str | None:
 
 def _named_ends(folder: Path) -> dict[str, list[int | str]]:
     """Returns the tokens that end a text by the files that name them, or their ids."""
+    names = (files.GENERATION_CONFIG, files.TOKENIZER_CONFIG, files.CONFIG)
     read = {
         name: files.read_model_json(folder, name) if (folder / name).is_file() else {}
-        for name in (files.GENERATION_CONFIG, files.TOKENIZER_CONFIG, files.CONFIG)
+        for name in (*names, files.SPECIAL_TOKENS)
     }
+    del read[files.SPECIAL_TOKENS]  # which amends the tokenizer's, and is JSON
     read[files.CONFIG], _ = split_config(read[files.CONFIG])
+    special = _special_tokens(files.carried_files(folder))
     ends = {}
     for name, content in read.items():
         if name == files.TOKENIZER_CONFIG:
-            token = _content(content.get("eos_token"))
+            token = special.get("eos_token")
             ends[name] = [] if token is None else [token]
             continue
         ids = content.get("eos_token_id")
@@ -116,15 +142,27 @@ def _with_ends(
 
 
 def _with_template(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Tokenizer:
-    template = template_of(files.carried_files(folder))
-    tokenizer = tokenizer._replace(template=template)
-    if template is not None:
-        try:
-            turn_end(tokenizer)
-        except ConfigError as error:
-            notes.append(f"{error}: the model can be asked by plain prompts only")
-            return tokenizer._replace(template=None)
-    return tokenizer
+    carried = files.carried_files(folder)
+    template = _read_template(carried)
+    fault = template and _fault(template)
+    if fault:
+        notes.append(f"{fault}: the model can be asked by plain prompts only")
+    return tokenizer._replace(template=template_of(carried))
+
+
+def _with_controls(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Tokenizer:
+    """Returns a tokenizer that has the special tokens of other files as such."""
+    named = _special_tokens(files.carried_files(folder)).values()
+    vocabulary, known = tokenizer.rules.get_vocab(), control_tokens(tokenizer)
+    unmarked = [token for token in named if token in vocabulary and token not in known]
+    if not unmarked:
+        return tokenizer
+    tokenizer.rules.add_special_tokens(unmarked)
+    notes.append(
+        f"{files.TOKENIZER} has {files.shorten(unmarked)} as text, and other files as "
+        "special tokens: taken as those"
+    )
+    return tokenizer._replace(file=None)  # written with the marks
 
 
 def _with_bos(
@@ -137,7 +175,7 @@ def _with_bos(
     if bos == "no":
         return tokenizer._replace(bos=())
     if bos == "yes" and not does:
-        token = _content(config.get("bos_token"))
+        token = _special_tokens(files.carried_files(folder)).get("bos_token")
         id = None if token is None else tokenizer.rules.token_to_id(token)
         require(
             id is not None,

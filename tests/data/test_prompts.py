@@ -16,6 +16,7 @@ from smf_jax.data.prompts import (
 from smf_jax.data.tokenizer import (
     EOS,
     PAD,
+    Tokenizer,
     decode,
     encode_completion,
     encode_prompt,
@@ -95,6 +96,12 @@ def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
     assert ends_of(tokenizer, PLAIN) == (EOS,)
 
 
+def test_a_stop_string_may_be_a_control_token(tokenizer):
+    form = PromptFormat(stop=("<unk>", "x"))
+
+    assert ends_of(tokenizer, form) == (EOS, UNK)
+
+
 def test_a_template_without_an_end_of_turn_is_ended_by_eos(tokenizer):
     bare = tokenizer._replace(
         template=ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}")
@@ -120,6 +127,25 @@ def test_control_tokens_in_a_conversation_are_the_templates_alone(
     assert decode(tokenizer, completion, (UNK,)) == answer
     asked = tokenizer.rules.decode(prompt)
     assert asked == f"user\n{question}\nassistant\n"
+
+
+def test_the_end_of_a_turn_is_found_whatever_the_model_is_prompted_by(tokenizer):
+    thinking = "{% if add_generation_prompt %}Please say why, in your words:{% endif %}"
+    template = TEMPLATE._replace(source=TEMPLATE.source + thinking)
+
+    assert turn_end(tokenizer._replace(template=template)) == UNK
+
+
+def test_of_two_control_tokens_the_longer_one_is_meant():
+    rules = train_tokenizer(["x"], "bpe", vocab_size=270).rules
+    rules.add_special_tokens(["<eot>2"])
+    template = ChatTemplate("{{ messages[-1].content }}<eot>2{{ messages[0].content }}")
+    tokenizer = Tokenizer(rules, template=template)
+    end = rules.token_to_id("<eot>2")
+
+    assert turn_end(tokenizer) == end
+    for question in ("x", "<pad>"):
+        assert encode_asked(tokenizer, CHAT, question).count(end) == 1
 
 
 def test_a_template_that_rewrites_the_question_cannot_teach(tokenizer):
@@ -153,7 +179,20 @@ def test_a_template_that_prints_the_date_prints_the_same_one_always():
     template = ChatTemplate("{{ strftime_now('%d %b %Y') }}")
 
     assert template.render([], "q") == DATE
-    assert ChatTemplate("{{ [1, 'é'] | tojson }}").render([], "q") == '[1, "é"]'
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [
+        ("{{ [1, 'é'] | tojson }}", '[1, "é"]'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}", '{"a": 2, "b": 1}'),
+        ("{{ ['é'] | tojson(ensure_ascii=true, separators=',:') }}", '["\\u00e9"]'),
+        ("x\n{%- generation -%}\n y {% endgeneration %}\n z", "xy  z"),
+        ("{% generation %}{% set x = 1 %}{% endgeneration %}{{ x }}", ""),
+    ],
+)
+def test_templates_may_use_what_transformers_offers(source, want):
+    assert ChatTemplate(source).render([], "q") == want
 
 
 def test_a_model_without_a_template_is_not_asked_by_one(tokenizer):

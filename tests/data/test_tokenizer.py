@@ -12,6 +12,7 @@ from smf_jax.data.tokenizer import (
     UNKNOWN,
     decode,
     encode_completion,
+    encode_part,
     encode_prompt,
     encode_text,
     load_tokenizer,
@@ -168,6 +169,23 @@ def test_a_completion_without_a_space_continues_its_prompt(tmp_path, pieces):
     ]
 
 
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_a_part_of_a_text_is_encoded_as_it_is_after_a_control_token(
+    tmp_path, in_sequence
+):
+    rules = sentence_pieces()
+    rules.add_special_tokens(["</s>"])
+    if in_sequence:
+        steps = [tokenizers.pre_tokenizers.Punctuation(), rules.pre_tokenizer]
+        rules.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    tokenizer = load_tokenizer(saved(rules, tmp_path), eos=2)
+    whole = rules.encode("</s>red green", add_special_tokens=False).ids
+
+    assert encode_part(tokenizer, "red green") == whole[1:]
+    assert encode_part(tokenizer, "red green", is_first=True) != whole[1:]
+    assert encode_prompt(tokenizer, "red") == [1, 5]  # as ever
+
+
 def test_what_looks_like_a_control_token_in_a_text_is_text(tmp_path, pieces):
     text = "red<eot> blue<pad>"
 
@@ -177,6 +195,14 @@ def test_what_looks_like_a_control_token_in_a_text_is_text(tmp_path, pieces):
     assert decode(pieces, got, (EOS,)) == text
     loaded = load_tokenizer(saved(pieces.rules, tmp_path))
     assert encode_prompt(loaded, text) == got
+
+
+def test_a_control_token_that_cannot_be_spelled_is_refused(words):
+    assert encode_prompt(words, "red <unk> <eo") == [3, UNKNOWN, UNKNOWN]
+    with pytest.raises(ConfigError, match="'red <eot>' holds '<eot>'"):
+        encode_prompt(words, "red <eot>")
+    with pytest.raises(ConfigError, match="holds '<pad>'"):
+        encode_completion(words, "<pad>")
 
 
 def test_a_token_that_the_model_does_not_know_is_refused_by_name(words):

@@ -1,10 +1,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from smf_jax.config import AskConfig, ConfigError
 from smf_jax.data.prompts import PLAIN, Prompt, PromptFormat
-from smf_jax.data.tokenizer import train_tokenizer
+from smf_jax.data.tokenizer import Tokenizer, encode_prompt, train_tokenizer
 from smf_jax.evaluate import answers
 from smf_jax.evaluate.answers import answer, longest_answer
 from tests import tiny
@@ -75,6 +76,24 @@ def test_a_token_that_holds_a_stop_string_ends_the_decoding():
     held = {n for n in range(pieces.num_tokens) if "\n" in pieces.rules.decode([n])}
     assert set(np.flatnonzero(stops)) == {1, *held}
     assert len(held) > 1
+
+
+def test_nothing_follows_a_token_that_completes_a_stop_string(tokenizer, model):
+    (endless,) = answer(model, tokenizer, asked("red old"), 6)
+    first, second, *_ = dict.fromkeys(endless.split())
+    # A byte after half a character, which the decoded text does not show.
+    content = (
+        tokenizer.rules.to_str().replace(first, "<0xE6>").replace(second, "<0x0A>")
+    )
+    rules = tokenizers.Tokenizer.from_str(content)
+    bytes_of = tokenizers.decoders.ByteFallback()
+    rules.decoder = tokenizers.decoders.Sequence([bytes_of, tokenizers.decoders.Fuse()])
+    ids = encode_prompt(tokenizer, "red old")
+    prompt = Prompt("1", " ".join(map(rules.id_to_token, ids)), ("red",))
+
+    got = answer(model, Tokenizer(rules), [prompt], 6, PromptFormat(stop=("\n",)))
+
+    assert got == ["\ufffd" * (endless.split().index(second) + 1)]
 
 
 def test_a_prompt_beyond_the_context_is_refused_by_its_text(tokenizer, model):

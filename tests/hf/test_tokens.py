@@ -8,7 +8,12 @@ import tokenizers
 from smf_jax import hf
 from smf_jax.config import ConfigError
 from smf_jax.data.chat_template import ChatTemplate
-from smf_jax.data.tokenizer import encode_prompt
+from smf_jax.data.tokenizer import (
+    encode_prompt,
+    encode_with_controls,
+    tokenizer_hash,
+)
+from smf_jax.hf import files
 from tests.data.test_prompts import TEMPLATE
 
 PAD, EOT, UNK = "<pad>", "<eot>", "<unk>"  # ids 0, 1, 2
@@ -109,6 +114,38 @@ def test_a_tokenizer_in_another_format_is_refused_with_the_way_out(tmp_path):
         hf.read_tokenizer(tmp_path)
 
 
+def test_older_models_name_special_tokens_in_a_file_for_them(folder):
+    chat = {"chat_template": TEMPLATE.source, "eos_token": EOT}
+    write(folder, "tokenizer_config.json", **chat)
+    write(folder, "special_tokens_map.json", eos_token={"content": UNK}, bos_token=PAD)
+
+    assert set(read(folder).ends) == {2, 1}
+    assert read(folder).template == ChatTemplate(
+        TEMPLATE.source, (("bos_token", PAD), ("eos_token", UNK))
+    )
+    assert read(folder, bos="yes").bos == (0,)
+    write(folder, "tokenizer_config.json", **chat, added_tokens_decoder={})
+    assert read(folder).ends == (1,)
+    (folder / "special_tokens_map.json").write_text("[]")
+    with pytest.raises(
+        ConfigError, match=r"special_tokens_map\.json: not a JSON object"
+    ):
+        read(folder)
+
+
+def test_a_token_that_a_file_names_as_special_is_one(folder):
+    write(folder, "tokenizer_config.json", eos_token="c", pad_token="d")
+    end = 5  # a word of tokenizer.json
+
+    tokenizer = read(folder)
+
+    assert "tokenizer.json has c as text" in hf.read_tokenizer(folder)[1][0]
+    assert encode_with_controls(tokenizer, "ac") == [3, end]
+    (folder / "tokenizer.json").write_text(tokenizer.json)
+    assert tokenizer_hash(read(folder)) == tokenizer_hash(tokenizer)
+    assert "as text" not in note_of(folder)
+
+
 # --- BOS ---
 
 
@@ -194,6 +231,8 @@ def test_a_template_that_fails_is_set_aside_with_a_note(folder):
 
     assert read(folder).template is None
     assert "chat template cannot be used" in note_of(folder)
+    carried = files.carried_files(folder)
+    assert hf.template_of(carried) is None  # nor does a run use it later
 
 
 # --- more tokens than the model knows ---
