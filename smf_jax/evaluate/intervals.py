@@ -44,7 +44,8 @@ def forgotten_interval(lost: int, gained: int, right: int, n: int) -> Interval:
     middle = lost_share - share
     below = math.hypot(lost_share - low_lost, high - share)
     above = math.hypot(high_lost - lost_share, share - low)
-    return middle - below, middle + above
+    # Rounded, so that no error of the last bit turns 0 into -0.
+    return round(middle - below, 12) + 0.0, round(middle + above, 12) + 0.0
 
 
 def _ends(cases: int, n: int) -> tuple[float, float, float]:
