@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,8 @@ from smf_jax.data.chat_template import ChatTemplate
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
+# The training of BPE takes the square of the longest run's time.
+LONG_RUN = re.compile(r"(\S{1000}|\s{1000})")
 PROBE = "a"  # a word that shows what a tokenizer does around any other
 STRANGER = "\U0010ffff"  # no character, which no vocabulary has
 
@@ -75,6 +78,8 @@ def train_tokenizer(
         rules.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
+    if kind == "bpe":
+        texts = (piece for text in texts for piece in LONG_RUN.split(text) if piece)
     rules.train_from_iterator(texts, trainer)
     rules.encode_special_tokens = True  # a control token in a user's text is text
     return Tokenizer(rules)

@@ -101,6 +101,14 @@ def test_the_hash_identifies_vocabulary_bos_and_ends(words):
     assert tokenizer_hash(words) not in map(tokenizer_hash, others)
 
 
+@pytest.mark.parametrize("character", ["a", "\n", "東"])
+def test_a_million_characters_without_a_break_train_a_tokenizer(character):
+    # Seconds; without cutting the run it takes the better part of an hour.
+    tokenizer = train_tokenizer([character * 10**6], "bpe", vocab_size=300)
+
+    assert tokenizer.num_tokens > 259
+
+
 # --- loaded from a file ---
 
 
