@@ -69,8 +69,9 @@ def _read_template(carried: dict[str, str]) -> ChatTemplate | None:
     config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
     source = carried.get(files.CHAT_TEMPLATE, config.get("chat_template"))
     if isinstance(source, list):  # several, by name
-        by_name = {each.get("name"): each.get("template") for each in source}
-        source = by_name.get("default")
+        templates = [each for each in source if isinstance(each, dict)]
+        named = (t.get("template") for t in templates if t.get("name") == "default")
+        source = next(named, None)
     if not isinstance(source, str):
         return None
     return ChatTemplate(source, tuple(sorted(_special_tokens(carried).items())))
@@ -116,10 +117,11 @@ def _with_ends(
     tokenizer: Tokenizer, named: dict[str, list[int | str]], notes: list[str]
 ) -> Tokenizer:
     ends: dict[int, list[str]] = {}  # the files that name each
+    known = set(tokenizer.rules.get_vocab().values())
     for name, tokens in named.items():
         for token in tokens:
             id = tokenizer.rules.token_to_id(token) if isinstance(token, str) else token
-            if id is None or tokenizer.rules.id_to_token(id) is None:
+            if id not in known:
                 notes.append(
                     f"{name} names {token!r} as EOS, which is no token: left out"
                 )

@@ -105,6 +105,8 @@ def test_an_eos_outside_the_vocabulary_is_refused_or_left_out_by_name(folder):
         hf.read_tokenizer(folder)
     write(folder, "tokenizer_config.json", eos_token=EOT)
     assert note_of(folder) == "config.json names 99 as EOS, which is no token: left out"
+    write(folder, "config.json", eos_token_id=[1, -1])
+    assert note_of(folder) == "config.json names -1 as EOS, which is no token: left out"
 
 
 def test_a_tokenizer_in_another_format_is_refused_with_the_way_out(tmp_path):
@@ -219,7 +221,9 @@ def test_a_file_of_its_own_comes_before_the_template_of_the_tokenizer(folder):
     assert read(folder).template == want
 
 
-@pytest.mark.parametrize("template", [None, [{"name": "tools", "template": "x"}], 5])
+@pytest.mark.parametrize(
+    "template", [None, [{"name": "tools", "template": "x"}], ["x"], [{}], 5]
+)
 def test_a_model_may_have_no_template(folder, template):
     write(folder, "tokenizer_config.json", chat_template=template)
 
