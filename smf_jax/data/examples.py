@@ -1,6 +1,6 @@
 """How a fact is taught: examples, and the prompts that ask for it afterwards."""
 
-import re
+import functools
 
 from smf_jax.config import Teach, require
 from smf_jax.data.prompts import Example, Prompt
@@ -30,17 +30,39 @@ def statement_example(fact: Fact, statement: str) -> Example:
     Of several aliases at that place the longest is meant. A statement without an answer
     is all completion.
     """
-    places = [
-        match.span()
-        for answer in fact.answers
-        for match in re.finditer(re.escape(answer), statement, re.IGNORECASE)
-        if is_word(statement, *match.span())
-    ]
-    end = max((end for _, end in places), default=0)
-    split = min((start for start, stop in places if stop == end), default=0)
+    text, split, end = _fold(statement), 0, 0
+    for answer in dict.fromkeys(map(_fold, fact.answers)):
+        start = _last_place(text, answer, end)
+        stop = start + len(answer)
+        if start >= 0 and (stop > end or start < split):
+            split, end = start, stop
     before = statement[:split]
     has_space = before == "" or before[-1].isspace()
     return Example(before.strip(), statement[split:], fact.id, has_space=has_space)
+
+
+def _last_place(text: str, answer: str, least_end: int) -> int:
+    """Returns where an answer that is a word and ends late enough starts, or -1."""
+    end = len(text)
+    while True:
+        while not is_word(text, end, end):
+            end -= 1
+        start = text.rfind(answer, max(least_end - len(answer), 0), end)
+        end = start + len(answer)
+        if start < 0 or is_word(text, start, end):
+            return start
+        end -= 1
+
+
+def _fold(text: str) -> str:
+    """Returns a text of the same length without case."""
+    return "".join(map(_fold_character, text))
+
+
+@functools.cache
+def _fold_character(character: str) -> str:
+    lower = character.lower() if len(character.lower()) == 1 else character
+    return lower.casefold() if len(lower.casefold()) == 1 else lower
 
 
 def taught_examples(fact: Fact, teach: Teach) -> list[Example]:

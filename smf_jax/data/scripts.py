@@ -33,8 +33,8 @@ def _is_inside(text: str, index: int) -> bool:
         return True
     # A number holds a point or a comma: the 5 of 1.5 is no word.
     if before in ".,":
-        return after.isdigit() and text[: index - 1][-1:].isdigit()
-    return after in ".," and before.isdigit() and text[index + 1 :][:1].isdigit()
+        return after.isdigit() and text[max(index - 2, 0) : index - 1].isdigit()
+    return after in ".," and before.isdigit() and text[index + 1 : index + 2].isdigit()
 
 
 def _is_letter(character: str) -> bool:
