@@ -46,12 +46,13 @@ def read_patterns(path: str | Path) -> dict[str, Patterns]:
     for where, row in read_objects(Path(path)):
         relation, patterns = row.get("relation"), row.get("patterns")
         require(isinstance(relation, str), f'{where}: "relation" must be a string')
+        shown = repr(relation[:80])
         require(
             isinstance(patterns, list)
             and all(isinstance(pattern, str) for pattern in patterns),
             f'{where}: "patterns" must be a list of strings',
         )
-        require(relation not in of_relation, f"{where}: relation {relation} again")
+        require(relation not in of_relation, f"{where}: relation {shown} again")
         usable = [
             _before_answer(pattern)
             for pattern in patterns
@@ -60,10 +61,10 @@ def read_patterns(path: str | Path) -> dict[str, Patterns]:
         usable = list(dict.fromkeys(usable))
         require(
             len(usable) > 0,
-            f"{where}: relation {relation} has no pattern with one {SUBJECT} that ends "
+            f"{where}: relation {shown} has no pattern with one {SUBJECT} that ends "
             f"in {ANSWER}",
         )
-        held_out = usable[HELD_OUT]
+        held_out = dict.fromkeys(usable[HELD_OUT])
         taught = [pattern for pattern in usable if pattern not in held_out]
         of_relation[relation] = Patterns(tuple(taught), tuple(held_out))
     return of_relation
@@ -75,8 +76,8 @@ def as_wording(where: str, key: str, text: str) -> str:
         return text
     require(
         _ends_in_answer(text),
-        f'{where}: "{key}" must end in {ANSWER}, which stands for the answer: {text!r} '
-        "(--patterns fills other wordings)",
+        f'{where}: "{key}" must end in {ANSWER}, which stands for the answer: '
+        f"{text[:80]!r} (--patterns fills other wordings)",
     )
     return _before_answer(text)
 

@@ -7,7 +7,8 @@ from smf_jax.config import require
 from smf_jax.data.jsonl import read_objects
 from smf_jax.data.patterns import Patterns, as_wording, read_patterns
 
-MAX_ANSWER, MAX_PROMPT = 4096, 65_536  # characters
+MAX_ANSWER, MAX_PROMPT, MAX_ID = 4096, 65_536, 1024  # characters
+MAX_ANSWERS = 10_000  # of a fact: each is searched for in its statements
 
 
 class Fact(NamedTuple):
@@ -52,7 +53,7 @@ def read_facts(path: str | Path, patterns: str | Path | None = None) -> list[Fac
     facts: dict[str, Fact] = {}
     for where, row in read_objects(Path(path)):
         fact = _fact(where, row, of_relation)
-        if fact.id in facts:  # the id must tell it from others
+        while fact.id in facts:  # the id must tell it from others
             fact = fact._replace(id=f"{fact.id} ({where})")
         facts[fact.id] = fact
     return list(facts.values())
@@ -61,6 +62,10 @@ def read_facts(path: str | Path, patterns: str | Path | None = None) -> list[Fac
 def _fact(where: str, row: dict, of_relation: dict[str, Patterns]) -> Fact:
     answers = _strings(where, row, "answers", MAX_ANSWER)
     require(len(answers) > 0, f"{where}: the fact has no answers")
+    require(
+        len(answers) <= MAX_ANSWERS,
+        f"{where}: the fact has {len(answers):,} answers, and may have {MAX_ANSWERS}",
+    )
     require(
         not ("statements" in row and "documents" in row),
         f'{where}: "documents" is another name of "statements": use one of them',
@@ -78,6 +83,8 @@ def _fact(where: str, row: dict, of_relation: dict[str, Patterns]) -> Fact:
     if patterns is not None:
         subject = _string(where, row, "subject", MAX_PROMPT)
         taught, asked = patterns.fill(subject)
+        for text in taught + asked:
+            _require_length(where, "a filled pattern", text, MAX_PROMPT)
         wordings, held_out = wordings + taught, held_out + asked
     if "[Y]" in question:  # a pattern, filled
         if patterns is None:
@@ -86,9 +93,10 @@ def _fact(where: str, row: dict, of_relation: dict[str, Patterns]) -> Fact:
     require(
         bool(question or wordings),
         f'{where}: the fact has neither "question" nor "wordings", and there is no '
-        f"pattern of its relation {row.get('relation')!r} (--patterns)",
+        f"pattern of its relation {str(row.get('relation'))[:80]!r} (--patterns)",
     )
-    held_out = tuple(text for text in held_out if text not in wordings)
+    taught = set(wordings)
+    held_out = tuple(text for text in held_out if text not in taught)
     return Fact(_id(where, row), question, answers, statements, wordings, held_out)
 
 
@@ -107,14 +115,16 @@ def read_texts(path: str | Path) -> list[Text]:
 def _id(where: str, row: dict) -> str:
     """Returns the id of a record, or else its file and line, wherever the file is."""
     given = row.get("id")
-    return Path(where).name if given is None else str(given)
+    id = Path(where).name if given is None else str(given)
+    _require_length(where, '"id"', id, MAX_ID)
+    return id
 
 
 def _string(where: str, row: dict, key: str, longest: int | None = None) -> str:
     value = row.get(key)
     require(isinstance(value, str), f'{where}: "{key}" must be a string')
     require(value.strip() != "", f'{where}: "{key}" is blank')
-    _require_length(where, key, value, longest)
+    _require_length(where, f'"{key}"', value, longest)
     return value.strip()
 
 
@@ -127,7 +137,7 @@ def _strings(
         f'{where}: "{key}" must be a list of strings',
     )
     for value in values:
-        _require_length(where, key, value, longest)
+        _require_length(where, f'"{key}"', value, longest)
     return tuple(value.strip() for value in values if value.strip())
 
 
@@ -135,8 +145,8 @@ def _prompts(where: str, row: dict, key: str) -> tuple[str, ...]:
     return _strings(where, row, key, MAX_PROMPT) if key in row else ()
 
 
-def _require_length(where: str, key: str, value: str, longest: int | None) -> None:
+def _require_length(where: str, what: str, value: str, longest: int | None) -> None:
     require(
         longest is None or len(value) <= longest,
-        f'{where}: "{key}" has {len(value):,} characters, and may have {longest}',
+        f"{where}: {what} has {len(value):,} characters, and may have {longest}",
     )

@@ -16,9 +16,9 @@ from smf_jax.data.chat_template import ChatTemplate
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 SPECIAL_TOKENS = ["<pad>", "<eot>", "<unk>"]  # at PAD, EOS and UNKNOWN
-# The training of BPE takes the square of the longest run's time.
-LONG_RUN = re.compile(r"(\S{1000}|\s{1000})")
 PROBE = "a"  # a word that shows what a tokenizer does around any other
+LONG_RUN = re.compile(r"\S{257}|\s{257}")
+PIECE = re.compile(r"\s{0,256}\S{1,256}|\s{1,256}")
 STRANGER = "\U0010ffff"  # no character, which no vocabulary has
 
 
@@ -78,11 +78,18 @@ def train_tokenizer(
         rules.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(initial_alphabet=alphabet, **options)
-    if kind == "bpe":
-        texts = (piece for text in texts for piece in LONG_RUN.split(text) if piece)
+        texts = (piece for text in texts for piece in _pieces(text))
     rules.train_from_iterator(texts, trainer)
     rules.encode_special_tokens = True  # a control token in a user's text is text
     return Tokenizer(rules)
+
+
+def _pieces(text: str) -> list[str]:
+    """Returns a text in pieces if it has a long run without a space.
+
+    Training takes time that grows with the square of the longest such run.
+    """
+    return PIECE.findall(text) if LONG_RUN.search(text) else [text]
 
 
 def load_tokenizer(

@@ -13,7 +13,7 @@ from smf_jax.config import BY_DEFAULT, AskConfig, ConfigError, MeshConfig, requi
 from smf_jax.data.batches import Batch, pack_corpus
 from smf_jax.data.corpus import Corpus, load_facts
 from smf_jax.data.prompts import Prompt, encode_asked
-from smf_jax.data.records import Fact
+from smf_jax.data.records import MAX_PROMPT, Fact
 from smf_jax.data.tokenizer import unknown_words
 from smf_jax.evaluate.answers import answer
 from smf_jax.evaluate.asking import Asking, make_asking
@@ -192,6 +192,10 @@ def ask(
       ConfigError: There is no such run, the question has unknown words, or it is too
         long for the model.
     """
+    require(
+        len(question) <= MAX_PROMPT,
+        f"the question has {len(question):,} characters, and may have {MAX_PROMPT}",
+    )
     run = load_run(run_dir, mesh=mesh)
     merge_lora(run.model)
     shots = _shots(config, corpus_of(run)) if config.num_shots else []

@@ -95,7 +95,10 @@ def test_a_question_stays_beside_patterns_unless_it_is_a_filled_one(tmp_path):
     ("patterns", "reason"),
     [
         ("[X] [Y]", '"patterns" must be a list of strings'),
-        (["In [Y] is [X].", "[Y]", "a [Y]"], "relation R has no pattern with one [X]"),
+        (
+            ["In [Y] is [X].", "[Y]", "a [Y]"],
+            "relation 'R' has no pattern with one [X]",
+        ),
     ],
 )
 def test_patterns_that_cannot_be_completed_are_refused(tmp_path, patterns, reason):
@@ -127,6 +130,26 @@ def test_equal_ids_and_null_are_told_apart_by_their_lines(tmp_path):
     ids = [fact.id for fact in read_facts(path)]
 
     assert ids == ["x", "facts.jsonl:2", f"x ({path}:3)"]
+
+
+def test_an_id_that_another_row_took_already_is_made_another(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    rows = [
+        {"id": id, "question": f"q {n}", "answers": ["a"]}
+        for n, id in enumerate(["x", f"x ({path}:3)", "x"])
+    ]
+
+    facts = read_facts(write(tmp_path, "\n".join(map(json.dumps, rows))))
+
+    assert [fact.question for fact in facts] == ["q 0", "q 1", "q 2"]
+    assert len({fact.id for fact in facts}) == 3
+
+
+def test_a_filled_pattern_may_not_be_longer_than_a_prompt(tmp_path):
+    row = {"subject": "Ada" * 10_000, "relation": "R", "answers": ["Oslo"]}
+
+    with pytest.raises(ConfigError, match=r"a filled pattern has 70,\d{3} characters"):
+        with_patterns(tmp_path, row, patterns=["[X] lies " + "far " * 10**4 + "in [Y]"])
 
 
 def test_a_record_without_id_is_named_by_its_line(tmp_path):
@@ -205,6 +228,14 @@ def test_a_file_without_records_is_refused(tmp_path, content):
         (
             json.dumps({"question": "q" * 10**6, "answers": ["a"]}),
             '"question" has 1,000,000 characters',
+        ),
+        (
+            json.dumps({"id": "i" * 10**6, "question": "q", "answers": ["a"]}),
+            '"id" has 1,000,000 characters',
+        ),
+        (
+            json.dumps({"question": "q", "answers": ["a"] * 10_001}),
+            "the fact has 10,001 answers",
         ),
     ],
 )

@@ -91,6 +91,15 @@ def test_a_vocabulary_that_is_too_small_is_refused(kind, vocab_size):
         train_tokenizer(TEXTS, kind, vocab_size)
 
 
+def test_training_takes_seconds_on_a_text_without_spaces():
+    texts = ["東京" * 50_000, "red " * 99, f"green{' ' * 10**5}blue"]
+
+    tokenizer = train_tokenizer(texts, "bpe", vocab_size=400)
+
+    assert len(encode_prompt(tokenizer, "東京" * 1000)) < 1000
+    assert decode(tokenizer, encode_prompt(tokenizer, texts[2]), ()) == texts[2]
+
+
 def test_the_hash_identifies_vocabulary_bos_and_ends(words):
     same = train_tokenizer(TEXTS, "word", vocab_size=10)
     others = [train_tokenizer(["red red blue"], "word", vocab_size=10)]
