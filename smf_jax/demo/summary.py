@@ -23,15 +23,15 @@ def describe_data(config: DemoConfig, corpus: Corpus) -> list[str]:
         f"{source}: {len(known):,} facts are pretrained on, and to be kept; "
         f"{len(new):,} are new, and taught"
     ]
-    for kind in ("statements", "wordings", "held_out"):
-        if count(known, kind) + count(new, kind) == 0:
-            continue
-        use = "never trained on, and asked" if kind == "held_out" else "taught"
-        lines.append(
-            f"{kind}: {count(known, kind):,} of known facts, "
-            f"{'left out' if kind == 'held_out' else 'pretrained on'}; "
-            f"{count(new, kind):,} of new facts, {use}"
-        )
+    for kind in ("statements", "wordings"):
+        if of_both := count(known, kind) + count(new, kind):
+            of_known = count(known, kind)
+            lines.append(
+                f"{kind}: {of_known:,} of known facts, pretrained on; "
+                f"{of_both - of_known:,} of new facts, taught"
+            )
+    if asked := count(new, "held_out"):
+        lines.append(f"held-out wordings: {asked:,} of new facts, only asked")
     if config.background is not None:
         texts = len(corpus.texts) - count(known, "statements")
         lines.append(f"{config.background}: {texts:,} texts are pretrained on")
