@@ -8,6 +8,7 @@ import unicodedata
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 ARTICLE_WORDS = frozenset(["a", "an", "the"])
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+MARK = re.compile(r"[^\w\s]|_")
 BETWEEN_DIGITS = re.compile(r"(?<=\d)(?:[^\w\s]|_)+(?=\d)")
 # Punctuation that tells one answer from another.
 KEPT = frozenset("#%&*+-/@\\_\u2030\u2031\u2032\u2033\u2034\u0609\u060a\u066a")
@@ -31,7 +32,9 @@ def normalise(answer: str) -> str:
     text = unicodedata.normalize("NFC", answer).lower()
     text = unicodedata.normalize("NFC", text).translate(FORMS)
     text = THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    counts = [_counts(text, index) for index in range(len(text))]
+    counts = [True] * len(text)
+    for mark in MARK.finditer(text):
+        counts[mark.start()] = _counts(text, mark.start())
     for between in BETWEEN_DIGITS.finditer(text):
         counts[slice(*between.span())] = itertools.repeat(True, len(between[0]))
     words = []  # with whether each may be an article
