@@ -16,6 +16,11 @@ from smf_jax.config import ConfigError
 DATE = "26 Jul 2024"
 # Marks what a model is trained on, which is a mere scope where it is asked.
 GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})")
+# Of a program that somebody else wrote.
+FAILURES = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 Turns = Sequence[tuple[str, str]]  # questions with their answers
 
 
@@ -49,8 +54,9 @@ class ChatTemplate(NamedTuple):
                 documents=None,
                 **dict(self.tokens),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise ConfigError(f"the chat template cannot be used: {error}") from error
+        except FAILURES as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"the chat template cannot be used: {reason}") from error
 
 
 @functools.cache

@@ -167,6 +167,10 @@ def test_a_template_that_rewrites_the_question_cannot_teach(tokenizer):
         ("{{ messages[99].content.x }}", "chat template cannot be used"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),  # the sandbox
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ raise_exception('one\ntwo') }}", "one two"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ range(1000000000) | list }}", "Range too big"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
 def test_a_template_that_fails_is_refused_in_one_line(source, reason):
