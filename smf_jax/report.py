@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from smf_jax.config import require
+from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.questions import GROUPS
 from smf_jax.evaluate.scores import is_exact
 from smf_jax.runs.files import (
@@ -94,9 +95,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["interval"] = lambda ends, form="{:.3f}": (
-        f"[{form.format(ends[0])}, {form.format(ends[1])}]"
-    )
+    environment.filters["interval"] = show_interval
     environment.filters["score"] = lambda value: f"{value:.3f}"
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment.get_template("report.html.j2")

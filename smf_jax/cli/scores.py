@@ -7,7 +7,7 @@ from rich.console import Console
 from smf_jax.data.prompts import Prompt
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.forgetting import forgetting
-from smf_jax.evaluate.intervals import Interval
+from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.perplexity import TextLoss
 from smf_jax.evaluate.questions import GROUPS, Evaluation, Questions
 
@@ -26,7 +26,7 @@ def print_scores(
     for group in groups:
         of_group = [point.scores[group] for point in points]
         exact = _path(f"{scores.exact_match:.3f}" for scores in of_group)
-        interval = _interval(of_group[-1].exact_match_95)
+        interval = show_interval(of_group[-1].exact_match_95)
         f1 = _path(f"{scores.f1:.3f}" for scores in of_group)
         n = f"n={of_group[-1].n:<5,}"
         tell(GROUPS[group], f"{n}  exact match {exact} {interval}  F1 {f1}")
@@ -50,27 +50,18 @@ def _tell_forgotten(
     change = forgetting(known, before.answers["known"], after.answers["known"])
     if change is None:
         return
-    low, high = change.forgotten_95
-    tell(
-        "forgotten",
-        f"n={change.right_before:<5,}  {change.forgotten:.1%} [{low:.1%}, {high:.1%}]  "
-        f"{len(change.lost):,} lost, {len(change.gained):,} gained",
-    )
+    share = f"{change.forgotten:.1%} {show_interval(change.forgotten_95, '.1%')}"
+    counts = f"{len(change.lost):,} lost, {len(change.gained):,} gained"
+    tell("forgotten", f"n={change.right_before:<5,}  {share}  {counts}")
 
 
 def _tell_losses(losses: Sequence[TextLoss], tell: Callable[[str, str], None]) -> None:
     path, change = _path(f"{of.loss:.4f}" for of in losses), ""
     if len(losses) == 2:
         rise, interval = losses[0].change_to(losses[1])
-        change = f"{rise:+.4f} {_interval(interval, '+.4f')}"
+        change = f"{rise:+.4f} {show_interval(interval, '+.4f')}"
     tell("text rows", f"n={losses[-1].n:<5,}  loss {path} nats a token {change}")
 
 
 def _path(values: Iterable[str]) -> str:
     return " -> ".join(values)
-
-
-def _interval(ends: Interval | None, form: str = ".3f") -> str:
-    if ends is None:
-        return ""
-    return f"[{', '.join(f'{end:{form}}' for end in ends)}]"

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from smf_jax.data.corpus import Corpus
 from smf_jax.demo.recipes import DemoConfig
+from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.questions import GROUPS
 
 
@@ -63,14 +64,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _share(scores: dict[str, Any]) -> str:
-    low, high = scores["exact_match_95"]
-    return f"{scores['exact_match']:.3f}\n[{low:.3f}, {high:.3f}]"
+    return f"{scores['exact_match']:.3f}\n{show_interval(scores['exact_match_95'])}"
 
 
 def _forgotten(row: dict[str, Any]) -> tuple[str, str]:
     change, at_equal = row["forgetting"], row["forgotten_at_equal"]
     if change is None:  # nothing was known
         return "", ""
-    low, high = change["forgotten_95"]
-    share = f"{change['forgotten']:.1%}\n[{low:.1%}, {high:.1%}]"
+    share = f"{change['forgotten']:.1%}\n{show_interval(change['forgotten_95'], '.1%')}"
     return share, "" if at_equal is None else f"{at_equal:.1%}"

@@ -10,6 +10,15 @@ Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 Interval = Sequence[float]  # its two ends
 
 
+def show_interval(ends: Interval | None, form: str = ".3f") -> str:
+    """Returns an interval as text, and nothing for none.
+
+    >>> show_interval((0.25, 0.5), ".1%")
+    '[25.0%, 50.0%]'
+    """
+    return "" if ends is None else f"[{', '.join(f'{end:{form}}' for end in ends)}]"
+
+
 def wilson(share: float, n: int) -> Interval:
     """Returns the 95 % interval of a share of `n` independent cases.
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from smf_jax.config import AskConfig, RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
-from smf_jax.evaluate.intervals import Interval
+from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.perplexity import text_loss
 from smf_jax.evaluate.questions import (
     GROUPS,
@@ -189,21 +189,18 @@ def _result(run_dir: Path, report: Measures, console: Console) -> Retrofitted:
 
 
 def _table(report: Measures) -> Table:
-    def ends(interval: Interval | None) -> str:
-        if interval is None:
-            return ""
-        return f"[{', '.join(f'{end:.3f}' for end in interval)}]"
-
     before, after = report["base"], report["after"]
     table = Table("retrofit [95 %]", "n", "base")
     table.add_column("healed" if report["healed"] else "not healed")
-    losses = (f"{of['loss']:.4f} {ends(of['loss_95'])}" for of in (before, after))
+    losses = (
+        f"{of['loss']:.4f} {show_interval(of['loss_95'])}" for of in (before, after)
+    )
     table.add_row("held-out loss", f"{before['n']:,}", *losses)
     perplexities = (f"{of['perplexity']:.4f}" for of in (before, after))
     table.add_row("held-out perplexity", f"{before['n']:,}", *perplexities)
     for group, scores in before["scores"].items():
         exact = (
-            f"{of['exact_match']:.3f} {ends(of['exact_match_95'])}"
+            f"{of['exact_match']:.3f} {show_interval(of['exact_match_95'])}"
             for of in (scores, after["scores"][group])
         )
         table.add_row(f"exact match, {GROUPS[group]}", f"{scores['n']:,}", *exact)
