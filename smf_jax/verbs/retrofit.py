@@ -13,11 +13,11 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax.config import AskConfig, RetrofitConfig
+from smf_jax.config import BY_DEFAULT, RetrofitConfig
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.evaluate.intervals import show_interval
-from smf_jax.evaluate.perplexity import text_loss
+from smf_jax.evaluate.perplexity import TextLoss, text_loss
 from smf_jax.evaluate.questions import (
     GROUPS,
     Questions,
@@ -76,7 +76,8 @@ def retrofit(
         before = run.progress.get("before")
         if before is None:
             console.print("evaluating the base")
-            before = _measure(base.model, base, config, data, console)
+            texts = text_loss(base.model, data.held_out, config.data.batch_size)
+            before = _measure(base.model, base, texts, data, console)
         model = add_memory(base.model, config.memory, config.seed)
         lineage = base.lineage._replace(retrofit=config, finetune=None)
         hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
@@ -97,18 +98,17 @@ def retrofit(
         for step, state in evaluations:
             params = (state.trainable, training.frozen)
             current = nnx.merge(graph, *params)
-            loss = text_loss(current, data.held_out, config.data.batch_size).loss
+            texts = text_loss(current, data.held_out, config.data.batch_size)
             slots = _slot_stats(count, layout, params, config, data)
             scales = [float(block.memory_scale[...]) for block in _added(current)]
-            curve.append(
-                {"step": step, "loss": loss, "slots": slots, "memory_scale": scales}
-            )
+            point = {"loss": texts.loss, "slots": slots, "memory_scale": scales}
+            curve.append({"step": step} | point)
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
-                after = _measure(current, base, config, data, console)
+                after = _measure(current, base, texts, data, console)
                 report = {
-                    "healed": loss <= before["loss"] + config.margin,
+                    "healed": texts.loss <= before["loss"] + config.margin,
                     "margin": config.margin,
                     "base": before,
                     "after": after | curve[-1],
@@ -130,13 +130,12 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
 
 
 def _measure(
-    model: Transformer, base: Run, config: RetrofitConfig, data: Data, console: Console
+    model: Transformer, base: Run, texts: TextLoss, data: Data, console: Console
 ) -> Measures:
     """Returns what a base and its retrofit are compared by, for one of the two."""
-    asking = asking_of(base, AskConfig(), data.questions)
+    asking = asking_of(base, BY_DEFAULT, data.questions)
     about = (base.tokenizer, data.questions, [], 0, asking, console)
     evaluation = evaluate_model(model, *about)
-    texts = text_loss(model, data.held_out, config.data.batch_size)
     return {
         "n": texts.n,
         "loss": texts.loss,
