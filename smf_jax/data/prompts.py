@@ -1,5 +1,6 @@
 """Prompts: how a model is asked for a fact, and how the answer follows."""
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -97,10 +98,16 @@ def ends_of(tokenizer: Tokenizer, form: PromptFormat) -> tuple[int, ...]:
 
 def turn_end(tokenizer: Tokenizer) -> int | None:
     """Returns the token by which the chat template ends an answer, if it does."""
-    answered = _template_of(tokenizer).render([("question", MARK.format(0))])
     controls = control_tokens(tokenizer)
-    found = re.search(_any_of(controls), answered.partition(MARK.format(0))[2])
+    found = re.search(_any_of(controls), _after_answer(_template_of(tokenizer)))
     return controls[found[0]] if found else None
+
+
+@functools.cache
+def _after_answer(template: ChatTemplate) -> str:
+    """Returns what a template writes after an answer."""
+    mark = MARK.format(0)
+    return template.render([("question", mark)]).partition(mark)[2]
 
 
 def _any_of(controls: Iterable[str]) -> str:

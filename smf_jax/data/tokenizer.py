@@ -205,9 +205,9 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
         )
     # BPE spells control tokens, but other models may know them as words.
     if rules.encode_special_tokens and not isinstance(rules.model, models.BPE):
-        unknown = rules.encode(STRANGER, add_special_tokens=False).ids
-        controls = control_tokens(tokenizer).items()
-        held = [token for token, id in controls if id in ids and id not in unknown]
+        held = {t: id for t, id in control_tokens(tokenizer).items() if id in ids}
+        unknown = rules.encode(STRANGER, add_special_tokens=False).ids if held else []
+        held = [token for token, id in held.items() if id not in unknown]
         require(
             not held,
             f"{text[:80]!r} holds {', '.join(map(repr, held))}, which is a control "
