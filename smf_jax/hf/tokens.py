@@ -34,18 +34,25 @@ def read_tokenizer(
         f"{folder} holds no {files.TOKENIZER}: save its tokenizer with transformers, "
         "whose save_pretrained writes one",
     )
-    named = {name: ids for name, ids in _named_ends(folder).items() if ids}
+    names = (files.CONFIG, files.GENERATION_CONFIG)
+    names += (files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS)
+    read = {
+        name: files.read_model_json(folder, name) if (folder / name).is_file() else {}
+        for name in names
+    }
+    config = read[files.TOKENIZER_CONFIG]
+    special = _special_tokens(config, read[files.SPECIAL_TOKENS])
+    ends = _named_ends(read, special)
+    first = next((tokens[0] for tokens in ends.values() if tokens), None)
     require(
-        bool(named),
-        f"{folder}: none of {', '.join(_named_ends(folder))} names the EOS token",
+        first is not None, f"{folder}: none of {', '.join(ends)} names the EOS token"
     )
-    first = next(iter(named.values()))[0]
     tokenizer = load_tokenizer(folder / files.TOKENIZER, first)
     notes = []
-    tokenizer = _with_controls(folder, tokenizer, notes)
-    tokenizer = _with_bos(folder, tokenizer, bos, notes)
-    tokenizer = _with_template(folder, tokenizer, notes)
-    tokenizer = _with_ends(tokenizer, named, notes)
+    tokenizer = _with_controls(tokenizer, special, notes)
+    tokenizer = _with_bos(folder, tokenizer, bos, config, special, notes)
+    tokenizer = _with_template(tokenizer, files.carried_files(folder), notes)
+    tokenizer = _with_ends(tokenizer, ends, notes)
     return _with_limit(tokenizer, vocab_size, notes), notes
 
 
@@ -66,7 +73,10 @@ def _fault(template: ChatTemplate) -> str:
 
 
 def _read_template(carried: dict[str, str]) -> ChatTemplate | None:
-    config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
+    config, more = (
+        json.loads(carried.get(name, "{}"))
+        for name in (files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS)
+    )
     source = carried.get(files.CHAT_TEMPLATE, config.get("chat_template"))
     if isinstance(source, list):  # several, by name
         templates = [each for each in source if isinstance(each, dict)]
@@ -74,14 +84,13 @@ def _read_template(carried: dict[str, str]) -> ChatTemplate | None:
         source = next(named, None)
     if not isinstance(source, str):
         return None
-    return ChatTemplate(source, tuple(sorted(_special_tokens(carried).items())))
+    return ChatTemplate(source, tuple(sorted(_special_tokens(config, more).items())))
 
 
-def _special_tokens(carried: dict[str, str]) -> dict[str, str]:
-    """Returns the special tokens that files name, such as "eos_token"."""
-    config = json.loads(carried.get(files.TOKENIZER_CONFIG, "{}"))
+def _special_tokens(config: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
+    """Returns the special tokens that two files name, such as "eos_token"."""
     if "added_tokens_decoder" not in config:  # older models have a file for them
-        config |= json.loads(carried.get(files.SPECIAL_TOKENS, "{}"))
+        config = config | more
     tokens = {name: _content(value) for name, value in config.items()}
     return {n: token for n, token in tokens.items() if n.endswith("_token") and token}
 
@@ -91,26 +100,22 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _named_ends(folder: Path) -> dict[str, list[int | str]]:
-    """Returns the tokens that end a text by the files that name them, or their ids."""
-    names = (files.GENERATION_CONFIG, files.TOKENIZER_CONFIG, files.CONFIG)
-    read = {
-        name: files.read_model_json(folder, name) if (folder / name).is_file() else {}
-        for name in (*names, files.SPECIAL_TOKENS)
-    }
-    del read[files.SPECIAL_TOKENS]  # which amends the tokenizer's, and is JSON
-    read[files.CONFIG], _ = split_config(read[files.CONFIG])
-    special = _special_tokens(files.carried_files(folder))
-    ends = {}
-    for name, content in read.items():
-        if name == files.TOKENIZER_CONFIG:
-            token = special.get("eos_token")
-            ends[name] = [] if token is None else [token]
-            continue
+def _named_ends(
+    read: dict[str, dict[str, Any]], special: dict[str, str]
+) -> dict[str, list[int | str]]:
+    """Returns the tokens that end a text, or their ids, by the file that names them."""
+
+    def ids_of(content: dict[str, Any]) -> list[int]:
         ids = content.get("eos_token_id")
         ids = ids if isinstance(ids, list) else [ids]
-        ends[name] = [each for each in ids if type(each) is int]
-    return ends
+        return [each for each in ids if type(each) is int]
+
+    token = special.get("eos_token")
+    return {
+        files.GENERATION_CONFIG: ids_of(read[files.GENERATION_CONFIG]),
+        files.TOKENIZER_CONFIG: [] if token is None else [token],
+        files.CONFIG: ids_of(split_config(read[files.CONFIG])[0]),
+    }
 
 
 def _with_ends(
@@ -143,19 +148,22 @@ def _with_ends(
     return tokenizer._replace(eos=eos, other_ends=others)
 
 
-def _with_template(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Tokenizer:
-    carried = files.carried_files(folder)
+def _with_template(
+    tokenizer: Tokenizer, carried: dict[str, str], notes: list[str]
+) -> Tokenizer:
     template = _read_template(carried)
-    fault = template and _fault(template)
+    fault = "" if template is None else _fault(template)
     if fault:
         notes.append(f"{fault}: the model can be asked by plain prompts only")
-    return tokenizer._replace(template=template_of(carried))
+    return tokenizer._replace(template=None if fault else template)
 
 
-def _with_controls(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Tokenizer:
+def _with_controls(
+    tokenizer: Tokenizer, special: dict[str, str], notes: list[str]
+) -> Tokenizer:
     """Returns a tokenizer that has the special tokens of other files as such."""
-    named = _special_tokens(files.carried_files(folder)).values()
     vocabulary, known = tokenizer.rules.get_vocab(), control_tokens(tokenizer)
+    named = special.values()
     unmarked = [token for token in named if token in vocabulary and token not in known]
     if not unmarked:
         return tokenizer
@@ -168,16 +176,18 @@ def _with_controls(folder: Path, tokenizer: Tokenizer, notes: list[str]) -> Toke
 
 
 def _with_bos(
-    folder: Path, tokenizer: Tokenizer, bos: Bos, notes: list[str]
+    folder: Path,
+    tokenizer: Tokenizer,
+    bos: Bos,
+    config: dict[str, Any],
+    special: dict[str, str],
+    notes: list[str],
 ) -> Tokenizer:
-    config = {}
-    if (folder / files.TOKENIZER_CONFIG).is_file():
-        config = files.read_model_json(folder, files.TOKENIZER_CONFIG)
     wanted, does = config.get("add_bos_token"), bool(tokenizer.bos)
     if bos == "no":
         return tokenizer._replace(bos=())
     if bos == "yes" and not does:
-        token = _special_tokens(files.carried_files(folder)).get("bos_token")
+        token = special.get("bos_token")
         id = None if token is None else tokenizer.rules.token_to_id(token)
         require(
             id is not None,
