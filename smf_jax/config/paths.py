@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-PATHS = ("run_dir", "base", "facts", "patterns", "background", "shots_from")
+PATHS = ("run_dir", "base", "facts", "patterns", "background")
 
 
 def with_absolute_paths(config: Any) -> Any:

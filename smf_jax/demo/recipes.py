@@ -58,32 +58,6 @@ class DemoConfig:
         )
 
 
-class Preset(NamedTuple):
-    """The sizes of a demo."""
-
-    model: ModelConfig
-    steps: int  # of pretraining on files
-    vocab_size: int
-    batch_size: int  # packed rows of a step, and of a background document
-    documents: int  # of the background, for document frequencies
-    smf_rate: float
-    teach_steps: int
-    evaluations: int
-    top_t: int
-
-
-PRESETS = {
-    "full": Preset(
-        ModelConfig(hidden_dim=256),
-        *(1000, 4096, 32, USAGE_DOCUMENTS, 350.0, 300, 5, 8000),
-    ),
-    "small": Preset(
-        ModelConfig(hidden_dim=256, num_layers=3),
-        *(120, 2048, 16, 60, 3000.0, 100, 2, 4000),
-    ),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a method teaches."""
@@ -176,6 +150,44 @@ FILE_RECIPES = {
     "lora": Recipe(1e-3, LORA, teach="both", batch_size=64),
     "full": Recipe(3e-4, FULL, teach="both", batch_size=64),
 }
+
+
+def _small(recipe: Recipe, learning_rate: float, **optim) -> Recipe:
+    return dataclasses.replace(
+        recipe,
+        learning_rate=learning_rate,
+        steps=100,
+        evaluations=2,
+        optim=dataclasses.replace(recipe.optim, **optim),
+    )
+
+
+# For some hundred facts.
+SMALL_RECIPES = {
+    "smf": _small(FILE_RECIPES["smf"], 3000.0, warmup_steps=33, top_t=4000),
+    "lora": _small(FILE_RECIPES["lora"], 1e-3, warmup_steps=10),
+    "full": _small(FILE_RECIPES["full"], 3e-4, warmup_steps=10),
+}
+
+
+class Preset(NamedTuple):
+    """The sizes of a demo on files."""
+
+    model: ModelConfig
+    steps: int  # of pretraining
+    vocab_size: int
+    batch_size: int  # packed rows of a step, and of a background document
+    documents: int  # of the background, for document frequencies
+    recipes: dict[str, Recipe]
+
+
+MODEL = ModelConfig(hidden_dim=256)  # also of the synthetic world
+PRESETS = {
+    "full": Preset(MODEL, 1000, 4096, 32, USAGE_DOCUMENTS, FILE_RECIPES),
+    "small": Preset(
+        dataclasses.replace(MODEL, num_layers=3), 120, 2048, 16, 60, SMALL_RECIPES
+    ),
+}
 # What the rates rest on, for the reader of a comparison.
 WORLD_RATES = (
     "Each method has the rate that forgets least at equal learning in this world, of a "
@@ -189,25 +201,7 @@ FILE_RATES = (
 
 def recipes_of(config: DemoConfig) -> dict[str, Recipe]:
     """Returns how each method teaches the facts of a demo."""
-    if config.facts is None:
-        return WORLD_RECIPES
-    preset = PRESETS[config.preset]
-    if config.preset == "full":
-        return FILE_RECIPES
-    return {
-        name: dataclasses.replace(
-            recipe,
-            learning_rate=preset.smf_rate if name == "smf" else recipe.learning_rate,
-            steps=preset.teach_steps,
-            evaluations=preset.evaluations,
-            optim=dataclasses.replace(
-                recipe.optim,
-                warmup_steps=preset.teach_steps // (3 if name == "smf" else 10),
-                top_t=min(recipe.optim.top_t, preset.top_t),
-            ),
-        )
-        for name, recipe in FILE_RECIPES.items()
-    }
+    return WORLD_RECIPES if config.facts is None else PRESETS[config.preset].recipes
 
 
 def finetune_config(

@@ -46,7 +46,7 @@ def forgetting(
         return None
     left, n = right - len(lost) + len(gained), len(known)
     interval = forgotten_interval(len(lost), len(gained), right, n)
-    share = (right - left) / right
+    share = forgotten(float(right), float(left))
     return Forgetting(n, right, left, lost, gained, share, interval)
 
 
