@@ -39,6 +39,21 @@ def test_links_to_files_lead_somewhere(page):
     assert missing == []
 
 
+def test_no_page_holds_an_unresolved_merge():
+    pages = [ROOT / page for page in PAGES]
+    pages += (p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
+
+    conflict = re.compile("^(<{7}|>{7}) ", re.MULTILINE)
+    assert [page for page in pages if conflict.search(page.read_text())] == []
+
+
+def test_the_architecture_names_every_file_of_the_package():
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    names = {path.name for path in (ROOT / "smf_jax").rglob("*.py")} - {"__init__.py"}
+
+    assert {name for name in names if name not in page} == set()
+
+
 def test_the_reference_lists_every_public_name():
     page = (ROOT / "docs/reference/api.md").read_text()
     listed = re.findall(r"\.\. auto\w+:: (?:smf_jax\.)?(\w+)", page)
