@@ -28,6 +28,7 @@ from smf_jax.config import (
     name_mesh,
     require,
 )
+from smf_jax.cpu import has_amx
 from smf_jax.tree import leaf_name
 
 AXES = ("data", "fsdp", "model")
@@ -75,6 +76,11 @@ class MeshLayout:
         """Returns the platform of its devices: cpu, gpu or tpu."""
         devices = jax.local_devices() if self.mesh is None else self.mesh.devices.flat
         return devices[0].platform
+
+    @property
+    def rounds_factors(self) -> bool:
+        """Returns whether factors of dense products are rounded to bfloat16."""
+        return self.compute.products == "bfloat16"
 
     @property
     def row_axes(self) -> tuple[str, ...]:
@@ -244,12 +250,21 @@ def make_layout(
         f"compute.lookup={compute.lookup} is for GPU, but the devices are {platform}: "
         "set compute.lookup=xla",
     )
+    compute = choose_products(compute, platform)
     count = math.prod(shape)
     if count == 1 and not several:
         return MeshLayout(None, mesh.values, compute)
     kinds = (AxisType.Auto,) * len(AXES)
     grid = jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:count])
     return MeshLayout(grid, mesh.values, compute)
+
+
+def choose_products(compute: ComputeConfig, platform: str) -> ComputeConfig:
+    """Returns a configuration with the dtype that `products=auto` stands for."""
+    if compute.products != "auto":
+        return compute
+    dtype = "bfloat16" if platform == "cpu" and has_amx() else "float32"
+    return dataclasses.replace(compute, products=dtype)
 
 
 def _mesh_shape(mesh, memory, devices: int, several: bool) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "smf_jax"
 FLOORS = (
-    ("config", "exits", "extras", "atomic", "progress", "tree"),
+    ("config", "exits", "extras", "atomic", "cpu", "progress", "tree"),
     ("sharding",),
     ("kernels", "multihost"),
     ("model", "slots", "data"),

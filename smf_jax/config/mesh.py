@@ -40,6 +40,9 @@ class ComputeConfig:
     """How a step is computed; parameters are float32 in any case."""
 
     activations: Literal["float32", "bfloat16"] = "float32"  # their dtype
+    # dtype that factors of dense products are rounded to; products are summed in
+    # float32. auto: bfloat16 on CPUs that multiply it faster, else float32
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: bool = False  # recompute activations in the backward pass
     scan_layers: bool = False  # compile equal blocks once; copies their weights
     lookup: Literal["xla", "pallas"] = "xla"  # memory kernels; Pallas is for GPU only

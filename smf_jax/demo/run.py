@@ -15,7 +15,6 @@ from smf_jax.config import (
     PretrainConfig,
     config_hash,
     require,
-    with_absolute_paths,
 )
 from smf_jax.data.corpus import load_corpus
 from smf_jax.demo.recipes import (
@@ -43,7 +42,7 @@ from smf_jax.runs.files import (
 )
 from smf_jax.runs.load import is_finished, load_run
 from smf_jax.runs.lock import lock_run_dir
-from smf_jax.runs.record import code_version, read_record
+from smf_jax.runs.record import as_recorded, code_version, read_record
 from smf_jax.verbs.finetune import finetune
 from smf_jax.verbs.pretrain import pretrain
 from smf_jax.verbs.usage import collect_usage
@@ -135,7 +134,7 @@ def _pretrain_once(base: PretrainConfig, corpus_hash: str, console: Console) -> 
         return
     record = read_record(run_dir)
     require(
-        record["config_hash"] == config_hash(with_absolute_paths(base))
+        record["config_hash"] == config_hash(as_recorded(base))
         and record["corpus_hash"] == corpus_hash,
         f"{run_dir} is the base of a demo with other settings or files: choose another "
         "--out or remove it",
@@ -178,7 +177,7 @@ def _is_taught(task: FinetuneConfig) -> bool:
         return False
     record = read_record(run_dir)
     return (
-        record["config_hash"] == config_hash(with_absolute_paths(task))
+        record["config_hash"] == config_hash(as_recorded(task))
         and {name: record[name] for name in code} == code
         and record["base_hash"] == load_run(task.base).model_hash
     )
@@ -190,7 +189,7 @@ def _clear(task: FinetuneConfig) -> None:
     Raises:
       ConfigError: No demo has written it.
     """
-    run_dir, task = Path(task.run_dir), with_absolute_paths(task)
+    run_dir, task = Path(task.run_dir), as_recorded(task)
     if checkpoint.latest_step(run_dir) is None:
         return
     record = read_record(run_dir)

@@ -1,17 +1,21 @@
 """Causal grouped-query attention with rotary positions and a cache for decoding."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from smf_jax.config import ModelConfig, RopeScalingConfig
 from smf_jax.model.linear import linear, rms_norm
+from smf_jax.model.products import einsum, rounded_einsum
+from smf_jax.sharding import MeshLayout
+
+MASKED = -1e30  # not infinite: a token that sees none has no NaN
 
 
 class KVCache(NamedTuple):
@@ -20,16 +24,23 @@ class KVCache(NamedTuple):
     Positions from `length` on are empty: the caller masks them.
     """
 
-    keys: Float[Array, "batch max_len kv_heads head_dim"]
-    values: Float[Array, "batch max_len kv_heads head_dim"]
+    keys: Float[Array, "batch kv_heads max_len head_dim"]
+    values: Float[Array, "batch kv_heads max_len head_dim"]
     length: Int[Array, ""]
+
+
+class Rotation(NamedTuple):
+    """The angles by which the pairs of a head's dimensions are rotated, by token."""
+
+    cos: Float[Array, "batch seq pairs"]
+    sin: Float[Array, "batch seq pairs"]
 
 
 class QueryTokens(NamedTuple):
     """The tokens that attend, if not all do."""
 
     x: Float[Array, "batch some dim"]
-    positions: Int[Array, "batch some"]
+    rotation: Rotation
     mask: Bool[Array, "batch some kv_len"]
 
 
@@ -70,18 +81,25 @@ def _kept(
     return 1 - np.clip((pairs - first) / span, 0, 1)
 
 
-def rotate(
-    x: Float[Array, "batch seq heads head_dim"],
-    positions: Int[Array, "batch seq"],
-    frequencies: np.ndarray,
-    amplitude: float = 1.0,
-) -> Float[Array, "batch seq heads head_dim"]:
-    """Rotates dimensions i and i + head_dim / 2 of each head by the position.
+def make_rotation(positions: Int[Array, "batch seq"], config: ModelConfig) -> Rotation:
+    """Returns the rotation of tokens at some positions, the same for all layers.
 
-    The result is multiplied by `amplitude`.
+    What is rotated is multiplied by the amplitude of the scaling, too.
     """
-    angles = (positions[..., None] * jnp.asarray(frequencies)[None, None])[:, :, None]
-    cos, sin = amplitude * jnp.cos(angles), amplitude * jnp.sin(angles)
+    theta, scaling = config.rope.theta, config.rope.scaling
+    frequencies = rope_frequencies(config.head_width, theta, scaling)
+    angles = positions[..., None] * jnp.asarray(frequencies)[None, None]
+    amplitude = 1.0 if scaling is None else scaling.amplitude
+    rotation = Rotation(amplitude * jnp.cos(angles), amplitude * jnp.sin(angles))
+    # Otherwise the compiler computes them anew for each head of each layer.
+    return jax.lax.optimization_barrier(rotation)
+
+
+def rotate(
+    x: Float[Array, "batch seq heads head_dim"], rotation: Rotation
+) -> Float[Array, "batch seq heads head_dim"]:
+    """Rotates dimensions i and i + head_dim / 2 of each head."""
+    cos, sin = (part[:, :, None] for part in rotation)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
@@ -92,10 +110,11 @@ class Attention(nnx.Module):
     """Grouped-query attention from each token to those that the mask allows."""
 
     def __init__(
-        self, config: ModelConfig, layer: int, dtype: DTypeLike, *, rngs: nnx.Rngs
+        self, config: ModelConfig, layer: int, layout: MeshLayout, *, rngs: nnx.Rngs
     ):
-        make = functools.partial(linear, dtype=dtype, rngs=rngs)
-        dim, width, rope = config.dim, config.head_width, config.rope
+        make = functools.partial(linear, layout=layout, rngs=rngs)
+        dtype = layout.compute.activations
+        dim, width = config.dim, config.head_width
         heads, kv_heads = config.num_heads * width, config.num_kv_heads * width
         self.query = make(dim, heads, use_bias=config.qkv_bias)
         self.key = make(dim, kv_heads, use_bias=config.qkv_bias)
@@ -106,12 +125,13 @@ class Attention(nnx.Module):
             self.query_norm = rms_norm(width, config, dtype, rngs)
             self.key_norm = rms_norm(width, config, dtype, rngs)
         self.head_dim = width
-        self.rope = None if layer in rope.skip_layers else rope
+        self.einsum = rounded_einsum if layout.rounds_factors else einsum
+        self.rotates = layer not in config.rope.skip_layers
 
     def __call__(
         self,
         x: Float[Array, "batch seq dim"],
-        positions: Int[Array, "batch seq"],
+        rotation: Rotation,
         mask: Bool[Array, "batch 1 seq kv_len"],
         cache: KVCache | None = None,
         queries: QueryTokens | None = None,
@@ -120,26 +140,54 @@ class Attention(nnx.Module):
 
         By default all tokens are queries.
         """
-        batch, seq, _ = x.shape
-        queries = QueryTokens(x, positions, mask[:, 0]) if queries is None else queries
+        queries = QueryTokens(x, rotation, mask[:, 0]) if queries is None else queries
         query, key, value = (
-            layer(x).astype(x.dtype).reshape(batch, x.shape[1], -1, self.head_dim)
+            layer(x).astype(x.dtype).reshape(*x.shape[:2], -1, self.head_dim)
             for layer, x in ((self.query, queries.x), (self.key, x), (self.value, x))
         )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        if self.rope is not None:
-            theta, scaling = self.rope.theta, self.rope.scaling
-            frequencies = rope_frequencies(self.head_dim, theta, scaling)
-            amplitude = 1.0 if scaling is None else scaling.amplitude
-            query = rotate(query, queries.positions, frequencies, amplitude)
-            key = rotate(key, positions, frequencies, amplitude)
+        if self.rotates:
+            query, key = rotate(query, queries.rotation), rotate(key, rotation)
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
         if cache is not None:
-            start = (0, cache.length, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache.keys, key, start)
-            value = jax.lax.dynamic_update_slice(cache.values, value, start)
-            cache = KVCache(key, value, cache.length + seq)
-        out = jax.nn.dot_product_attention(
-            query, key, value, mask=queries.mask[:, None]
-        )
-        return self.out(out.reshape(*queries.x.shape[:2], -1)), cache
+            cache = _extend(cache, key, value)
+            key, value = cache.keys, cache.values
+        out = _attend(query, key, value, queries.mask, self.einsum).swapaxes(1, 2)
+        out = out.reshape(*queries.x.shape[:2], -1)
+        return self.out(out.astype(x.dtype)), cache
+
+
+def _extend(cache: KVCache, key: Array, value: Array) -> KVCache:
+    start = (0, 0, cache.length, 0)
+    keys, values = (
+        jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
+        for old, new in ((cache.keys, key), (cache.values, value))
+    )
+    return KVCache(keys, values, cache.length + key.shape[2])
+
+
+def _attend(
+    query: Float[Array, "batch heads some head_dim"],
+    key: Float[Array, "batch kv_heads kv_len head_dim"],
+    value: Float[Array, "batch kv_heads kv_len head_dim"],
+    mask: Bool[Array, "batch some kv_len"],
+    einsum: Callable[[str, Array, Array], Array],
+) -> Float[Array, "batch heads some head_dim"]:
+    """Returns the mean of the values that each query sees, weighted by softmax.
+
+    The queries of a group of heads, which share keys, are one axis of the products.
+    Sums are divided by the total weight at the end, where arrays are small.
+    """
+    batch, heads, some, head_dim = query.shape
+    kv_heads, kv_len = key.shape[1:3]
+    query = query.reshape(batch, kv_heads, -1, head_dim)
+    scores = head_dim**-0.5 * einsum("bhqd,bhkd->bhqk", query, key)
+    scores = scores.reshape(batch, kv_heads, -1, some, kv_len)
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(-1).reshape(batch, heads, some, 1)
+    weights = weights.reshape(batch, kv_heads, -1, kv_len).astype(value.dtype)
+    out = einsum("bhqk,bhkd->bhqd", weights, value)
+    return out.reshape(batch, heads, some, head_dim) / total

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from smf_jax.config import ModelConfig
@@ -18,8 +17,10 @@ from smf_jax.sharding import MeshLayout
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202), without biases."""
 
-    def __init__(self, dim: int, hidden_dim: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, dim: int, hidden_dim: int, layout: MeshLayout, *, rngs: nnx.Rngs
+    ):
+        make = functools.partial(linear, layout=layout, rngs=rngs)
         self.gate = make(dim, hidden_dim)
         self.up = make(dim, hidden_dim)
         self.down = make(hidden_dim, dim)
@@ -45,10 +46,10 @@ class Block(nnx.Module):
         adds_memory = has_memory and memory.placement == "add"
         dim, dtype = config.dim, layout.compute.activations
         self.attention_norm = rms_norm(dim, config, dtype, rngs)
-        self.attention = Attention(config, layer, dtype, rngs=rngs)
+        self.attention = Attention(config, layer, layout, rngs=rngs)
         self.feed_forward_norm = rms_norm(dim, config, dtype, rngs)
         self.feed_forward = (
-            FeedForward(dim, config.hidden_dim, dtype, rngs=rngs)
+            FeedForward(dim, config.hidden_dim, layout, rngs=rngs)
             if adds_memory or not has_memory
             else None
         )
@@ -58,18 +59,18 @@ class Block(nnx.Module):
         # Starts at 0, so that an added memory changes nothing.
         self.memory_scale = nnx.Param(jnp.zeros(())) if adds_memory else None
 
-    def __call__(self, x, positions, mask, values, perturbation, cache, queries=None):
+    def __call__(self, x, rotation, mask, values, perturbation, cache, queries=None):
         """Returns the residual stream after this block, its reads, and the cache.
 
         The stream is that of all tokens, or of `queries` alone.
         """
-        x, cache = self.attend(x, positions, mask, cache, queries)
+        x, cache = self.attend(x, rotation, mask, cache, queries)
         x, reads = self.feed(x, values, perturbation)
         return x, reads, cache
 
-    def attend(self, x, positions, mask, cache, queries=None):
+    def attend(self, x, rotation, mask, cache, queries=None):
         """Returns the stream with attention added, and the cache."""
-        args = (self.attention_norm(x), positions, mask, cache)
+        args = (self.attention_norm(x), rotation, mask, cache)
         if queries is None:
             attended, cache = self.attention(*args)
             return x + attended, cache

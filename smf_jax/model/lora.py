@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from smf_jax.config import LoraConfig, require
-from smf_jax.model.linear import product
 
 
 class LoRAParam(nnx.Param):
@@ -32,7 +31,9 @@ class LoRALinear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Array:
         """Returns the layer's output with the addition."""
         down, up = (factor[...].astype(x.dtype) for factor in (self.down, self.up))
-        return self.base(x) + self.scale * product(product(x, down), up)
+        product, axes = self.base.dot_general, (((x.ndim - 1,), (0,)), ((), ()))
+        added = product(product(x, down, axes), up, axes)
+        return self.base(x) + self.scale * added
 
 
 def merge_lora(model: nnx.Module) -> None:

@@ -54,8 +54,7 @@ class MemoryLayer(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        dtype = layout.compute.activations
-        make = functools.partial(linear, dtype=dtype, rngs=rngs)
+        make = functools.partial(linear, layout=layout, rngs=rngs)
         self.config = config
         self.dim = dim
         self.layout = layout
@@ -73,7 +72,7 @@ class MemoryLayer(nnx.Module):
         self.gate = make(dim, config.value_dim)
         self.out = make(config.value_dim, dim)
         if config.relevance_gate:
-            zeros = nnx.initializers.zeros
+            zeros, dtype = nnx.initializers.zeros, layout.compute.activations
             self.relevance = nnx.Linear(
                 dim, 1, kernel_init=zeros, dtype=dtype, rngs=rngs
             )

@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from smf_jax.config import ModelConfig
 from smf_jax.kernels.sharded import embed, take_positions
-from smf_jax.model.attention import KVCache, QueryTokens
+from smf_jax.model.attention import KVCache, QueryTokens, make_rotation
 from smf_jax.model.block import Block
 from smf_jax.model.linear import rms_norm
 from smf_jax.model.memory import Reads, init_values, table_of
+from smf_jax.model.products import einsum, product, rounded_einsum, rounded_product
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Perturbations = tuple[Float[Array, "batch seq value_dim"], ...]
@@ -42,7 +43,11 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List([Block(config, n, layout, rngs=rngs) for n in layers])
         self.norm = rms_norm(dim, config, dtype, rngs)
         make_head = functools.partial(
-            nnx.Linear, use_bias=False, dtype=dtype, preferred_element_type=jnp.float32
+            nnx.Linear,
+            use_bias=False,
+            dtype=dtype,
+            dot_general=rounded_product if layout.rounds_factors else product,
+            preferred_element_type=jnp.float32,
         )
         tied = config.tie_embeddings
         self.head = None if tied else make_head(dim, config.vocab_size, rngs=rngs)
@@ -96,11 +101,12 @@ class Transformer(nnx.Module):
         arguments are those of `hidden`.
         """
         positions, mask = _positions_and_mask(tokens, positions, segments)
+        rotation = make_rotation(positions, self.config)
         below, lowest = self._below_memory()
         x = embed(self.layout, self.embedding[...], tokens)
         for blocks in below:
-            x = self._scan(blocks, self.layout.constrain(x, BATCH), positions, mask)
-        x, _ = lowest.attend(self.layout.constrain(x, BATCH), positions, mask, None)
+            x = self._scan(blocks, self.layout.constrain(x, BATCH), rotation, mask)
+        x, _ = lowest.attend(self.layout.constrain(x, BATCH), rotation, mask, None)
         return Prefix(x, lowest.rank(x))
 
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
@@ -109,7 +115,8 @@ class Transformer(nnx.Module):
         They are apart so that the gradient of the head can be taken alone.
         """
         if self.head is None:
-            return _tied_logits, self.embedding[...]
+            logits_of = _rounded_logits if self.layout.rounds_factors else _logits
+            return logits_of, self.embedding[...]
         graph, params = nnx.split(self.head)
         return lambda params, x: nnx.merge(graph, params)(x), params
 
@@ -136,13 +143,16 @@ class Transformer(nnx.Module):
 
     def empty_caches(self, batch: int, max_len: int) -> list[KVCache]:
         """Returns an empty cache of `max_len` tokens per sequence for each layer."""
-        shape = (batch, max_len, self.config.num_kv_heads, self.config.head_width)
-        empty = jnp.zeros(shape, self.layout.compute.activations)
+        shape = (batch, self.config.num_kv_heads, max_len, self.config.head_width)
+        rounded = self.layout.rounds_factors  # as products would do it
+        dtype = jnp.bfloat16 if rounded else self.layout.compute.activations
+        empty = jnp.zeros(shape, dtype)
         return [KVCache(empty, empty, jnp.zeros((), jnp.int32)) for _ in self.blocks]
 
     def _run(
         self, tokens, positions, mask, perturbations, caches, prefix, output_positions
     ):
+        rotation = make_rotation(positions, self.config)
         reads, new_caches = [], []
         runs = self._runs_of_blocks(may_scan=caches is None)
 
@@ -165,7 +175,7 @@ class Transformer(nnx.Module):
         for blocks in runs:
             x = self.layout.constrain(x, BATCH)
             if len(blocks) > 1:
-                x = self._scan(blocks, x, positions, mask)
+                x = self._scan(blocks, x, rotation, mask)
                 continue
             (block,) = blocks
             memory = (None, None) if block.memory is None else memory_inputs()
@@ -174,10 +184,11 @@ class Transformer(nnx.Module):
             # A memory layer has to count the reads of all tokens.
             is_last = block is self.blocks[-1] and block.memory is None
             if is_last and output_positions is not None:
-                queries = QueryTokens(*map(take, (x, positions, mask[:, 0])))
+                queries = QueryTokens(x, rotation, mask[:, 0])
+                queries = jax.tree.map(take, queries)
                 output_positions = None
             run = self._remat(block, Block.__call__)
-            x, read, cache = run(x, positions, mask, *memory, cache, queries)
+            x, read, cache = run(x, rotation, mask, *memory, cache, queries)
             new_caches.append(cache)
             if read is not None:
                 reads.append(read)
@@ -213,17 +224,17 @@ class Transformer(nnx.Module):
         )
         return functools.partial(run, params)
 
-    def _scan(self, blocks: list[Block], x, positions, mask) -> Array:
+    def _scan(self, blocks: list[Block], x, rotation, mask) -> Array:
         if len(blocks) == 1:
             run = self._remat(blocks[0], Block.__call__)
-            return run(x, positions, mask, None, None, None)[0]
+            return run(x, rotation, mask, None, None, None)[0]
         graph = nnx.graphdef(blocks[0])
         params = [nnx.as_pure(nnx.state(block)) for block in blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
         def step(x, params):
             run = self._remat(nnx.merge(graph, params), Block.__call__)
-            x, _, _ = run(x, positions, mask, None, None, None)
+            x, _, _ = run(x, rotation, mask, None, None, None)
             return self.layout.constrain(x, BATCH), None
 
         return jax.lax.scan(step, x, stacked)[0]
@@ -239,6 +250,10 @@ def _positions_and_mask(tokens, positions, segments):
     return positions, jnp.broadcast_to(mask, (batch, 1, seq, seq))
 
 
-def _tied_logits(embedding: Array, x: Array) -> Array:
-    table = embedding.astype(x.dtype)
-    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+def _logits(embedding: Array, x: Array) -> Array:
+    return einsum("...d,vd->...v", x, embedding.astype(x.dtype))
+
+
+def _rounded_logits(embedding: Array, x: Array) -> Array:
+    logits = rounded_einsum("td,vd->tv", x.reshape(-1, x.shape[-1]), embedding)
+    return logits.reshape(*x.shape[:-1], len(embedding))

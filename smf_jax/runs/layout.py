@@ -32,6 +32,8 @@ def layout_of(lineage: Lineage, mesh: MeshConfig | None = None) -> MeshLayout:
 
 
 def print_layout(layout: MeshLayout, console: Console) -> None:
-    """Prints the mesh of a run, if there are several devices."""
+    """Prints the mesh of a run, if there are several devices, and rounded products."""
     if jax.device_count() > 1:
         console.print(f"mesh: {layout}")
+    if layout.rounds_factors:
+        console.print("products: factors rounded to bfloat16 (compute.products)")

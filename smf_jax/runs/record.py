@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dacite
+import jax
 
 from smf_jax import hf
 from smf_jax.config import (
@@ -26,6 +27,7 @@ from smf_jax.config import (
 )
 from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
 from smf_jax.runs.files import CONFIG, read_json
+from smf_jax.sharding import choose_products
 
 LIBRARIES = "smf-jax jax flax optax orbax-checkpoint grain tokenizers".split()
 
@@ -144,11 +146,23 @@ def lineage_of(record: dict[str, Any]) -> Lineage:
     return lineage
 
 
+def as_recorded(config: Any) -> Any:
+    """Returns a configuration as a record holds it.
+
+    Its paths are found from any directory, and the products are those of this machine.
+    """
+    config = with_absolute_paths(config)
+    if isinstance(config, ImportConfig):
+        return config
+    compute = choose_products(config.compute, jax.default_backend())
+    return dataclasses.replace(config, compute=compute)
+
+
 def describe(
     lineage: Lineage, tokenizer: Tokenizer, **hashes: str | None
 ) -> dict[str, Any]:
     """Returns the record of a run: its lineage, versions, and hashes of its inputs."""
-    own = with_absolute_paths(lineage.own)
+    own = as_recorded(lineage.own)
     lineage = Lineage(*(own if part is lineage.own else part for part in lineage))
     parts = zip(Lineage._fields, lineage, strict=True)
     return dict.fromkeys(RECORD) | {

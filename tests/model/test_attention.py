@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import RopeScalingConfig
-from smf_jax.model.attention import Attention, rope_frequencies, rotate
+from smf_jax.config import RopeConfig, RopeScalingConfig
+from smf_jax.model.attention import (
+    Attention,
+    make_rotation,
+    rope_frequencies,
+    rotate,
+)
 from tests.reference import attention as reference
 from tests.tiny import call, make_model, model_config
 
@@ -32,6 +37,11 @@ SCALINGS = {
 
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def rotation(positions, scaling=None):
+    rope = RopeConfig(theta=100.0, scaling=scaling)
+    return make_rotation(positions, model_config(head_dim=8, rope=rope))
 
 
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
@@ -91,11 +101,14 @@ def test_only_yarn_multiplies_what_it_rotates(scaling, amplitude):
 
 
 def test_rotated_queries_and_keys_are_multiplied_by_the_amplitude():
-    x, frequencies = normal(0, BATCH, SEQ, 3, 8), rope_frequencies(8, 100.0, None)
+    x = normal(0, BATCH, SEQ, 3, 8)
     positions = jnp.broadcast_to(jnp.arange(SEQ), (BATCH, SEQ))
-    want = 1.5 * rotate(x, positions, frequencies)
+    exact = dataclasses.replace(YARN, attention_factor=1.0)
+    want = 1.5 * rotate(x, rotation(positions, exact))
 
-    got = rotate(x, positions, frequencies, 1.5)
+    got = rotate(
+        x, rotation(positions, dataclasses.replace(exact, attention_factor=1.5))
+    )
 
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)  # float32, numbers near 1
 
@@ -109,18 +122,17 @@ def test_a_head_is_rotated_by_its_position():
             np.asarray(x[row, index, head]), int(positions[row, index]), frequencies
         )
 
-    got = rotate(x, positions, frequencies)
+    got = rotate(x, rotation(positions))
 
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)  # float32, numbers near 1
 
 
 def test_only_the_distance_of_two_tokens_matters():
     query, key = normal(0, 1, SEQ, 3, 8), normal(1, 1, SEQ, 3, 8)
-    frequencies = rope_frequencies(8, 100.0, None)
 
     def scores(start):
         positions = start + jnp.arange(SEQ)[None]
-        turned = (rotate(x, positions, frequencies) for x in (query, key))
+        turned = (rotate(x, rotation(positions)) for x in (query, key))
         return jnp.einsum("bshd,bthd->bhst", *turned)
 
     # Angles of 100 radians are rounded by 1e-5.
@@ -139,7 +151,8 @@ def test_attention_is_that_of_a_loop_over_heads_and_tokens(changes):
     mask[1, 2:, :2] = False
     want = loop(layer, config, x, positions, mask)
 
-    got, cache = call(layer, x, positions, jnp.asarray(mask)[:, None])
+    turns = make_rotation(positions, config)
+    got, cache = call(layer, x, turns, jnp.asarray(mask)[:, None])
 
     assert cache is None
     # float32 sums of a few dozen products of size 1
@@ -176,11 +189,12 @@ def loop(layer: Attention, config, x, positions, mask):
 def test_a_masked_token_has_no_influence():
     config = model_config()
     layer = make_model(config).blocks[0].attention
-    x, positions = normal(0, 1, SEQ, config.dim), jnp.arange(SEQ)[None]
+    x = normal(0, 1, SEQ, config.dim)
+    turns = make_rotation(jnp.arange(SEQ)[None], config)
     mask = jnp.ones((1, 1, SEQ, SEQ), bool).at[:, :, :3, 3:].set(False)
 
     def first_tokens(x):
-        return layer(x, positions, mask)[0][:, :3].sum()
+        return layer(x, turns, mask)[0][:, :3].sum()
 
     gradient = np.asarray(jax.jit(jax.grad(first_tokens))(x))
 
