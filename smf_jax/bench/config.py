@@ -11,7 +11,16 @@ from smf_jax.config import (
     require_divisible,
 )
 
-Part = Literal["lookup", "ranking", "methods", "pretraining", "slots", "decoding"]
+Part = Literal[
+    "lookup",
+    "ranking",
+    "methods",
+    "pretraining",
+    "products",
+    "slots",
+    "decoding",
+    "pretrained",
+]
 
 
 def _model() -> ModelConfig:
@@ -43,12 +52,14 @@ class BenchConfig:
     """
 
     out: str = "runs/bench"  # output directory of bench.json
-    parts: tuple[Part, ...] = get_args(Part)
+    parts: tuple[Part, ...] = get_args(Part)[:-1]
     repeats: int = 7  # samples per case, after the warmup
     texts: int = 64  # texts per batch
     seq_len: int = 64  # tokens per text
     grad_accum_steps: int = 2  # parts of a batch in a step of SMF
     top_t: int = 500  # slots updated per step of SMF
+    # folder or .gguf of a pretrained model, which the part pretrained needs
+    source: str | None = None
     table: Literal["float32", "bfloat16"] = "float32"  # type of rows, for lookup only
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
     model: ModelConfig = dataclasses.field(default_factory=_model)
@@ -58,6 +69,10 @@ class BenchConfig:
             value = getattr(self, name)
             option = name.replace("_", "-")
             require(value > 0, f"--{option} {value} must be above 0")
+        require(
+            (self.source is not None) == ("pretrained" in self.parts),
+            "--source MODEL and --parts pretrained need each other",
+        )
         require_divisible("--texts", self.texts, self.grad_accum_steps)
         require(self.model.memory is not None, "smf bench needs model.memory")
         require(self.model.vocab_size > 0, "smf bench needs model.vocab_size")

@@ -1,6 +1,7 @@
 """Runs the parts of a benchmark, and writes their results."""
 
 import dataclasses
+import functools
 import gc
 import importlib.util
 import os
@@ -12,17 +13,17 @@ from types import ModuleType
 import jax
 from rich.console import Console
 
-from smf_jax.bench import lookup, report, steps
+from smf_jax.bench import lookup, pretrained, report, steps
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.timing import Case, time_in_turn
-from smf_jax.config import require
+from smf_jax.config import ModelConfig, require
 from smf_jax.runs.files import write_json
 from smf_jax.runs.record import code_version
 
 RESULTS = "bench.json"
 TABLE_KEYS = (128, 256, 512, 1024, 2048)  # num_keys of the tables of the part slots
 NEW_TOKENS = 32
-TORCH = ("torch", "transformers")
+TORCH = ("torch", "transformers", "peft")
 
 
 def run(config: BenchConfig, console: Console) -> None:
@@ -117,6 +118,38 @@ def _pretraining(config: BenchConfig, torch_cases: ModuleType | None) -> Groups:
     }
 
 
+def _products(config: BenchConfig, torch_cases: ModuleType | None) -> Groups:
+    rounded, exact = (
+        dataclasses.replace(
+            config, compute=dataclasses.replace(config.compute, products=products)
+        )
+        for products in ("bfloat16", "float32")
+    )
+    plain = dataclasses.replace(config.model, memory=None)
+    for method in ("pretraining", "full", "lora", "smf"):
+        model = plain if method == "pretraining" else config.model
+        make = functools.partial(_training_case, model=model, method=method)
+        group = {
+            f"{method}, float32": make(exact),
+            f"{method}, rounded factors": make(rounded),
+        }
+        for autocast in (False, True) if torch_cases else ():
+            name = f"{method}, PyTorch {'autocast' if autocast else 'float32'}"
+            if method == "smf":
+                group[name] = torch_cases.step_case(config, model, True, autocast)
+            else:
+                group[name] = torch_cases.dense_step_case(
+                    config, model, method, autocast
+                )
+        yield group
+
+
+def _training_case(config: BenchConfig, model: ModelConfig, method: str) -> Case:
+    if method == "pretraining":
+        return steps.pretraining_case(config, model)
+    return steps.step_case(config, model, method)
+
+
 def _slots(config: BenchConfig, torch_cases: ModuleType | None) -> Groups:
     def step(num_keys: int) -> Case:
         model = steps.with_memory(config.model, num_keys=num_keys)
@@ -131,7 +164,30 @@ def _decoding(config: BenchConfig, torch_cases: ModuleType | None) -> Groups:
     yield {"greedy decoding": steps.decoding_case(config, NEW_TOKENS)}
 
 
+def _pretrained(config: BenchConfig, torch_cases: ModuleType | None) -> Groups:
+    ours = {
+        f"smf_jax, {products} products": pretrained.load(config, products)
+        for products in ("float32", "bfloat16")
+    }
+    theirs = {
+        f"transformers, {dtype}": torch_cases.load(config.source, dtype)
+        for dtype in (("float32", "bfloat16") if torch_cases else ())
+    }
+    for work in pretrained.WORKS:
+        group = {
+            f"{work.name}, {name}": pretrained.case(model, work)
+            for name, model in ours.items()
+        }
+        yield group | {
+            f"{work.name}, {name}": torch_cases.pretrained_case(model, work)
+            for name, model in theirs.items()
+        }
+
+
 PARTS = {
     part.__name__.removeprefix("_"): part
-    for part in (_lookup, _ranking, _methods, _pretraining, _slots, _decoding)
+    for part in (
+        *(_lookup, _ranking, _methods, _pretraining, _products),
+        *(_slots, _decoding, _pretrained),
+    )
 }

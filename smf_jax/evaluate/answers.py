@@ -20,6 +20,7 @@ from smf_jax.data.prompts import (
     ends_of,
 )
 from smf_jax.data.tokenizer import PAD, Tokenizer, decode
+from smf_jax.model.build import inference_parts
 from smf_jax.model.generate import Sampling, generate
 from smf_jax.model.transformer import Transformer
 
@@ -55,7 +56,7 @@ def answer(
     Raises:
       ConfigError: A prompt and its answer may be longer than the context.
     """
-    graph, params = nnx.split(model)
+    graph, params = inference_parts(model)
     ids = [encode_asked(tokenizer, form, p.text, p.is_question) for p in prompts]
     _require_context(prompts, ids, max_new_tokens, context)
     ends = ends_of(tokenizer, form)

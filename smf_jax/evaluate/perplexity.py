@@ -11,6 +11,7 @@ from flax import nnx
 from smf_jax import multihost
 from smf_jax.data.batches import Batch
 from smf_jax.evaluate.intervals import Interval, ratio_interval
+from smf_jax.model.build import inference_parts
 from smf_jax.model.loss import sum_losses
 from smf_jax.model.transformer import Transformer
 
@@ -37,7 +38,7 @@ class TextLoss(NamedTuple):
 
 def text_loss(model: Transformer, rows: Sequence[Batch], batch_size: int) -> TextLoss:
     """Returns the loss on single rows, all of one width, in batches of `batch_size`."""
-    graph, params = nnx.split(model)
+    graph, params = inference_parts(model)
     sums = []
     for start in range(0, len(rows), batch_size):
         multihost.busy(f"loss of rows from {start} on")

@@ -16,6 +16,7 @@ from smf_jax.hf.config import read_config
 from smf_jax.hf.names import hf_name, is_transposed
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.transformer import Transformer
+from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.tree import named
 
 HEAD = hf_name("head/kernel")
@@ -24,7 +25,11 @@ FLOATS = ("F32", "F16", "BF16")
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transformer:
+def import_model(
+    directory: str | Path,
+    ignore: Collection[str] = (),
+    layout: MeshLayout = ONE_DEVICE,
+) -> Transformer:
     """Loads a model of a supported family, or an export with memory layers, as float32.
 
     Tensors are read one by one, so that host memory holds little more than the largest.
@@ -39,7 +44,7 @@ def import_model(directory: str | Path, ignore: Collection[str] = ()) -> Transfo
     config = read_config(files.read_model_json(folder, files.CONFIG), ignore)
     headers = files.headers(folder)
     _require_depth(folder, headers, config)
-    abstract = abstract_model(config)
+    abstract = abstract_model(config, layout)
     params = named(nnx.as_pure(nnx.state(abstract)))
     _require_matching(folder, params, headers)
     loaded = _read(folder, {hf_name(name): name for name in params})

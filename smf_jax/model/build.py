@@ -1,15 +1,19 @@
 """Makes models: initialized, as shapes alone, from parameters, or with new memory."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.transformer import Transformer
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.tree import leaf_name, named
+
+ROUNDED = r".*(?<!relevance)/kernel"  # parameters of `products.rounded_product`
 
 
 def abstract_model(config: ModelConfig, layout: MeshLayout = ONE_DEVICE) -> Transformer:
@@ -26,6 +30,24 @@ def assemble(abstract: Transformer, params: dict[str, Array]) -> Transformer:
             lambda path, _: params[leaf_name(path)], nnx.as_pure(shapes)
         ),
     )
+
+
+def inference_parts(model: Transformer) -> tuple[nnx.GraphDef, PyTree]:
+    """Splits a model whose parameters stay as they are, for many calls.
+
+    Kernels of products with rounded factors are rounded once. The result of
+    `nnx.merge` gives the same numbers as the model.
+    """
+    graph, params = nnx.split(model)
+    if not model.layout.rounds_factors:
+        return graph, params
+    params = nnx.as_pure(params)
+
+    def round_kernel(path, leaf):
+        is_kernel = re.fullmatch(ROUNDED, leaf_name(path))
+        return leaf.astype(jnp.bfloat16) if is_kernel else leaf
+
+    return graph, jax.tree.map_with_path(round_kernel, params)
 
 
 def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:

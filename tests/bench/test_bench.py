@@ -69,8 +69,9 @@ def test_every_part_is_timed_printed_and_written(tmp_path, monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
     for words in (
         "timing smf_jax alone",
-        "ratio: time per byte, relative to copy",
-        "ratio: time per token, relative to feed-forward",
+        "ratio: time per byte, relative to the first row",
+        "ratio: time per token, relative to the first row",
+        "full, rounded factors",
         "cost of memory layers, smf, cached:",
         "256 slots",
     ):

@@ -8,12 +8,13 @@ from flax import nnx
 
 from smf_jax import cpu, sharding
 from smf_jax.config import ComputeConfig, LoraConfig, MeshConfig
-from smf_jax.model.build import abstract_model
+from smf_jax.model.build import abstract_model, inference_parts
 from smf_jax.model.lora import add_lora
 from smf_jax.model.loss import sum_losses
 from smf_jax.model.products import product, rounded_einsum, rounded_product
 from smf_jax.sharding import MeshLayout, choose_products, make_layout
-from tests.tiny import VOCAB, call, make_model, model_config
+from smf_jax.tree import named
+from tests.tiny import VOCAB, bits, call, make_model, memory_config, model_config
 
 TEXT = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 9)), jnp.int32)
 BFLOAT16 = MeshLayout(compute=ComputeConfig(products="bfloat16"))
@@ -158,6 +159,29 @@ def test_scores_of_slots_and_sums_of_rows_are_float32():
     assert set(types[1:]) == {jnp.dtype(jnp.float32)}
     sums, _ = fast(x, table, None, reads)
     assert sums.dtype == jnp.float32
+
+
+def test_kernels_that_are_rounded_once_give_the_same_numbers():
+    _, fast = models(memory=memory_config(relevance_gate=True), tie_embeddings=False)
+    want, _ = call(fast, TEXT)
+
+    graph, params = inference_parts(fast)
+    got, _ = call(nnx.merge(graph, params), TEXT)
+
+    np.testing.assert_array_equal(bits(got), bits(want))
+    rounded = {n for n, leaf in named(params).items() if leaf.dtype == jnp.bfloat16}
+    kernels = {name for name in named(params) if name.endswith("/kernel")}
+    assert kernels - rounded == {"blocks/1/memory/relevance/kernel"}
+    assert rounded < kernels
+
+
+def test_without_rounding_the_parts_of_a_model_are_its_own_arrays():
+    exact, _ = models(memory=None)
+
+    _, params = inference_parts(exact)
+
+    kept = zip(*map(jax.tree.leaves, (params, nnx.state(exact))), strict=True)
+    assert all(one is other for one, other in kept)
 
 
 def test_a_cache_holds_keys_and_values_as_products_round_them():
