@@ -20,6 +20,8 @@ from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
 Perturbations = tuple[Float[Array, "batch seq value_dim"], ...]
 
+FEW_TOKENS = 64  # of a product with the embedding, beside which the copy is expensive
+
 
 class Prefix(NamedTuple):
     """What a model computes before it sums rows in its lowest memory layer."""
@@ -250,10 +252,17 @@ def _positions_and_mask(tokens, positions, segments):
     return positions, jnp.broadcast_to(mask, (batch, 1, seq, seq))
 
 
-def _logits(embedding: Array, x: Array) -> Array:
-    return einsum("...d,vd->...v", x, embedding.astype(x.dtype))
-
-
-def _rounded_logits(embedding: Array, x: Array) -> Array:
-    logits = rounded_einsum("td,vd->tv", x.reshape(-1, x.shape[-1]), embedding)
+def _tied_logits(einsum, embedding: Array, x: Array) -> Array:
+    flat = x.reshape(-1, x.shape[-1])
+    table = embedding.astype(x.dtype)
+    if len(flat) < FEW_TOKENS:
+        # Compilers for CPUs copy the second factor into another order, so that the
+        # table must be the first one. The barrier keeps it there.
+        logits = jax.lax.optimization_barrier(einsum("vd,td->vt", table, flat)).T
+    else:
+        logits = einsum("td,vd->tv", flat, table)
     return logits.reshape(*x.shape[:-1], len(embedding))
+
+
+_logits = functools.partial(_tied_logits, einsum)
+_rounded_logits = functools.partial(_tied_logits, rounded_einsum)

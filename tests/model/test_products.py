@@ -12,7 +12,8 @@ from smf_jax.model.build import abstract_model, inference_parts
 from smf_jax.model.lora import add_lora
 from smf_jax.model.loss import sum_losses
 from smf_jax.model.products import product, rounded_einsum, rounded_product
-from smf_jax.sharding import MeshLayout, choose_products, make_layout
+from smf_jax.model.transformer import FEW_TOKENS
+from smf_jax.sharding import ONE_DEVICE, MeshLayout, choose_products, make_layout
 from smf_jax.tree import named
 from tests.tiny import VOCAB, bits, call, make_model, memory_config, model_config
 
@@ -76,6 +77,35 @@ def test_a_rounded_product_has_the_type_of_its_input_or_the_preferred_one(dtype)
     preferred = rounded_product(x, kernel, preferred_element_type=jnp.float32)
     assert preferred.dtype == jnp.float32
     assert preferred.shape == product(x, kernel).shape == (2, 5, 3)
+
+
+def test_a_single_row_is_multiplied_as_one_of_many():
+    x, kernel = normal(0, 5, 7), normal(1, 7, 3)
+    want = np.float64(rounded(x[:1])) @ np.float64(rounded(kernel))
+
+    got, of_x = jax.vjp(lambda x: rounded_product(x, kernel), x[:1])
+
+    np.testing.assert_allclose(got, want, **CLOSE)
+    (gradient,) = of_x(jnp.ones((1, 3)))
+    np.testing.assert_allclose(gradient[0], rounded(kernel).sum(1), **CLOSE)
+
+
+@pytest.mark.parametrize("tokens", [2, FEW_TOKENS])
+@pytest.mark.parametrize("layout", [ONE_DEVICE, BFLOAT16], ids=["exact", "rounded"])
+def test_logits_are_the_products_with_the_embedding(tokens, layout):
+    config = model_config(memory=None, tie_embeddings=True)
+    graph, _ = nnx.split(abstract_model(config, layout))
+    model = nnx.merge(graph, nnx.split(make_model(config))[1])
+    logits_of, embedding = model.head_parts()
+    x = normal(0, tokens // 2, 2, config.dim)
+    factors = (x, embedding)
+    if layout is BFLOAT16:
+        factors = map(rounded, factors)
+    want = np.einsum("btd,vd->btv", *map(np.float64, factors))
+
+    got = jax.jit(logits_of)(embedding, x)
+
+    np.testing.assert_allclose(got, want, **CLOSE)
 
 
 def models(**changes):
