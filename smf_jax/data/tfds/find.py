@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import sys
 import urllib.error
@@ -31,7 +32,7 @@ READ_ERRORS = (
     *(AttributeError, ImportError, JsonError),
 )
 PREPARE_ERRORS = (*READ_ERRORS, AssertionError, DownloadError)
-PROBED = "https://storage.googleapis.com"  # where a data set does not say whence it is
+PROBED = "https://storage.googleapis.com"  # beside the source of a data set
 PATIENCE = 5  # seconds for an answer of the network
 
 
@@ -89,7 +90,8 @@ def _prepared(source: str, parts: DataSet) -> DatasetBuilder:
 def _prepare(source: str, parts: DataSet) -> None:
     builder = _of_catalogue(source, parts)
     elsewhere = (
-        f'prepare it elsewhere, by python -c "import tensorflow_datasets as tfds, tensorflow_datasets.text; '
+        'prepare it elsewhere, by python -c "import tensorflow_datasets as tfds, '
+        "tensorflow_datasets.text; "
         f"tfds.builder('{parts.name}').download_and_prepare(file_format="
         f"'array_record')\", and copy ~/tensorflow_datasets/{builder.name} into "
         f"{data_dir()} (TFDS_DATA_DIR)"
@@ -99,10 +101,10 @@ def _prepare(source: str, parts: DataSet) -> None:
         f"{source} is not prepared, and several processes do not prepare it: "
         f"{elsewhere}",
     )
-    url = next(iter(builder.url_infos or ()), PROBED)
+    urls = [*itertools.islice(builder.url_infos or (), 1), PROBED]
     require(
-        _answers(url),
-        f"{source} is not prepared, and {url} cannot be reached: {elsewhere}",
+        any(map(_answers, urls)),
+        f"{source} is not prepared, and {urls[0]} cannot be reached: {elsewhere}",
     )
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()

@@ -6,7 +6,7 @@ import grain
 from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 from tensorflow_datasets.core.file_adapters import FileFormat
 
-from smf_jax.config import ConfigError, DataSet, Kind, parse_data_set, require
+from smf_jax.config import ConfigError, Kind, parse_data_set, require
 from smf_jax.data.tfds.fields import choose_fields, to_row
 from smf_jax.data.tfds.find import READ_ERRORS, find
 
@@ -27,41 +27,36 @@ def read_data_set(
     """
     parts = parse_data_set(source)
     builder = find(source, parts)
-    split = parts.split or _only_split(source, builder)
-    examples = _open(source, builder, split)
-    chosen = choose_fields(
-        source, builder.info.name, builder.info.features, kind, fields
-    )
-    name = f"{_name(parts, builder)}:{split}"
+    info = builder.info
+    split = parts.split or _only_split(source, list(info.splits))
+    _require_readable(source, builder, split)
+    chosen = choose_fields(source, info.name, info.features, kind, fields)
     about = source.removesuffix(f":{parts.split}") + f":{split}"
+    name = f"{parts.name or info.name}:{split}"
     index = -1
     try:
-        for index, example in enumerate(examples):
-            where = f"{about}#{index}"
-            yield where, {"id": f"{name}#{index}"} | to_row(where, chosen, example)
+        rows = grain.MapDataset.source(builder.as_data_source(split=split))
+        for index, example in enumerate(rows.to_iter_dataset(READ)):
+            row = to_row(f"{about}#{index}", chosen, example)
+            yield f"{about}#{index}", {"id": f"{name}#{index}"} | row
     except ConfigError:
         raise
     except READ_ERRORS as error:
         raise ConfigError(
-            f"{about}: damaged or not readable past row {index}: {error}"
+            f"{about}: damaged, or not readable past row {index}: {error}"
         ) from error
 
 
-def _name(parts: DataSet, builder: DatasetBuilder) -> str:
-    return parts.name or builder.info.name
-
-
-def _only_split(source: str, builder: DatasetBuilder) -> str:
-    names = list(builder.info.splits)
+def _only_split(source: str, names: list[str]) -> str:
     require(
         "train" in names or len(names) == 1,
-        f"{source}: name one of its splits, such as {source}:{names and names[0]}; it "
-        f"has {', '.join(names) or 'none'}",
+        f"{source}: name one of its splits ({', '.join(names)}), as in "
+        f"{source}:{names and names[0]}",
     )
     return "train" if "train" in names else names[0]
 
 
-def _open(source: str, builder: DatasetBuilder, split: str) -> grain.IterDataset:
+def _require_readable(source: str, builder: DatasetBuilder, split: str) -> None:
     stored = builder.info.available_file_formats()
     formats = ", ".join(each.value for each in stored) or "nothing"
     require(
@@ -73,11 +68,7 @@ def _open(source: str, builder: DatasetBuilder, split: str) -> grain.IterDataset
     )
     try:
         count = builder.info.splits[split].num_examples
-        require(count > 0, f"{source}: split {split!r} has no examples")
-        rows = builder.as_data_source(split=split)
     except READ_ERRORS as error:
-        if isinstance(error, ConfigError):
-            raise
         reason = str(error).splitlines()[-1]
         raise ConfigError(f"{source}: split {split!r}: {reason}") from error
-    return grain.MapDataset.source(rows).to_iter_dataset(READ)
+    require(count > 0, f"{source}: split {split!r} has no examples")
