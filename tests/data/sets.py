@@ -66,7 +66,7 @@ EXAMPLES = {
 
 
 def prepare(builder, examples: list[dict]) -> Path:
-    """Prepares a data set of the catalogue from other examples, and returns its folder.
+    """Prepares a data set from other examples, and returns its folder.
 
     Nothing is downloaded; its features and its folder are what they always are.
     """
@@ -79,7 +79,7 @@ def prepare(builder, examples: list[dict]) -> Path:
 
 
 def of_catalogue(name: str, data_dir: Path, examples: list[dict]) -> Path:
-    """Prepares a data set of the catalogue from other examples, and returns its folder."""
+    """Prepares a data set by its name, from other examples, and returns its folder."""
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     return prepare(builder, examples)
 

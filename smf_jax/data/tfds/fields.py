@@ -153,7 +153,7 @@ def _paths(features: Any, prefix: str = "") -> list[str]:
     if not isinstance(inner, FeaturesDict):
         return [prefix]
     start = f"{prefix}." if prefix else ""
-    return [path for key in inner for path in _paths(inner[key], start + key)]
+    return [path for key in sorted(inner) for path in _paths(inner[key], start + key)]
 
 
 def to_row(where: str, fields: Mapping[str, str], example: Mapping) -> dict:
@@ -190,7 +190,8 @@ def _read(where: str, field: str, example: Mapping, is_id: bool) -> list[str]:
     paths, index, names = _parse(field)
     values = [each for path in paths for each in _flat(_at(example, path))]
     if index is not None:
-        (chosen,) = _flat(_at(example, index))
+        chosen, *more = _flat(_at(example, index))
+        require(not more, f"{where}: {index} holds several numbers, in {field}")
         if names is not None:
             listed = _flat(_at(example, names))
             chosen = listed.index(chosen) if chosen in listed else -1

@@ -33,7 +33,6 @@ def read_data_set(
     chosen = choose_fields(source, info.name, info.features, kind, fields)
     about = source.removesuffix(f":{parts.split}") + f":{split}"
     name = f"{parts.name or info.name}:{split}"
-    index = -1
     try:
         rows = grain.MapDataset.source(builder.as_data_source(split=split))
         for index, example in enumerate(rows.to_iter_dataset(READ)):
@@ -42,9 +41,7 @@ def read_data_set(
     except ConfigError:
         raise
     except READ_ERRORS as error:
-        raise ConfigError(
-            f"{about}: damaged, or not readable past row {index}: {error}"
-        ) from error
+        raise ConfigError(f"{about} is damaged, or not readable: {error}") from error
 
 
 def _only_split(source: str, names: list[str]) -> str:
