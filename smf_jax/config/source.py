@@ -10,7 +10,7 @@ Kind = Literal["facts", "texts"]
 PREFIX = "tfds:"
 _SPLIT = r"(:(?P<split>\w[\w-]*(\[[^\]/]*\])?(\+\w[\w-]*(\[[^\]/]*\])?)*))?"
 _NAMED = re.compile(r"(?P<name>\w+(/[\w.+-]+)?)(:(?P<version>\d+\.\d+\.\d+))?" + _SPLIT)
-_FOLDER = re.compile(r"(?P<folder>[/.~].*?)" + _SPLIT)
+_FOLDER = re.compile(r"(?P<folder>[/.~].*?|[^:]+/\d+\.\d+\.\d+)" + _SPLIT)
 # What a row is read from: as in a JSONL file.
 FACT_KEYS = tuple(
     "question answers statements wordings held_out subject relation".split()
@@ -36,7 +36,8 @@ def is_data_set(source: str | Path) -> bool:
 def parse_data_set(source: str) -> DataSet:
     """Returns the parts of `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
 
-    A name that starts with `/`, `.` or `~` is a folder: `tfds:FOLDER[:SPLIT]`.
+    What starts with `/`, `.` or `~`, or ends in a version, `NAME/1.0.0`, is the folder
+    of a prepared data set: `tfds:FOLDER[:SPLIT]`.
 
     Raises:
       ConfigError: It has another form.
@@ -46,7 +47,7 @@ def parse_data_set(source: str) -> DataSet:
     if found is None:
         raise ConfigError(
             f"{source}: not of the form tfds:NAME[/CONFIG][:VERSION][:SPLIT] or "
-            "tfds:/FOLDER[:SPLIT], such as tfds:squad:train[:10%]"
+            "tfds:FOLDER/VERSION[:SPLIT], such as tfds:squad:train[:10%]"
         )
     parts = found.groupdict()
     return DataSet(*(parts.get(field) for field in DataSet._fields))
