@@ -449,6 +449,14 @@ def test_a_tfrecord_is_refused_with_the_command_that_converts_it(hurt):
     assert f"tfds convert_format --dataset_version_dir={hurt}" in message
 
 
+def test_a_tfrecord_beside_which_there_is_array_record_is_read(hurt, files):
+    info = hurt / "dataset_info.json"  # as tfds convert_format leaves it
+    formats = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(json.loads(info.read_text()) | formats))
+
+    assert read_facts(f"tfds:{hurt}") == read_facts(files["facts"][0])
+
+
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", b"\xff\x00"])
 def test_a_folder_with_a_damaged_description_is_refused(hurt, name, content):
