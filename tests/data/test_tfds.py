@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -215,6 +215,7 @@ rows = st.fixed_dictionaries(
 
 
 @settings(max_examples=15)
+@example([{"question": "who ?", "answers": ["Ada", "Ada", "<unk>"]}], False)
 @given(st.lists(rows, min_size=1, max_size=20), st.booleans())
 def test_facts_survive_the_way_through_a_data_set(tmp_path_factory, facts, without):
     if without:  # of a fact with wordings alone

@@ -176,9 +176,6 @@ def to_row(where: str, fields: Mapping[str, str], example: Mapping) -> dict:
             f"{where}: {fields[key]} holds {len(values)} values, and {key} is one",
         )
         row[key] = values[0]
-    if "answers" in row:
-        unknown = [answer for answer in row["answers"] if answer != UNKNOWN]
-        row["answers"] = list(dict.fromkeys(unknown))
     # A data set has no absent values: what is blank here is absent from a file.
     optional = ["id", "subject", "relation"]
     optional += ["question"] if row.get("wordings") or row.get("subject") else []
@@ -200,7 +197,11 @@ def _read(where: str, field: str, example: Mapping, is_id: bool) -> list[str]:
             f"{where}: {field}: the right choice is not given",
         )
         values = [values[chosen]]
-    return [_text(where, field, value, is_id) for value in values]
+    texts = [_text(where, field, value, is_id) for value in values]
+    if len(paths) == 1 or index is not None:
+        return texts
+    # An answer is often one of its aliases, too.
+    return [text for text in dict.fromkeys(texts) if text != UNKNOWN]
 
 
 def _at(example: Any, path: str) -> Any:
