@@ -102,8 +102,8 @@ def files(tmp_path_factory) -> dict[str, tuple[str, str]]:
 def prepared(tmp_path_factory) -> Path:
     """Returns a folder with one example of each data set of the table."""
     folder = tmp_path_factory.mktemp("prepared")
-    for name, example in EXAMPLES.items():
-        of_catalogue(name, folder, [example])
+    for name, row in EXAMPLES.items():
+        of_catalogue(name, folder, [row])
     return folder
 
 
@@ -334,6 +334,15 @@ def test_fields_of_another_data_set_are_listed_and_can_be_named(other):
     fields = "id=key,question=prompt,answers=replies.body"
     assert read_facts(other, None, fields) == [Fact("7", "who ?", ("Ada", "A."))]
     assert read_texts(other, "text=prompt,answers=x")[0].text == "who ?"
+
+
+def test_a_key_that_holds_no_values_itself_is_not_taken_but_listed(tmp_path):
+    answers = tfds.features.Sequence({"text": TEXT})
+    examples = [{"question": "who ?", "answers": [{"text": "Ada"}]}]
+    features = {"question": TEXT, "answers": answers}
+    source = f"tfds:{prepare(Other(features, tmp_path), examples)}"
+
+    assert "it has answers.text, question: name them" in refusal(source)
 
 
 def test_of_several_values_one_is_chosen_by_a_number(tmp_path):

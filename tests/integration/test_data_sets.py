@@ -33,6 +33,7 @@ def trained(commands):
         config = tiny.pretrain_config("run", 4)
         sources = {name: f"tfds:sets/{name}/1.0.0" for name in ("facts", "texts")}
         data = {"facts": sources["facts"] + ":train", "background": sources["texts"]}
+        data["fields"] = "question=question,answers=id,text=text"
         config = replace(config, save=SaveConfig(every=2, keep=9))
         config = replace(config, data=replace(config.data, **data))
         assert commands.run_config("pretrain", config) == 0
@@ -65,6 +66,7 @@ def test_a_run_that_moved_with_its_data_sets_is_evaluated(trained, run, tmp_path
 
     assert code == 0, printed
     recorded = read_record(there / "run")["pretrain"]["data"]
+    assert recorded["fields"] == "question=question,answers=id,text=text"
     assert recorded["facts"] == f"tfds:{trained}/sets/facts/1.0.0:train"
 
 

@@ -89,7 +89,8 @@ def choose_fields(
     listed = tables[kind].get(name)
     if listed is not None and _has_all(features, listed.values()):
         return listed
-    chosen = {key: key for key in keys if key in features}
+    known = _paths(features)
+    chosen = {key: key for key in keys if key in known}
     other, setting = _OTHER[kind]
     require(
         _is_kind(chosen, kind) or name not in tables[other],
