@@ -9,6 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from http.client import BadStatusLine
 from pathlib import Path
 
 import jax
@@ -388,6 +391,25 @@ def test_without_a_network_one_line_says_at_once_how_to_prepare(name, tmp_path):
     assert time.perf_counter() - start < 5
     assert "cannot be reached: prepare it elsewhere, by python -c" in message
     assert f"copy ~/tensorflow_datasets/{name} into {tmp_path / 'sets'}" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (urllib.error.HTTPError("u", 403, "forbidden", {}, None), True),
+        (BadStatusLine("x"), True),
+        (urllib.error.URLError("no route"), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_a_host_that_answers_at_all_is_reached(error, answers, monkeypatch):
+    def urlopen(request, timeout):
+        assert timeout <= 5
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+    assert find._answers("https://example.com") == answers
 
 
 def test_with_a_network_a_data_set_is_prepared(monkeypatch, tmp_path):

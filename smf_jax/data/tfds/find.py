@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import jax
@@ -155,7 +156,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE):
             return True
-    except urllib.error.HTTPError:  # it answers, if not to this
+    except (urllib.error.HTTPError, HTTPException):  # it answers, if not to this
         return True
     except OSError:
         return False
