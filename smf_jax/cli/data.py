@@ -19,7 +19,7 @@ def data(arguments: Sequence[str], console: Console) -> None:
     require(has_action or lists, f"use smf data {ACTION} FILE DIRECTORY")
 
     def options(
-        source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")],
+        file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")],
         directory: Annotated[
             tyro.conf.Positional[str], tyro.conf.arg(metavar="DIRECTORY")
         ],
@@ -33,13 +33,13 @@ def data(arguments: Sequence[str], console: Console) -> None:
         Example: smf data to-tfds facts.jsonl ~/tensorflow_datasets
 
         Args:
-          source: JSONL(.gz) of facts or texts; world: the synthetic world
+          file: JSONL(.gz) of facts or texts; world: the synthetic world
           directory: of data sets; TFDS_DATA_DIR, to use this one by its name
           name: of the data set; None: as the file, or smf_world
           patterns: JSONL(.gz) of patterns by relation, for wordings of facts
           world: size and seed of the synthetic world
         """
-        return source, directory, name, patterns, world
+        return file, directory, name, patterns, world
 
     settings = parse(options, f"data {ACTION}", arguments[has_action:])
     from smf_jax.verbs.data import to_tfds
