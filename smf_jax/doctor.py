@@ -9,7 +9,10 @@ import jax
 
 from smf_jax.extras import EXTRAS, install_command, is_installed
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"),
+    "tensorflow-datasets",
+)
 SLOW_SCATTER = ("0.10.2", "0.11.0")  # openxla/xla#46225
 WRONG_SCATTER = (0, 11, 2)  # first version with openxla/xla#49143, in a scan
 

@@ -223,3 +223,71 @@ def test_a_record_that_is_no_object_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_run(tmp_path)
+
+
+# --- the names of facts and texts ---
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("squad", ("squad", None, None, None)),
+        ("squad/v2.0:3.0.0:train[:10%]", ("squad/v2.0", "3.0.0", None, "train[:10%]")),
+        ("wikipedia/20230601.en:train", ("wikipedia/20230601.en", None, None, "train")),
+        ("my_facts:1.0.0", ("my_facts", "1.0.0", None, None)),
+        ("a:b+c[5:]", ("a", None, None, "b+c[5:]")),
+        ("/d:e/my/1.0.0", (None, None, "/d:e/my/1.0.0", None)),
+        ("./my:new[-5:]", (None, None, "./my", "new[-5:]")),
+        ("sets/my/1.0.0:new", (None, None, "sets/my/1.0.0", "new")),
+        ("my/1.0.0", (None, None, "my/1.0.0", None)),
+    ],
+)
+def test_a_data_set_is_a_name_or_a_folder_with_a_split(source, parts):
+    assert config_room.parse_data_set(f"tfds:{source}") == parts
+
+
+@pytest.mark.parametrize(
+    "source", ["", "a b", "squad:train[", "a/b/c", "squad:", "a:b:c"]
+)
+def test_another_form_of_a_data_set_is_refused(source):
+    with pytest.raises(ConfigError, match="not of the form tfds:NAME"):
+        config_room.parse_data_set(f"tfds:{source}")
+
+
+def test_folders_of_data_sets_are_recorded_as_absolute_and_names_as_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(facts="tfds:sets/my/1.0.0:new", background="tfds:lm1b:train[:1%]")
+
+    data = config_room.with_absolute_paths(data)
+
+    assert data.facts == f"tfds:{tmp_path}/sets/my/1.0.0:new"
+    assert data.background == "tfds:lm1b:train[:1%]"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("d/facts.jsonl.gz", "facts"),
+        ("tfds:squad/v1.1:train[:10%]", "squad-v1-1-train-10"),
+        ("tfds:/d/my/1.0.0", "my-1-0-0"),
+    ],
+)
+def test_a_source_gives_a_file_its_name(source, name):
+    assert config_room.short_name(source) == name
+
+
+@pytest.mark.parametrize(
+    "fields", ["question", "question=", "=a", "a=b", "text=a,text=b", "", "text=a,"]
+)
+def test_fields_of_another_form_are_refused(fields):
+    with pytest.raises(ConfigError, match="is not KEY=FIELD"):
+        DataConfig(background="tfds:lm1b", fields=fields)
+
+
+def test_fields_of_a_file_are_refused():
+    with pytest.raises(ConfigError, match="a file has keys of its own"):
+        DataConfig(facts="facts.jsonl", fields="text=a")
+    with pytest.raises(ConfigError, match="a file has keys of its own"):
+        FinetuneConfig(**TEACH, fields="question=a,answers=b")

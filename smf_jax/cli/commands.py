@@ -1,4 +1,4 @@
-"""The verbs of the `smf` command; models.py and plan.py hold some of them."""
+"""The verbs of the `smf` command; models.py, plan.py and data.py hold some."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from smf_jax.cli.data import data
 from smf_jax.cli.files import Flat, RunDir, load_config, recorded_mesh
 from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.options import parse
@@ -91,6 +92,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         /,
         facts: str | None = None,
         patterns: str | None = None,
+        fields: str | None = None,
         step: int | None = None,
         ask: Flat[AskConfig] = BY_DEFAULT,
         mesh: MeshConfig = recorded,
@@ -100,8 +102,9 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
         Example: smf evaluate runs/smf_world
 
         Args:
-          facts: JSONL(.gz) of new facts; None: those of the run
+          facts: JSONL(.gz) of new facts, or tfds:NAME; None: those of the run
           patterns: JSONL(.gz) of patterns by relation, for wordings of `facts`
+          fields: of tfds:NAME, such as question=FIELD,answers=FIELD
           step: checkpoint to evaluate; None: the last step
         """
         require(
@@ -109,7 +112,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
             "--patterns needs --facts, whose wordings it fills",
         )
         changed = None if mesh == recorded else mesh
-        return run, facts, patterns, console, ask, step, changed
+        return run, facts, patterns, console, ask, step, changed, fields
 
     settings = parse(options, "evaluate", arguments)
     from smf_jax.cli.scores import print_scores
@@ -241,6 +244,7 @@ VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
         *(demo, pretrain, usage, finetune, evaluate, ask),
-        *(import_hf, retrofit, export_hf, plan, bench, verify, doctor, completion),
+        *(import_hf, retrofit, export_hf, data, plan, bench, verify, doctor),
+        completion,
     )
 }

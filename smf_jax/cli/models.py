@@ -22,6 +22,7 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
         facts: str | None = None,
         patterns: str | None = None,
         background: str | None = None,
+        fields: str | None = None,
         new_fraction: float = 0.5,
         seq_len: int = 64,
         revision: str | None = None,
@@ -36,9 +37,10 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
 
         Args:
           source: directory, or repository OWNER/NAME
-          facts: JSONL(.gz) of facts to evaluate and teach
+          facts: JSONL(.gz) of facts to evaluate and teach, or tfds:NAME
           patterns: JSONL(.gz) of patterns by relation, for wordings of `facts`
-          background: JSONL(.gz) of background texts
+          background: JSONL(.gz) of background texts, or tfds:NAME
+          fields: of tfds:NAME, such as question=FIELD,answers=FIELD
           new_fraction: share of `facts` to teach; 0: all are to be kept
           seq_len: tokens per packed row of facts and texts
           revision: branch, tag or commit of the repository
@@ -51,6 +53,7 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
                 facts=facts,
                 patterns=patterns,
                 background=background,
+                fields=fields,
                 new_fraction=new_fraction,
                 seq_len=seq_len,
             )

@@ -9,7 +9,6 @@ from smf_jax.config.checks import (
     ConfigError,
     require,
     require_divisible,
-    require_file,
     require_seed,
 )
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
@@ -22,6 +21,22 @@ from smf_jax.config.model import (
 )
 from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
 from smf_jax.config.paths import with_absolute_paths
+from smf_jax.config.source import (
+    FACT_KEYS,
+    FIELD_KEYS,
+    PREFIX,
+    TEXT_KEYS,
+    DataSet,
+    Kind,
+    is_data_set,
+    parse_data_set,
+    parse_fields,
+    path_of,
+    require_fields,
+    require_source,
+    short_name,
+    with_path,
+)
 from smf_jax.config.train import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
@@ -34,13 +49,19 @@ from smf_jax.config.train import (
 
 __all__ = [
     "BY_DEFAULT",
+    "FACT_KEYS",
+    "FIELD_KEYS",
+    "PREFIX",
+    "TEXT_KEYS",
     "USAGE_DOCUMENTS",
     "AskConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
+    "DataSet",
     "FinetuneConfig",
     "ImportConfig",
+    "Kind",
     "LoraConfig",
     "MemoryConfig",
     "MeshConfig",
@@ -58,10 +79,17 @@ __all__ = [
     "TrainConfig",
     "WorldConfig",
     "config_hash",
+    "is_data_set",
     "name_mesh",
+    "parse_data_set",
+    "parse_fields",
+    "path_of",
     "require",
     "require_divisible",
-    "require_file",
+    "require_fields",
     "require_seed",
+    "require_source",
+    "short_name",
     "with_absolute_paths",
+    "with_path",
 ]

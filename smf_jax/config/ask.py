@@ -17,7 +17,7 @@ class AskConfig:
     # auto: as the model was taught, or else chat if it was trained to chat, or plain
     prompt: Literal["auto", "plain", "few-shot", "chat"] = "auto"
     shots: int | None = None  # answered questions before each; None: few-shot 5, else 0
-    shots_from: str | None = None  # JSONL(.gz) of them; None: the run's known facts
+    shots_from: str | None = None  # file or tfds:NAME; None: the run's known facts
     # strings that end an answer; None: the end of a line, unless in a chat
     stop: tuple[str, ...] | None = None
     # of an answer; None: those of the longest accepted one, or 32 where none is known

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from smf_jax.config.checks import require, require_positive, require_seed
 from smf_jax.config.model import ModelConfig
+from smf_jax.config.source import require_fields
 
 Teach = Literal["questions", "statements", "both"]
 
@@ -37,10 +38,12 @@ class WorldConfig:
 class DataConfig:
     """Pretraining data: facts, some of them held back as new, and background text."""
 
-    # JSONL(.gz) of facts; without it and `background`, the synthetic world
+    # JSONL(.gz) of facts, or tfds:NAME; without it and `background`, the synthetic
+    # world
     facts: str | None = None
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
-    background: str | None = None  # JSONL(.gz) of texts
+    background: str | None = None  # JSONL(.gz) of texts, or tfds:NAME
+    fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
     new_fraction: float = 0.5  # share of `facts` held back from pretraining
     fact_share: float = 0.5  # share of a batch's rows that hold facts
     loss_on: Literal["answer", "all"] = "answer"  # tokens of a fact with a loss
@@ -64,6 +67,7 @@ class DataConfig:
             self.patterns is None or self.facts is not None,
             "data.patterns needs data.facts, whose wordings it fills",
         )
+        require_fields(self.fields, self.facts, self.background)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

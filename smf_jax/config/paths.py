@@ -1,8 +1,9 @@
 """The files that a configuration names, so that a record of it finds them again."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
+
+from smf_jax.config.source import path_of, with_path
 
 PATHS = ("run_dir", "base", "facts", "patterns", "background")
 
@@ -13,7 +14,9 @@ def with_absolute_paths(config: Any) -> Any:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in PATHS and value is not None:
-            changes[field.name] = str(Path(value).absolute())
+            path = path_of(value)  # a data set of the catalogue has none
+            if path is not None:
+                changes[field.name] = with_path(value, path.absolute())
         elif field.name == "data" and value is not None:
             changes[field.name] = with_absolute_paths(value)
     return dataclasses.replace(config, **changes)

@@ -17,6 +17,7 @@ from smf_jax.config.data import DataConfig, Teach
 from smf_jax.config.mesh import ComputeConfig, MeshConfig
 from smf_jax.config.model import MemoryConfig, ModelConfig
 from smf_jax.config.optim import OptimConfig
+from smf_jax.config.source import require_fields
 
 USAGE_DOCUMENTS = 200  # background batches for document frequencies; paper: 1000
 # Training loss, or exact match on new facts as taught or in a held-out wording, or on
@@ -150,8 +151,10 @@ class FinetuneConfig(TrainConfig):
     verb: ClassVar[str] = "finetune"
 
     base: str  # run directory of the model to teach
-    facts: str | None = None  # JSONL(.gz); None: the facts that `base` held back
+    # JSONL(.gz), or tfds:NAME; None: the facts that `base` held back
+    facts: str | None = None
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
+    fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
     teach: Teach = "questions"  # what is trained on; questions include wordings
     # how questions are put, in teaching and asking: as they stand, or through the chat
     # template; auto: chat if the model was trained to chat
@@ -182,6 +185,7 @@ class FinetuneConfig(TrainConfig):
             self.patterns is None or self.facts is not None,
             "patterns needs facts, whose wordings it fills",
         )
+        require_fields(self.fields, self.facts)
 
 
 def config_hash(config: Any) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import random
 from typing import NamedTuple
 
-from smf_jax.config import DataConfig, require, require_file
+from smf_jax.config import DataConfig, require, require_source
 from smf_jax.data.examples import question_example, statement_example, wording_examples
 from smf_jax.data.prompts import Example
 from smf_jax.data.records import Fact, Text, read_facts, read_texts
@@ -74,11 +74,13 @@ def _world_corpus(config: DataConfig) -> Corpus:
 def _file_corpus(config: DataConfig) -> Corpus:
     for key in ("facts", "patterns", "background"):
         if (path := getattr(config, key)) is not None:
-            require_file(f"data.{key}", path)
+            require_source(f"data.{key}", path)
     facts, notes = [], []
     if config.facts is not None:
-        facts, notes = load_facts(config.facts, config.patterns)
-    texts = [] if config.background is None else read_texts(config.background)
+        facts, notes = load_facts(config.facts, config.patterns, config.fields)
+    texts = []
+    if config.background is not None:
+        texts = read_texts(config.background, config.fields)
     order = random.Random(0)  # the split belongs to the data, not to the run's seed
     facts = order.sample(facts, len(facts))
     num_new = round(len(facts) * config.new_fraction)
@@ -109,13 +111,15 @@ def _corpus(*parts: list) -> Corpus:
     return Corpus(*hashed, notes, digest.hexdigest()[:16])
 
 
-def load_facts(path: str, patterns: str | None) -> tuple[list[Fact], list[str]]:
-    """Returns the facts of a file, each once, and notes on them.
+def load_facts(
+    source: str, patterns: str | None, fields: str | None = None
+) -> tuple[list[Fact], list[str]]:
+    """Returns the facts of a file or data set, each once, and notes on them.
 
     Raises:
       ConfigError: A file is missing or broken.
     """
-    facts, notes = without_repeats(read_facts(path, patterns))
+    facts, notes = without_repeats(read_facts(source, patterns, fields))
     worded = [fact for fact in facts if fact.wordings or fact.held_out]
     if worded:
         taught = sum(len(fact.wordings) for fact in worded)

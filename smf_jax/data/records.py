@@ -1,11 +1,11 @@
-"""Facts and texts, as JSONL files hold them."""
+"""Facts and texts, as JSONL files and data sets hold them."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from smf_jax.config import require
-from smf_jax.data.jsonl import read_objects
 from smf_jax.data.patterns import Patterns, as_wording, read_patterns
+from smf_jax.data.sources import read_rows
 
 MAX_ANSWER, MAX_PROMPT, MAX_ID = 4096, 65_536, 1024  # characters
 MAX_ANSWERS = 10_000  # of a fact: each is searched for in its statements
@@ -37,21 +37,24 @@ class Text(NamedTuple):
     text: str
 
 
-def read_facts(path: str | Path, patterns: str | Path | None = None) -> list[Fact]:
-    """Reads facts, one JSON object a line.
+def read_facts(
+    source: str | Path, patterns: str | Path | None = None, fields: str | None = None
+) -> list[Fact]:
+    """Reads facts, one JSON object a line, or from a data set `tfds:NAME`.
 
     `{"id", "question", "answers": [...]}`, and if there are any `"statements"`,
     `"wordings"` and `"held_out"`, all lists of strings. ("documents" is another name of
     "statements".) A fact with wordings needs no question. `patterns` is a file from
     which wordings are filled for facts that have a `"subject"` and a `"relation"`: see
-    `read_patterns`.
+    `read_patterns`. `fields` says which features of a data set hold these:
+    `question=FIELD,answers=FIELD`.
 
     Raises:
       ConfigError: A file is missing, empty or broken; names the file and line.
     """
     of_relation = {} if patterns is None else read_patterns(patterns)
     facts: dict[str, Fact] = {}
-    for where, row in read_objects(Path(path)):
+    for where, row in read_rows(source, "facts", fields):
         fact = _fact(where, row, of_relation)
         while fact.id in facts:  # the id must tell it from others
             fact = fact._replace(id=f"{fact.id} ({where})")
@@ -100,15 +103,15 @@ def _fact(where: str, row: dict, of_relation: dict[str, Patterns]) -> Fact:
     return Fact(_id(where, row), question, answers, statements, wordings, held_out)
 
 
-def read_texts(path: str | Path) -> list[Text]:
-    """Reads `{"id", "text"}` lines.
+def read_texts(source: str | Path, fields: str | None = None) -> list[Text]:
+    """Reads `{"id", "text"}` lines, or a data set `tfds:NAME`.
 
     Raises:
       ConfigError: The file is missing, empty or broken; names the file and line.
     """
     return [
         Text(_id(where, row), _string(where, row, "text"))
-        for where, row in read_objects(Path(path))
+        for where, row in read_rows(source, "texts", fields)
     ]
 
 

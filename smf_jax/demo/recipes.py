@@ -16,6 +16,7 @@ from smf_jax.config import (
     Teach,
     WorldConfig,
     require,
+    require_fields,
     require_seed,
 )
 
@@ -32,9 +33,12 @@ class DemoConfig:
     """
 
     out: str = "runs/demo"  # output directory
-    facts: str | None = None  # JSONL(.gz) of facts; None: a synthetic world
+    facts: str | None = (
+        None  # JSONL(.gz) of facts, or tfds:NAME; None: a synthetic world
+    )
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
-    background: str | None = None  # JSONL(.gz) of texts; needs --facts
+    background: str | None = None  # JSONL(.gz) of texts, or tfds:NAME; needs --facts
+    fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
     new_fraction: float = 0.5  # share of `facts` to teach; the others are to be kept
     # small: a smaller model and fewer steps, for some hundred facts in a minute
     preset: Literal["full", "small"] = "full"
@@ -47,6 +51,7 @@ class DemoConfig:
             self.facts is not None or self.background is None,
             "--background needs --facts: the synthetic world has its own text",
         )
+        require_fields(self.fields, self.facts, self.background)
         require_seed("demo", self)
         require(
             self.facts is not None or self.preset == "full",
@@ -82,6 +87,7 @@ def base_config(config: DemoConfig) -> PretrainConfig:
             facts=config.facts,
             patterns=config.patterns,
             background=config.background,
+            fields=config.fields,
             new_fraction=config.new_fraction,
             tokenizer="bpe",
             vocab_size=preset.vocab_size,

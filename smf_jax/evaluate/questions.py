@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from smf_jax.config import Teach, require_file
+from smf_jax.config import Teach, require_source
 from smf_jax.data.batches import Batch
 from smf_jax.data.corpus import Corpus, load_facts
 from smf_jax.data.examples import held_out_prompts, known_prompt, taught_prompts
@@ -78,16 +78,18 @@ def load_questions(
     patterns: str | None,
     teach: Teach,
     console: Console,
+    fields: str | None = None,
 ) -> Questions:
     """Returns the questions for a run and the runs taught from it.
 
-    The new facts are those of the file `facts`, or else those that were held back from
-    the run's corpus; `teach` is what is trained on.
+    The new facts are those of `facts`, or else those that were held back from the
+    run's corpus; `teach` is what is trained on, and `fields` are those of a
+    data set: see `read_facts`.
     """
     new = corpus.new
     if facts is not None:
-        require_file("facts", facts)
-        new, notes = load_facts(facts, patterns)
+        require_source("facts", facts)
+        new, notes = load_facts(facts, patterns, fields)
         for note in notes:
             console.print(f"data: {note}")
     known = {fact.name.lower() for fact in corpus.known}

@@ -19,7 +19,9 @@ from smf_jax.config import (
     MeshConfig,
     ModelConfig,
     RetrofitConfig,
+    path_of,
     require,
+    with_path,
 )
 from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_hash
@@ -241,11 +243,12 @@ def located(run: Run, config: Any) -> Any:
     changes, then = {}, run.lineage.own
     for name in ("facts", "patterns", "background"):
         recorded = getattr(config, name, None)
-        if recorded is None or Path(recorded).exists() or then is run.lineage.imported:
+        path = recorded and path_of(recorded)
+        if path is None or path.exists() or then is run.lineage.imported:
             continue
-        moved = run.run_dir / os.path.relpath(recorded, then.run_dir)
+        moved = run.run_dir / os.path.relpath(path, then.run_dir)
         if moved.exists():
-            changes[name] = str(moved)
+            changes[name] = with_path(recorded, moved)
     return dataclasses.replace(config, **changes)
 
 

@@ -9,7 +9,15 @@ from typing import NamedTuple
 from rich.console import Console
 
 from smf_jax import multihost
-from smf_jax.config import BY_DEFAULT, AskConfig, ConfigError, MeshConfig, require
+from smf_jax.config import (
+    BY_DEFAULT,
+    AskConfig,
+    ConfigError,
+    MeshConfig,
+    require,
+    require_fields,
+    short_name,
+)
 from smf_jax.data.batches import Batch, pack_corpus
 from smf_jax.data.corpus import Corpus, load_facts
 from smf_jax.data.prompts import Prompt, encode_asked
@@ -61,31 +69,33 @@ def evaluate(
     config: AskConfig = BY_DEFAULT,
     step: int | None = None,
     mesh: MeshConfig | None = None,
+    fields: str | None = None,
 ) -> Evaluated:
     """Evaluates a run on all its questions.
 
     The checkpoint is that of `step`, by default the last. Another step, other facts and
     another way of asking get a file of their own. The wording called "taught" is that
     of the run's own teaching; for other facts, and for a run that was taught nothing,
-    the questions themselves.
+    the questions themselves. `fields` are of data sets: see `read_facts`.
 
     Raises:
       ConfigError: There is no such run, it has no questions, its files have changed,
         or the result cannot be written.
     """
+    require_fields(fields, facts, config.shots_from)
     run = load_run(run_dir, step, mesh=mesh)
     name = Path(EVALUATION).stem
     name += "" if step is None else f"-{step}"
-    name += "" if facts is None else f"-{Path(facts).name.split('.')[0]}"
+    name += "" if facts is None else f"-{short_name(facts)}"
     name += "" if config == BY_DEFAULT else f"-{config.prompt}"
     path = run.run_dir / f"{name}.json"
     _require_writable(path)
     print_layout(run.model.layout, console)
     warn_unhealed(run, console)
     corpus = corpus_of(run)
-    questions = _questions(run, corpus, facts, patterns, console)
+    questions = _questions(run, corpus, facts, patterns, console, fields)
     multihost.require_same("data", questions.hash)
-    shots = _shots(config, corpus)
+    shots = _shots(config, corpus, fields)
     asking = asking_of(run, config, questions, shots)
     shown = {fact.id for fact in shots} if config.shots_from is None else set()
     known = [prompt for prompt in questions.known if prompt.fact not in shown]
@@ -104,19 +114,21 @@ def _questions(
     facts: str | None,
     patterns: str | None,
     console: Console,
+    fields: str | None,
 ) -> Questions:
     own = run.lineage.finetune
     if facts is None and own is not None:
         own = located(run, own)
         about = (own.facts, own.patterns, own.teach)
-        questions = load_questions(corpus, *about, console)
+        questions = load_questions(corpus, *about, console, own.fields)
         require(
             questions.hash == run.corpus_hash,
             f"the facts of {run.run_dir} have changed since it was taught (hash "
             f"{run.corpus_hash} then, {questions.hash} now)",
         )
     else:
-        questions = load_questions(corpus, facts, patterns, "questions", console)
+        about = (facts, patterns, "questions")
+        questions = load_questions(corpus, *about, console, fields)
     require(bool(questions.groups()), f"{run.run_dir} has no questions: name --facts")
     return questions
 
@@ -129,14 +141,14 @@ def _require_writable(path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _shots(config: AskConfig, corpus: Corpus) -> list[Fact]:
+def _shots(config: AskConfig, corpus: Corpus, fields: str | None = None) -> list[Fact]:
     """Returns the answered questions that come before each question."""
     count = config.num_shots
     if count == 0:
         return []
     facts = corpus.known
     if config.shots_from is not None:
-        facts, _ = load_facts(config.shots_from, None)
+        facts, _ = load_facts(config.shots_from, None, fields)
     facts = [fact for fact in facts if fact.question]
     source = config.shots_from or "known facts"
     require(

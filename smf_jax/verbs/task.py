@@ -39,7 +39,7 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     """
     corpus = corpus_of(base)
     about = (config.facts, config.patterns, config.teach)
-    questions = load_questions(corpus, *about, console)
+    questions = load_questions(corpus, *about, console, config.fields)
     require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
     asking = asking_of(base, AskConfig(prompt=config.prompt), questions)
     background = _background(config, base, console)

@@ -1,0 +1,23 @@
+"""Rows of facts or texts, from a file or from a data set of tensorflow-datasets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from smf_jax.config import Kind, is_data_set
+from smf_jax.data.jsonl import read_objects
+
+
+def read_rows(
+    source: str | Path, kind: Kind, fields: str | None = None
+) -> Iterator[tuple[str, dict]]:
+    """Yields where each row is, and the row with the keys of a JSONL file.
+
+    Raises:
+      ConfigError: The source is missing, empty, broken, or holds no rows of this kind.
+    """
+    if not is_data_set(source):
+        return read_objects(Path(source))
+    # Here, as few runs need it and all would wait for it.
+    from smf_jax.data.tfds.read import read_data_set
+
+    return read_data_set(str(source), kind, fields)
