@@ -33,9 +33,8 @@ class DemoConfig:
     """
 
     out: str = "runs/demo"  # output directory
-    facts: str | None = (
-        None  # JSONL(.gz) of facts, or tfds:NAME; None: a synthetic world
-    )
+    # JSONL(.gz) of facts, or tfds:NAME; None: a synthetic world
+    facts: str | None = None
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
     background: str | None = None  # JSONL(.gz) of texts, or tfds:NAME; needs --facts
     fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
