@@ -41,16 +41,17 @@ def import_run(
     require(jax.process_count() == 1, "smf import-hf runs as one process")
     with open_run(run_dir, console, Resume("never")) as run:
         corpus = None if data is None else load_corpus(data)
-        folder, commit = hf.fetch(source, revision)
-        model = hf.import_model(folder, ignore)
-        tokenizer, notes = hf.read_tokenizer(folder, model.config.vocab_size, bos)
+        path, commit = hf.fetch(source, revision)
+        opened = hf.open_source(path)
+        model = hf.import_model(opened, ignore)
+        tokenizer, notes = hf.read_tokenizer(opened, model.config.vocab_size, bos)
         for note in notes:
             console.print(f"WARNING: {note}", style="bold red")
-        config = hf.read_model_json(folder, "config.json")
+        config = hf.read_config_json(opened)
         _report_keys(config, ignore, console)
         imported = ImportConfig(
             # Absolute, so that PEFT and others find it from any folder.
-            source=str(folder.resolve()) if commit is None else source,
+            source=str(path.resolve()) if commit is None else source,
             revision=commit,
             ignore=tuple(ignore),
             model=model.config,
@@ -58,7 +59,7 @@ def import_run(
             eos_token=tokenizer.eos,
             other_ends=tokenizer.other_ends,
             config=config,
-            files=hf.carried_files(folder),
+            files=hf.carried_files(opened),
             data=data,
         )
         lineage = Lineage(imported=imported)
