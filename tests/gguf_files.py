@@ -1,0 +1,1 @@
+"""Small GGUF files, written by the package `gguf`."""
