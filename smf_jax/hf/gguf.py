@@ -107,8 +107,7 @@ def _headers(header: Header) -> Headers:
 
 def _tensors(path: Path, header: Header) -> Iterator[tuple[str, np.ndarray]]:
     config = _config(path, header)
-    heads = {"q": config["num_attention_heads"]}
-    heads["k"] = config.get("num_key_value_heads", heads["q"])
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     for name, tensor in header.tensors.items():
         if name == ROPE_FACTORS:
             continue

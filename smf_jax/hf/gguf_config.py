@@ -71,14 +71,19 @@ def config_of(
     missing = [f"{prefix}{name}" for name in _KEYS if name not in values]
     require(not missing, f"{path} lacks {', '.join(missing)}")
     for name, value in values.items():
-        if isinstance(value, float | np.ndarray | list):
-            is_number = isinstance(value, float) and math.isfinite(value)
-            require(is_number, f"{path}: {prefix}{name} is not one finite number")
+        require(
+            isinstance(value, str | int) or _is_finite(value),
+            f"{path}: {prefix}{name} is not one finite number",
+        )
+    for name in (_KEYS | _OPTIONAL | _SCALING).keys() & values.keys():
+        is_number = not isinstance(values[name], str | bool)
+        require(is_number, f"{path}: {prefix}{name}={values[name]} is not a number")
     config = {"architectures": [ARCHITECTURES[kind]], "model_type": kind}
     known = _KEYS | _OPTIONAL
     config |= {known[name]: values.pop(name) for name in known if name in values}
     heads = config["num_attention_heads"]
     require(isinstance(heads, int) and heads > 0, f"{path}: {heads!r} attention heads")
+    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     config.setdefault("head_dim", config["hidden_size"] // heads)
     config["rope_scaling"] = _rope_scaling(path, values, config, rope_factors)
     # These say again what others say, or ask for what is not supported.
@@ -94,9 +99,13 @@ def config_of(
         config
         | {"vocab_size": vocab_size, "tie_word_embeddings": is_tied}
         | {"hidden_act": "silu", "dtype": "float32"}
-        | {name: id for name, id in tokens.items() if id is not None}
+        | {name: id for name, id in tokens.items() if type(id) is int}
         | {f"{prefix}{name}": value for name, value in values.items()}
     )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _rope_scaling(path: Path, values, config, factors) -> dict[str, Any] | None:
@@ -118,15 +127,17 @@ def _llama3_scaling(path: Path, config, factors, given) -> dict[str, Any]:
     Source: "The Llama 3 Herd of Models", and its reference implementation.
     """
     context = given.get("original_max_position_embeddings", _LLAMA3_CONTEXT)
-    factor = float(factors.max(initial=1.0))
-    low, high = _LLAMA3.values()
-    width = config["head_dim"]
-    exponents = np.arange(0, width, 2) / width
-    waves = 2 * math.pi * config.get("rope_theta", 10_000.0) ** exponents
-    kept = np.clip((context / waves - low) / (high - low), 0, 1)
-    want = 1 / ((1 - kept) / factor + kept)
+    factor, width = float(factors.max()), config["head_dim"]
+    matches = math.isfinite(factor) and factors.size * 2 == width
+    if matches:
+        (low, high), theta = _LLAMA3.values(), config.get("rope_theta", 10_000.0)
+        with np.errstate(all="ignore"):  # of a damaged file
+            waves = 2 * math.pi * np.float64(theta) ** (np.arange(0, width, 2) / width)
+            kept = np.clip((context / waves - low) / (high - low), 0, 1)
+            want = 1 / ((1 - kept) / factor + kept)
+        matches = np.allclose(factors.ravel(), want, rtol=1e-5, atol=0)
     require(
-        factors.shape == want.shape and np.allclose(factors, want, rtol=1e-5, atol=0),
+        bool(matches),
         f"{path}: rope_freqs.weight is not the scaling of Llama 3 from {context} "
         "positions, and no other is supported",
     )

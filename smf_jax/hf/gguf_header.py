@@ -104,7 +104,7 @@ def read_header(path: Path) -> Header:
             metadata[name] = _value(reader, reader.number("I"))
         parts = metadata.get("split.count", 1)
         require(
-            parts in (0, 1),
+            isinstance(parts, int) and parts <= 1,
             f"{path} is one of {parts} parts: merge them first, with `llama-gguf-split "
             "--merge`",
         )
@@ -151,8 +151,8 @@ def _tensors(reader: _Reader, count: int, metadata: dict) -> dict[str, Tensor]:
         )
         type_name, elements, size = TYPES[kind]
         require(
-            shape[-1] % elements == 0,
-            f"{path}: {name} has rows of {shape[-1]}, and {type_name} comes in blocks "
+            0 not in shape and shape[-1] % elements == 0,
+            f"{path}: {name} is {list(shape)}, and {type_name} comes in rows of blocks "
             f"of {elements}",
         )
         num_bytes = math.prod(shape) // elements * size

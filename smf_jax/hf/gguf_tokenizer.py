@@ -63,7 +63,7 @@ def tokenizer_of(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     """
     kind = _key(metadata, "model")
     require(
-        kind in ("gpt2", "llama"),
+        isinstance(kind, str) and kind in ("gpt2", "llama"),
         f"{path}: tokenizer {kind!r} (tokenizer.ggml.model) is not supported, only "
         "gpt2 (byte-level BPE) and llama (SentencePiece BPE)",
     )
@@ -105,14 +105,15 @@ def tokenizer_config(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "add_bos_token": _adds(path, metadata, "bos"),
     }
-    template = metadata.get("tokenizer.chat_template")
-    return config | named | ({} if template is None else {"chat_template": template})
+    template = metadata.get("tokenizer.chat_template", "")
+    require(isinstance(template, str), f"{path}: tokenizer.chat_template is no text")
+    return config | named | ({"chat_template": template} if template else {})
 
 
 def generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """Returns the content of a `generation_config.json`: the ends of an answer."""
-    ends = dict.fromkeys(_key(metadata, name) for name in _ENDS)
-    return {"eos_token_id": [id for id in ends if id is not None]}
+    ends = (_key(metadata, name) for name in _ENDS)
+    return {"eos_token_id": [*dict.fromkeys(id for id in ends if type(id) is int)]}
 
 
 def _key(metadata: dict[str, Any], name: str) -> Any:
@@ -207,7 +208,7 @@ def _sentence_piece(path: Path, metadata, vocab, types) -> dict[str, Any]:
         isinstance(scores, np.ndarray) and len(scores) == len(vocab),
         f"{path}: tokenizer.ggml.scores is missing, or not one number per token",
     )
-    prefixed = _key(metadata, "add_space_prefix") in (None, True)
+    prefixed = _key(metadata, "add_space_prefix") is not False
     unknown = next((t for t, id in vocab.items() if types[id] == _UNKNOWN), None)
     spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     steps = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
