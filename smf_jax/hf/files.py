@@ -53,8 +53,8 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     require(
         not Path(source).exists()
         and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
-        f"{source}: no such folder{_similar(source)}, and not the name of a repository "
-        "(OWNER/NAME)",
+        f"{source}: no such folder{_similar(source)}, and neither a GGUF file nor the "
+        "name of a repository (OWNER/NAME)",
     )
     # Other safetensors in a repository may be copies of the same parameters.
     patterns = ["model*.safetensors", INDEX, CONFIG, TOKENIZER, *CARRIED]
@@ -73,9 +73,9 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _similar(source: str) -> str:
-    """Returns a question after the folder that a mistyped path may mean."""
+    """Returns a question after the folder or file that a mistyped path may mean."""
     parent = Path(source).parent
-    names = [path.name for path in parent.glob("*/")]
+    names = [path.name for path in (*parent.glob("*/"), *parent.glob(f"*{GGUF}"))]
     close = difflib.get_close_matches(Path(source).name, names, n=1)
     return f" (is it {parent / close[0]}?)" if close else ""
 

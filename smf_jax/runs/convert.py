@@ -30,9 +30,9 @@ def import_run(
 ) -> Path:
     """Imports a Hugging Face model as a run, and returns its directory.
 
-    The source is a directory, or a repository of the hub; `ignore` names keys of its
-    `config.json`, and `bos` says whether a text starts with a BOS token. Evaluation and
-    teaching use the data, if there is any.
+    The source is a directory, a GGUF file or a repository of the hub; `ignore` names
+    keys of its `config.json`, and `bos` says whether a text starts with a BOS token.
+    Evaluation and teaching use the data, if there is any.
 
     Raises:
       ConfigError: The model is missing or unsupported, its tokenizer does not fit, or
@@ -111,6 +111,13 @@ def export_run(
         base_name=base_name,
         base_revision=base_revision,
     )
+    if base_name.endswith(hf.GGUF) and run.lineage.own.optim.method == "lora":
+        console.print(
+            f"WARNING: the adapter names {base_name}, which PEFT cannot load: export "
+            f"{find_base(run.run_dir, run.lineage.own.base)}, and name that folder as "
+            "base_model_name_or_path",
+            style="bold red",
+        )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
         f"exported {run_dir} to {directory}: read back, it equals the model{rounded}"
