@@ -110,7 +110,9 @@ def _is_finite(value: Any) -> bool:
 
 def _rope_scaling(path: Path, values, config, factors) -> dict[str, Any] | None:
     """Returns the scaling of rotary positions, and takes its keys from the values."""
-    kind = values.pop("rope.scaling.type", "none")
+    # As llama.cpp does, a factor alone scales linearly.
+    alone = "linear" if "rope.scaling.factor" in values else "none"
+    kind = values.pop("rope.scaling.type", alone)
     given = {n: values.pop(of) for of, n in _SCALING.items() if of in values}
     values.pop("rope.scaling.finetuned", None)  # a note on the training
     if factors is not None:

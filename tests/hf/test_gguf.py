@@ -187,13 +187,15 @@ def test_other_factors_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "want"),
     [
+        (None, RopeScalingConfig(type="linear", factor=4.0)),
         ("linear", RopeScalingConfig(type="linear", factor=4.0)),
         ("yarn", RopeScalingConfig(type="yarn", factor=4.0, original_max_position=32)),
     ],
 )
 def test_a_scaling_is_read(tmp_path, kind, want):
     def change(writer):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        if kind is not None:
+            writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(4.0)
         writer.add_rope_scaling_orig_ctx_len(32)
 
