@@ -111,10 +111,11 @@ def export_run(
         base_name=base_name,
         base_revision=base_revision,
     )
-    if base_name.endswith(hf.GGUF) and run.lineage.own.optim.method == "lora":
+    finetune, is_file = run.lineage.finetune, Path(base_name).suffix == hf.GGUF
+    if is_file and finetune is not None and finetune.optim.method == "lora":
         console.print(
             f"WARNING: the adapter names {base_name}, which PEFT cannot load: export "
-            f"{find_base(run.run_dir, run.lineage.own.base)}, and name that folder as "
+            f"{find_base(run.run_dir, finetune.base)}, and name that folder as "
             "base_model_name_or_path",
             style="bold red",
         )

@@ -11,7 +11,7 @@ from smf_jax.data.tokenizer import encode_prompt, encode_with_controls
 from smf_jax.model.generate import generate
 from tests import tiny
 
-NEW = 32
+PROMPT, NEW = 16, 32
 # Rounding of float32 through 30 layers: transformers itself is 1.7e-6 of the largest
 # logit off its logits in float64, and we are 2.9e-6 off these.
 TOLERANCE = 5e-6
@@ -33,7 +33,7 @@ def tokens(tokenizer):
     """Returns rows of one length, of a text and of a chat."""
     text = encode_prompt(tokenizer, " ".join([*TEXTS[:2], PARIS * 4]))
     chat = encode_with_controls(tokenizer, TEXTS[5] * 9)
-    return np.array([row[:48] for row in (text, chat)], np.int32)
+    return np.array([row[: PROMPT + NEW] for row in (text, chat)], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_greedy_tokens_are_those_of_transformers_with_a_cache_and_without(
 ):
     import torch
 
-    prompts = tokens[:, :12]
+    prompts = tokens[:, :PROMPT]
     options = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None}
     ids = torch.from_numpy(prompts).long()
     mask = torch.ones_like(ids)
@@ -96,9 +96,9 @@ def test_greedy_tokens_are_those_of_transformers_with_a_cache_and_without(
         is_prompt = jnp.ones(prompts.shape, bool)
         return generate(model, jnp.asarray(prompts), is_prompt, NEW, no_end)
 
-    np.testing.assert_array_equal(extend(params), want[:, 12:])
+    np.testing.assert_array_equal(extend(params), want[:, PROMPT:])
     best = logits_of(model, want).argmax(-1)
-    np.testing.assert_array_equal(best[:, 11:-1], want[:, 12:])
+    np.testing.assert_array_equal(best[:, PROMPT - 1 : -1], want[:, PROMPT:])
 
 
 def test_the_capital_of_france_is_paris(model, tokenizer, tokens):
