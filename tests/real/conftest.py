@@ -55,12 +55,15 @@ def tokenizer(opened, model):
 
 @pytest.fixture(scope="package")
 def torch_model(weights):
+    """Returns it in one thread: several would wait for those of other processes."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     load = AutoModelForCausalLM.from_pretrained
-    model = load(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    return model.eval()
+    yield load(weights.parent, gguf_file=weights.name, dtype=torch.float32).eval()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")
