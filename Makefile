@@ -9,12 +9,14 @@ COMMA := ,
 # So are the compilers for TPU and GPU of `smf plan`: 0.5 GB, and 1.4 GB on disk.
 TORCH := $(if $(SMF_REQUIRE_TORCH),$(COMMA)torch)
 PLAN := $(if $(SMF_REQUIRE_PLAN),$(COMMA)plan)
+# A real model, of which tests are skipped elsewhere: 98 MB, and what reads it.
+REAL := $(if $(SMF_REQUIRE_REAL)$(filter real,$(MAKECMDGOALS)),$(COMMA)gguf)
 DOCS := $(if $(filter docs site links tutorials figures wheel,$(MAKECMDGOALS)),$(COMMA)docs)
-EXTRAS := test$(TORCH)$(PLAN)$(DOCS)
+EXTRAS := test$(TORCH)$(PLAN)$(REAL)$(DOCS)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
 KEEP_MEMORY := glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.tcache_count=127:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: demo test lint docs site links tutorials figures wheel clean
+.PHONY: demo test real lint docs site links tutorials figures wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,8 +31,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	GLIBC_TUNABLES=$(KEEP_MEMORY) $(VENV)/bin/smf demo --out $(OUT)
 
-test: lint
+test: lint $(if $(SMF_REQUIRE_REAL),real)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Puts SmolLM2-135M-Instruct into .cache/, and installs what `smf import-hf` needs for it.
+real: $(INSTALLED)
+	$(VENV)/bin/python tests/real/fetch.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -11,6 +11,7 @@ EXTRAS = {
         "smf plan: compilers for TPUs and GPUs",
         ("libtpu", "jax-cuda13-plugin", "nvidia-cuda-nvcc"),
     ),
+    "gguf": ("models in GGUF files", ("gguf",)),
     "torch": (
         "comparison with PyTorch, in smf bench and smf_jax.torch_baseline",
         ("torch", "transformers", "peft"),

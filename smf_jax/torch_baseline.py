@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from smf_jax.config import ConfigError, MemoryConfig
 from smf_jax.data.batches import Batch
-from smf_jax.hf import read_model_json, split_config
+from smf_jax.hf import open_source, read_config_json, split_config
 
 
 class MemoryLayer(nn.Module):
@@ -149,7 +149,7 @@ def load(directory: str | Path) -> nn.Module:
       ConfigError: The configuration is broken, or the tensors do not match it.
     """
     folder = Path(directory)
-    decoder, memory = split_config(read_model_json(folder, "config.json"))
+    decoder, memory = split_config(read_config_json(open_source(folder)))
     config = transformers.AutoConfig.for_model(**decoder)
     model = transformers.AutoModelForCausalLM.from_config(config)
     if memory is not None:

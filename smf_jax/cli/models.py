@@ -31,12 +31,14 @@ def import_hf(arguments: Sequence[str], console: Console) -> None:
     ):
         """Import a Llama, Mistral, Qwen2, Qwen3 or SmolLM model as RUN.
 
-        Only safetensors are read. HF_HUB_OFFLINE=1 uses earlier downloads only.
+        Only safetensors and GGUF are read.
+
+        HF_HUB_OFFLINE=1 uses earlier downloads only.
 
         Example: smf import-hf HuggingFaceTB/SmolLM2-135M runs/smollm
 
         Args:
-          source: directory, or repository OWNER/NAME
+          source: directory, file FILE.gguf, or repository OWNER/NAME
           facts: JSONL(.gz) of facts to evaluate and teach, or tfds:NAME
           patterns: JSONL(.gz) of patterns by relation, for wordings of `facts`
           background: JSONL(.gz) of background texts, or tfds:NAME

@@ -107,7 +107,23 @@ def load_tokenizer(
       ConfigError: The file is missing or broken, has no token `eos`, or the ids of a
         word depend on the word after it.
     """
-    text, rules = _read_rules(path)
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        text = path.read_bytes().decode()  # line endings as they are
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason})") from error
+    return parse_tokenizer(text, path, eos, other_ends, bos)
+
+
+def parse_tokenizer(
+    text: str,
+    path: Path,
+    eos: int | str,
+    other_ends: tuple[int, ...] = (),
+    bos: tuple[int, ...] | None = None,
+) -> Tokenizer:
+    """Returns the tokenizer that a file describes: see `load_tokenizer`."""
+    rules = _read_rules(text, path)
     eos_name = f"id {eos}" if isinstance(eos, int) else repr(eos)
     eos = rules.token_to_id(eos) if isinstance(eos, str) else eos
     require(
@@ -128,12 +144,7 @@ def load_tokenizer(
     return Tokenizer(rules, bos, eos, other_ends, file=text)
 
 
-def _read_rules(path: Path) -> tuple[str, tokenizers.Tokenizer]:
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        text = path.read_bytes().decode()  # line endings as they are
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 ({error.reason})") from error
+def _read_rules(text: str, path: Path) -> tokenizers.Tokenizer:
     # The library raises a bare Exception, which no except clause can tell from other
     # errors, or panics; and some files fail only when a text is encoded.
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -142,7 +153,7 @@ def _read_rules(path: Path) -> tuple[str, tokenizers.Tokenizer]:
     if type(error) is Exception or type(error).__name__ == "PanicException":
         reason = str(error).strip().splitlines() or ["panic"]
         raise ConfigError(f"{path}: not a tokenizer ({reason[0]})") from error
-    return text, parsing.result()
+    return parsing.result()
 
 
 def _parse_rules(text: str) -> tokenizers.Tokenizer:

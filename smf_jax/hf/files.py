@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import re
 from collections import defaultdict
@@ -15,44 +16,45 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from smf_jax.config import ConfigError, require
+from smf_jax.hf.source import CARRIED, CONFIG, TOKENIZER, Headers, Source, read_json
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-GENERATION_CONFIG, CHAT_TEMPLATE = "generation_config.json", "chat_template.jinja"
-SPECIAL_TOKENS = "special_tokens_map.json"
-# Small files that are exported again as they were imported.
-CARRIED = (
-    *(TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json"),
-    *(GENERATION_CONFIG, CHAT_TEMPLATE),
-)
+GGUF = ".gguf"
 MAX_TEXT = 16 * 2**20  # bytes
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
-    """Returns the directory of a model, and its commit if it is from the hub.
+    """Returns the directory or GGUF file of a model, and its commit in the hub, if any.
 
     With HF_HUB_OFFLINE=1 a repository is read from the hub's local cache.
 
     Raises:
-      ConfigError: There is no such directory or repository, or no download; or the
-        directory is a clone without its large files.
+      ConfigError: There is no such directory or repository, or no download; or it is
+        of a clone without its large files.
     """
+    if Path(source).is_file() and Path(source).suffix == GGUF:
+        require(
+            revision is None,
+            f"{source} is a file, and --revision {revision} is for a repository",
+        )
+        require_pulled(Path(source))
+        return Path(source), None
     if Path(source).is_dir():
         require(
             revision is None,
             f"{source} is a folder, and --revision {revision} is for a repository",
         )
         if (Path(source) / TOKENIZER).is_file():  # which another library reads
-            _require_pulled(Path(source) / TOKENIZER)
+            require_pulled(Path(source) / TOKENIZER)
         return Path(source), None
     require(
         not Path(source).exists()
         and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
-        f"{source}: no such folder{_similar(source)}, and not the name of a repository "
-        "(OWNER/NAME)",
+        f"{source}: no such folder{_similar(source)}, and neither a GGUF file nor the "
+        "name of a repository (OWNER/NAME)",
     )
     # Other safetensors in a repository may be copies of the same parameters.
     patterns = ["model*.safetensors", INDEX, CONFIG, TOKENIZER, *CARRIED]
@@ -71,14 +73,15 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _similar(source: str) -> str:
-    """Returns a question after the folder that a mistyped path may mean."""
+    """Returns a question after the folder or file that a mistyped path may mean."""
     parent = Path(source).parent
-    names = [path.name for path in parent.glob("*/")]
+    names = [path.name for path in (*parent.glob("*/"), *parent.glob(f"*{GGUF}"))]
     close = difflib.get_close_matches(Path(source).name, names, n=1)
     return f" (is it {parent / close[0]}?)" if close else ""
 
 
-def _require_pulled(path: Path) -> None:
+def require_pulled(path: Path) -> None:
+    """Raises `ConfigError` if a clone holds a pointer in place of a large file."""
     with path.open("rb") as file:
         is_pointer = file.read(len(_POINTER)) == _POINTER
     require(
@@ -88,21 +91,30 @@ def _require_pulled(path: Path) -> None:
     )
 
 
-def read_model_json(folder: Path, name: str) -> dict[str, Any]:
-    """Returns the object in a JSON file of a model, or raises `ConfigError`."""
-    path = folder / name
-    try:
-        content = json.loads(_read_text(folder, name))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
-    require(isinstance(content, dict), f"{path}: not a JSON object")
-    return content
+def open_folder(folder: Path) -> Source:
+    """Returns the files of a model in a folder."""
+    return Source(
+        folder,
+        functools.partial(_read_text, folder),
+        functools.partial(_headers, folder),
+        functools.partial(_tensors, folder),
+    )
 
 
-def _read_text(folder: Path, name: str) -> str:
+def _read_text(folder: Path, name: str) -> str | None:
     """Returns the content of a small file, line endings as they are."""
     path = folder / name
-    require(path.is_file(), f"{path}: no such file")
+    if not path.is_file():
+        return None
+    if name != TOKENIZER:  # which may be large, and is read by another library
+        _require_safe(folder, path)
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason})") from error
+
+
+def _require_safe(folder: Path, path: Path) -> None:
     # Texts are copied into runs and exports, so a link must not lead to private files.
     # In the hub's cache, snapshots/COMMIT links into its own repository.
     root = folder.resolve()
@@ -112,12 +124,8 @@ def _read_text(folder: Path, name: str) -> str:
         f"{path} is a link that leads out of {root}: import the folder that it leads "
         f"to, or copy this one with `cp -rL {folder} COPY` and import COPY",
     )
-    _require_pulled(path)
+    require_pulled(path)
     require(path.stat().st_size <= MAX_TEXT, f"{path} is above {MAX_TEXT} bytes")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 ({error})") from error
 
 
 def write_model_json(path: Path, content: Any) -> None:
@@ -125,13 +133,7 @@ def write_model_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def carried_files(folder: Path) -> dict[str, str]:
-    """Returns the content of each existing file of `CARRIED`."""
-    existing = [name for name in CARRIED if (folder / name).is_file()]
-    return {name: _read_text(folder, name) for name in existing}
-
-
-def headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _headers(folder: Path) -> Headers:
     """Returns the shape and the safetensors type of every tensor of a model.
 
     Raises:
@@ -153,7 +155,7 @@ def headers(folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor of a model by name, one at a time."""
     for path in _shards(folder):
         with _open(path) as file:
@@ -174,7 +176,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
                 "opened: save the model as safetensors first"
             )
         raise ConfigError(f"{folder} holds no {WEIGHTS} and no {INDEX}{hint}")
-    weight_map = read_model_json(folder, INDEX).get("weight_map")
+    weight_map = read_json(open_folder(folder), INDEX).get("weight_map")
     require(
         isinstance(weight_map, dict) and bool(weight_map),
         f"{folder / INDEX}: weight_map must be an object that is not empty",
@@ -196,7 +198,7 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        _require_pulled(path)
+        require_pulled(path)
         with safe_open(path, framework="np") as file:
             yield file
     except (SafetensorError, OSError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Loads models and tokenizers from the files of Hugging Face."""
+"""Loads models from the files of Hugging Face, or from GGUF."""
 
 import re
 from collections.abc import Collection
@@ -11,9 +11,11 @@ from jaxtyping import Array
 
 from smf_jax import multihost
 from smf_jax.config import ModelConfig, require
-from smf_jax.hf import files
 from smf_jax.hf.config import read_config
+from smf_jax.hf.files import shorten
 from smf_jax.hf.names import hf_name, is_transposed
+from smf_jax.hf.open import open_source
+from smf_jax.hf.source import CONFIG, Headers, Source, read_config_json
 from smf_jax.model.build import abstract_model, assemble
 from smf_jax.model.transformer import Transformer
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
@@ -26,7 +28,7 @@ _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def import_model(
-    directory: str | Path,
+    path: str | Path | Source,
     ignore: Collection[str] = (),
     layout: MeshLayout = ONE_DEVICE,
 ) -> Transformer:
@@ -39,36 +41,34 @@ def import_model(
       ConfigError: The configuration is unsupported; or a tensor is missing, unexpected,
         of another shape or not finite.
     """
-    folder = Path(directory)
-    require(folder.is_dir(), f"{folder}: no such directory")
-    config = read_config(files.read_model_json(folder, files.CONFIG), ignore)
-    headers = files.headers(folder)
-    _require_depth(folder, headers, config)
+    source = open_source(path)
+    config = read_config(read_config_json(source), ignore)
+    headers = source.headers()
+    _require_depth(source.path, headers, config)
     abstract = abstract_model(config, layout)
     params = named(nnx.as_pure(nnx.state(abstract)))
-    _require_matching(folder, params, headers)
-    loaded = _read(folder, {hf_name(name): name for name in params})
+    _require_matching(source.path, params, headers)
+    loaded = _read(source, {hf_name(name): name for name in params})
     head = loaded.pop(HEAD, None)
     require(
         head is None or np.array_equal(head, loaded["embedding"]),
-        f"{folder}: tie_word_embeddings=true, but {HEAD} is not the embedding",
+        f"{source.path}: tie_word_embeddings=true, but {HEAD} is not the embedding",
     )
     return assemble(abstract, loaded)
 
 
-def _require_depth(folder: Path, headers, config: ModelConfig) -> None:
+def _require_depth(path: Path, headers: Headers, config: ModelConfig) -> None:
     # Before a model of the configured size is built.
     found = (re.match(r"model\.layers\.(\d+)\.", name) for name in headers)
     layers = {int(match[1]) for match in found if match}
     require(
         len(layers) == config.num_layers == max(layers, default=-1) + 1,
-        f"{folder} holds {len(layers)} layers, but {files.CONFIG} says "
-        f"{config.num_layers}",
+        f"{path} holds {len(layers)} layers, but {CONFIG} says {config.num_layers}",
     )
 
 
 def _require_matching(
-    folder: Path, params: dict[str, jax.ShapeDtypeStruct], headers
+    path: Path, params: dict[str, jax.ShapeDtypeStruct], headers: Headers
 ) -> None:
     """Raises `ConfigError`, which lists all faults, unless the tensors are expected."""
     expected = {
@@ -81,24 +81,24 @@ def _require_matching(
             wrong.append(f"{name} is {dtype}, not one of {', '.join(FLOATS)}")
         elif name in expected and shape != expected[name]:
             want = list(expected[name])
-            wrong.append(f"{name} is {list(shape)}, but {files.CONFIG} says {want}")
+            wrong.append(f"{name} is {list(shape)}, but {CONFIG} says {want}")
         elif name not in expected and not (name == HEAD or _DERIVED.fullmatch(name)):
             wrong.append(f"{name} is unexpected")
-    listed = files.shorten(wrong, "; ")
-    require(not wrong, f"{folder}: tensors do not match {files.CONFIG}: {listed}")
+    listed = shorten(wrong, "; ")
+    require(not wrong, f"{path}: tensors do not match {CONFIG}: {listed}")
 
 
-def _read(folder: Path, names: dict[str, str]) -> dict[str, Array]:
+def _read(source: Source, names: dict[str, str]) -> dict[str, Array]:
     """Returns every parameter by our name; the head of a tied model by its own."""
     loaded = {}
-    for tensor_name, array in files.tensors(folder):
+    for tensor_name, array in source.tensors():
         multihost.busy(f"reading {tensor_name}")
         if _DERIVED.fullmatch(tensor_name):
             continue
         array = array.astype(np.float32)
         require(
             bool(np.isfinite(array).all()),
-            f"{folder}: {tensor_name} holds numbers that are not finite",
+            f"{source.path}: {tensor_name} holds numbers that are not finite",
         )
         name = names.get(tensor_name, tensor_name)
         loaded[name] = jax.device_put(array.T if is_transposed(name) else array)

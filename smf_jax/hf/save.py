@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from smf_jax.config import require
 from smf_jax.data.tokenizer import PAD, Tokenizer
-from smf_jax.hf import files
+from smf_jax.hf import files, source
 from smf_jax.hf.config import MEMORY_TYPE, write_config
 from smf_jax.hf.load import import_model
 from smf_jax.hf.names import hf_name, is_transposed
@@ -70,7 +70,7 @@ def export_model(
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"{folder} exists and is not empty: choose another directory",
     )
-    unknown = (carried or {}).keys() - set(files.CARRIED)
+    unknown = (carried or {}).keys() - set(source.CARRIED)
     require(not unknown, f"{sorted(unknown)} are not files of a model")
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
@@ -78,11 +78,11 @@ def export_model(
         if _write_adapter(model, partial / ADAPTER, base_name, base_revision):
             _merge(model)
         described = _describe(model, config, tokenizer, dtype)
-        files.write_model_json(partial / files.CONFIG, described)
+        files.write_model_json(partial / source.CONFIG, described)
         _write_tensors(partial, model, dtype)
         _write_tokenizer(partial, tokenizer, carried)
         # safetensors writes files that only their owner can read.
-        mode = (partial / files.CONFIG).stat().st_mode
+        mode = (partial / source.CONFIG).stat().st_mode
         for path in partial.rglob("*.safetensors"):
             path.chmod(mode)
         _require_same(model, import_model(partial, ignore), dtype)
@@ -183,7 +183,7 @@ def _to_numpy(name: str, leaf: Array, dtype: Dtype) -> np.ndarray:
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, carried) -> None:
     # As it came: older versions of the library cannot read what newer ones write.
-    (folder / files.TOKENIZER).write_bytes(tokenizer.json.encode())
+    (folder / source.TOKENIZER).write_bytes(tokenizer.json.encode())
     if carried is None:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -191,7 +191,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, carried) -> None:
             "pad_token": tokenizer.rules.id_to_token(PAD),
             "clean_up_tokenization_spaces": False,
         }
-        files.write_model_json(folder / files.TOKENIZER_CONFIG, config)
+        files.write_model_json(folder / source.TOKENIZER_CONFIG, config)
     for name, content in (carried or {}).items():
         (folder / name).write_bytes(content.encode())  # line endings as they were
 

@@ -7,15 +7,17 @@ from typing import Any, Literal
 from smf_jax.config import ConfigError, require
 from smf_jax.data.chat_template import ChatTemplate
 from smf_jax.data.prompts import turn_end
-from smf_jax.data.tokenizer import Tokenizer, control_tokens, load_tokenizer
-from smf_jax.hf import files
+from smf_jax.data.tokenizer import Tokenizer, control_tokens, parse_tokenizer
+from smf_jax.hf import source
 from smf_jax.hf.config import split_config
+from smf_jax.hf.files import shorten
+from smf_jax.hf.open import open_source
 
 Bos = Literal["auto", "yes", "no"]
 
 
 def read_tokenizer(
-    directory: str | Path, vocab_size: int | None = None, bos: Bos = "auto"
+    path: str | Path | source.Source, vocab_size: int | None = None, bos: Bos = "auto"
 ) -> tuple[Tokenizer, list[str]]:
     """Loads the tokenizer of a model, and returns it with notes for the user.
 
@@ -28,30 +30,29 @@ def read_tokenizer(
     Raises:
       ConfigError: There is no `tokenizer.json`, it is broken, or no file names EOS.
     """
-    folder = Path(directory)
+    opened = open_source(path)
+    text = opened.text(source.TOKENIZER)
     require(
-        (folder / files.TOKENIZER).is_file(),
-        f"{folder} holds no {files.TOKENIZER}: save its tokenizer with transformers, "
-        "whose save_pretrained writes one",
+        text is not None,
+        f"{opened.path} holds no {source.TOKENIZER}: save its tokenizer with "
+        "transformers, whose save_pretrained writes one",
     )
-    names = (files.CONFIG, files.GENERATION_CONFIG)
-    names += (files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS)
-    read = {
-        name: files.read_model_json(folder, name) if (folder / name).is_file() else {}
-        for name in names
-    }
-    config = read[files.TOKENIZER_CONFIG]
-    special = _special_tokens(config, read[files.SPECIAL_TOKENS])
+    names = (source.CONFIG, source.GENERATION_CONFIG)
+    names += (source.TOKENIZER_CONFIG, source.SPECIAL_TOKENS)
+    read = {name: source.read_json(opened, name) or {} for name in names}
+    config = read[source.TOKENIZER_CONFIG]
+    special = _special_tokens(config, read[source.SPECIAL_TOKENS])
     ends = _named_ends(read, special)
     first = next((tokens[0] for tokens in ends.values() if tokens), None)
     require(
-        first is not None, f"{folder}: none of {', '.join(ends)} names the EOS token"
+        first is not None,
+        f"{opened.path}: none of {', '.join(ends)} names the EOS token",
     )
-    tokenizer = load_tokenizer(folder / files.TOKENIZER, first)
+    tokenizer = parse_tokenizer(text, opened.path / source.TOKENIZER, first)
     notes = []
     tokenizer = _with_controls(tokenizer, special, notes)
-    tokenizer = _with_bos(folder, tokenizer, bos, config, special, notes)
-    tokenizer = _with_template(tokenizer, files.carried_files(folder), notes)
+    tokenizer = _with_bos(opened.path, tokenizer, bos, config, special, notes)
+    tokenizer = _with_template(tokenizer, source.carried_files(opened), notes)
     tokenizer = _with_ends(tokenizer, ends, notes)
     return _with_limit(tokenizer, vocab_size, notes), notes
 
@@ -75,16 +76,16 @@ def _fault(template: ChatTemplate) -> str:
 def _read_template(carried: dict[str, str]) -> ChatTemplate | None:
     config, more = (
         json.loads(carried.get(name, "{}"))
-        for name in (files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS)
+        for name in (source.TOKENIZER_CONFIG, source.SPECIAL_TOKENS)
     )
-    source = carried.get(files.CHAT_TEMPLATE, config.get("chat_template"))
-    if isinstance(source, list):  # several, by name
-        templates = [each for each in source if isinstance(each, dict)]
+    template = carried.get(source.CHAT_TEMPLATE, config.get("chat_template"))
+    if isinstance(template, list):  # several, by name
+        templates = [each for each in template if isinstance(each, dict)]
         named = (t.get("template") for t in templates if t.get("name") == "default")
-        source = next(named, None)
-    if not isinstance(source, str):
+        template = next(named, None)
+    if not isinstance(template, str):
         return None
-    return ChatTemplate(source, tuple(sorted(_special_tokens(config, more).items())))
+    return ChatTemplate(template, tuple(sorted(_special_tokens(config, more).items())))
 
 
 def _special_tokens(config: dict[str, Any], more: dict[str, Any]) -> dict[str, str]:
@@ -112,9 +113,9 @@ def _named_ends(
 
     token = special.get("eos_token")
     return {
-        files.GENERATION_CONFIG: ids_of(read[files.GENERATION_CONFIG]),
-        files.TOKENIZER_CONFIG: [] if token is None else [token],
-        files.CONFIG: ids_of(split_config(read[files.CONFIG])[0]),
+        source.GENERATION_CONFIG: ids_of(read[source.GENERATION_CONFIG]),
+        source.TOKENIZER_CONFIG: [] if token is None else [token],
+        source.CONFIG: ids_of(split_config(read[source.CONFIG])[0]),
     }
 
 
@@ -169,14 +170,14 @@ def _with_controls(
         return tokenizer
     tokenizer.rules.add_special_tokens(unmarked)
     notes.append(
-        f"{files.TOKENIZER} has {files.shorten(unmarked)} as text, and other files as "
+        f"{source.TOKENIZER} has {shorten(unmarked)} as text, and other files as "
         "special tokens: taken as those"
     )
     return tokenizer._replace(file=None)  # written with the marks
 
 
 def _with_bos(
-    folder: Path,
+    path: Path,
     tokenizer: Tokenizer,
     bos: Bos,
     config: dict[str, Any],
@@ -191,15 +192,15 @@ def _with_bos(
         id = None if token is None else tokenizer.rules.token_to_id(token)
         require(
             id is not None,
-            f"{folder / files.TOKENIZER_CONFIG} names no bos_token of the vocabulary, "
+            f"{path / source.TOKENIZER_CONFIG} names no bos_token of the vocabulary, "
             "so there is none to add (--bos yes)",
         )
         return tokenizer._replace(bos=(id,))
     if bos == "auto" and isinstance(wanted, bool) and wanted != does:
         notes.append(
-            f"{files.TOKENIZER_CONFIG} says add_bos_token={str(wanted).lower()}, but "
-            f"{files.TOKENIZER} puts {'a' if does else 'no'} BOS token before a text: "
-            f"done as {files.TOKENIZER} says (--bos yes|no decides)"
+            f"{source.TOKENIZER_CONFIG} says add_bos_token={str(wanted).lower()}, but "
+            f"{source.TOKENIZER} puts {'a' if does else 'no'} BOS token before a text: "
+            f"done as {source.TOKENIZER} says (--bos yes|no decides)"
         )
     return tokenizer
 
@@ -218,6 +219,6 @@ def _with_limit(
     )
     notes.append(
         f"the model knows {vocab_size} tokens, and the tokenizer has more: texts with "
-        f"{files.shorten(unknown)} are refused"
+        f"{shorten(unknown)} are refused"
     )
     return tokenizer._replace(vocab_size=vocab_size)

@@ -30,9 +30,9 @@ def import_run(
 ) -> Path:
     """Imports a Hugging Face model as a run, and returns its directory.
 
-    The source is a directory, or a repository of the hub; `ignore` names keys of its
-    `config.json`, and `bos` says whether a text starts with a BOS token. Evaluation and
-    teaching use the data, if there is any.
+    The source is a directory, a GGUF file or a repository of the hub; `ignore` names
+    keys of its `config.json`, and `bos` says whether a text starts with a BOS token.
+    Evaluation and teaching use the data, if there is any.
 
     Raises:
       ConfigError: The model is missing or unsupported, its tokenizer does not fit, or
@@ -41,16 +41,17 @@ def import_run(
     require(jax.process_count() == 1, "smf import-hf runs as one process")
     with open_run(run_dir, console, Resume("never")) as run:
         corpus = None if data is None else load_corpus(data)
-        folder, commit = hf.fetch(source, revision)
-        model = hf.import_model(folder, ignore)
-        tokenizer, notes = hf.read_tokenizer(folder, model.config.vocab_size, bos)
+        path, commit = hf.fetch(source, revision)
+        opened = hf.open_source(path)
+        model = hf.import_model(opened, ignore)
+        tokenizer, notes = hf.read_tokenizer(opened, model.config.vocab_size, bos)
         for note in notes:
             console.print(f"WARNING: {note}", style="bold red")
-        config = hf.read_model_json(folder, "config.json")
+        config = hf.read_config_json(opened)
         _report_keys(config, ignore, console)
         imported = ImportConfig(
             # Absolute, so that PEFT and others find it from any folder.
-            source=str(folder.resolve()) if commit is None else source,
+            source=str(path.resolve()) if commit is None else source,
             revision=commit,
             ignore=tuple(ignore),
             model=model.config,
@@ -58,7 +59,7 @@ def import_run(
             eos_token=tokenizer.eos,
             other_ends=tokenizer.other_ends,
             config=config,
-            files=hf.carried_files(folder),
+            files=hf.carried_files(opened),
             data=data,
         )
         lineage = Lineage(imported=imported)
@@ -110,6 +111,14 @@ def export_run(
         base_name=base_name,
         base_revision=base_revision,
     )
+    finetune, is_file = run.lineage.finetune, Path(base_name).suffix == hf.GGUF
+    if is_file and finetune is not None and finetune.optim.method == "lora":
+        console.print(
+            f"WARNING: the adapter names {base_name}, which PEFT cannot load: export "
+            f"{find_base(run.run_dir, finetune.base)}, and name that folder as "
+            "base_model_name_or_path",
+            style="bold red",
+        )
     rounded = "" if dtype == "float32" else f" up to rounding to {dtype}"
     console.print(
         f"exported {run_dir} to {directory}: read back, it equals the model{rounded}"

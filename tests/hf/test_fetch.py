@@ -15,7 +15,11 @@ from tests.hf.conftest import POINTER
 from tests.tiny import make_model, model_config, named
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB_NAMES = ("models/llamma", "models/other")  # of the form OWNER/NAME
+HUB_NAMES = (
+    "models/llamma",
+    "models/other",
+    "models/qwen.guf",
+)  # of the form OWNER/NAME
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,6 +78,23 @@ def test_a_folder_has_no_revisions(tmp_path):
         hf.fetch(str(tmp_path), "main")
 
 
+def test_a_gguf_file_has_no_revisions(tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF")
+
+    assert hf.fetch(str(path), None) == (path, None)
+    with pytest.raises(ConfigError, match="--revision main is for a repository"):
+        hf.fetch(str(path), "main")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+
+    with pytest.raises(ConfigError, match="neither a GGUF file nor"):
+        hf.fetch(str(path), None)
+
+
 @pytest.mark.parametrize(
     ("source", "question"),
     [
@@ -81,6 +102,7 @@ def test_a_folder_has_no_revisions(tmp_path):
         ("./models/Llama", "(is it models/llama?)"),
         ("modells", "(is it models?)"),
         ("models/llama.txt/x", ""),
+        ("models/qwen.guf", "(is it models/qwen.gguf?)"),
         ("models/other", ""),
     ],
 )
@@ -89,6 +111,7 @@ def test_a_mistyped_folder_is_refused_with_a_similar_one(
 ):
     (tmp_path / "models" / "llama").mkdir(parents=True)
     (tmp_path / "models" / "llama.txt").write_text("")
+    (tmp_path / "models" / "qwen.gguf").write_text("")
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(ConfigError) as caught:

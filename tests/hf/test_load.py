@@ -165,8 +165,10 @@ def test_no_link_leads_out_of_the_folder(folder, tmp_path_factory, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret)
 
+    opened = hf.open_source(folder)
+
     with pytest.raises(ConfigError, match=r"leads out of .* `cp -rL .* COPY`"):
-        hf.read_model_json(folder, "config.json"), hf.carried_files(folder)
+        hf.read_config_json(opened), hf.carried_files(opened)
 
 
 def test_a_folder_of_links_is_imported_by_one_of_the_ways_that_the_refusal_names(
@@ -190,7 +192,7 @@ def test_a_text_that_is_too_large_is_not_read(folder):
         file.truncate(2**34)
 
     with pytest.raises(ConfigError, match="is above"):
-        hf.carried_files(folder)
+        hf.carried_files(hf.open_source(folder))
 
 
 # --- tensors ---

@@ -15,6 +15,7 @@ from smf_jax.hf import save
 from smf_jax.model.generate import generate
 from smf_jax.model.transformer import Transformer
 from tests import tiny, torch_models
+from tests.integration.files import read_json
 from tests.tiny import bits, named
 
 torch_models.require_torch()
@@ -155,7 +156,7 @@ def test_greedy_texts_are_those_of_transformers(case):
 def test_a_model_is_exported_as_it_was_imported_to_the_bit(
     case, tmp_path, tokenizer, monkeypatch
 ):
-    config = hf.read_model_json(case.folder, "config.json")
+    config = read_json(case.folder / "config.json")
     out = tmp_path / "out"
     monkeypatch.setattr(save, "SHARD_BYTES", 40_000)
 
@@ -185,7 +186,7 @@ def test_half_precision_files_are_loaded_exactly(dtype, tmp_path):
     load = transformers.AutoModelForCausalLM.from_pretrained
     torch_model = load(tmp_path, dtype=torch.float32).eval()
 
-    assert hf.read_model_json(tmp_path, "config.json")["dtype"] in str(dtype)
+    assert read_json(tmp_path / "config.json")["dtype"] in str(dtype)
     require_same_logits(hf.import_model(tmp_path), torch_model)
 
 

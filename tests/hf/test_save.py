@@ -15,6 +15,7 @@ from smf_jax.hf import save
 from smf_jax.hf.save import ADAPTER
 from smf_jax.model.lora import add_lora
 from tests import tiny
+from tests.integration.files import read_json
 from tests.tiny import make_model, memory_config, model_config, named
 
 
@@ -89,7 +90,7 @@ def test_a_key_that_was_ignored_is_exported(model, export):
         export(model, config=config)
     out = export(model, config=config, ignore=("window_pattern",))
 
-    assert hf.read_model_json(out, "config.json")["window_pattern"] == 3
+    assert read_json(out / "config.json")["window_pattern"] == 3
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.memory_values.0"])
@@ -116,7 +117,7 @@ def test_carried_files_are_exported_as_they_were_imported(model, export):
     out = export(model, config=config, carried=carried)
 
     assert {name: (out / name).read_text() for name in carried} == carried
-    written = hf.read_model_json(out, "config.json")
+    written = read_json(out / "config.json")
     assert written == config | {"torch_dtype": "float32", "eos_token_id": 1}
 
 
@@ -125,7 +126,7 @@ def test_a_model_with_memory_layers_is_of_its_own_type_also_in_bfloat16(export):
 
     out = export(model, dtype="bfloat16")
 
-    config = hf.read_model_json(out, "config.json")
+    config = read_json(out / "config.json")
     assert config["model_type"] == "smf_memory"
     assert config["decoder"]["model_type"] == "llama"
     expected = json.loads(json.dumps(dataclasses.asdict(memory_config())))
@@ -164,7 +165,7 @@ def test_lora_is_merged_and_its_adapter_names_its_layers_and_base(taught, export
     got = np.asarray(tiny.call(hf.import_model(out), tokens)[0])
     # One rounding of each kernel, float32.
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
-    config = hf.read_model_json(out / ADAPTER, "adapter_config.json")
+    config = read_json(out / ADAPTER / "adapter_config.json")
     assert (config["r"], config["lora_alpha"]) == (3, pytest.approx(5.0))
     assert config["base_model_name_or_path"] == "somebody/model"
     assert config["revision"] is None

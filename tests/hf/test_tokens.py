@@ -13,7 +13,6 @@ from smf_jax.data.tokenizer import (
     encode_with_controls,
     tokenizer_hash,
 )
-from smf_jax.hf import files
 from tests.data.test_prompts import TEMPLATE
 
 PAD, EOT, UNK = "<pad>", "<eot>", "<unk>"  # ids 0, 1, 2
@@ -235,7 +234,7 @@ def test_a_template_that_fails_is_set_aside_with_a_note(folder):
 
     assert read(folder).template is None
     assert "chat template cannot be used" in note_of(folder)
-    carried = files.carried_files(folder)
+    carried = hf.carried_files(hf.open_source(folder))
     assert hf.template_of(carried) is None  # nor does a run use it later
 
 

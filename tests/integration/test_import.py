@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import pytest
+
 from smf_jax import hf
 from smf_jax.runs.load import corpus_of, load_run
-from tests import tiny
+from tests import gguf_files, tiny
 from tests.integration.files import read_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -141,3 +143,33 @@ def test_a_text_longer_than_the_context_of_the_model_is_refused(
 
     assert code == 2
     assert "seq_len=24 exceeds the context of 16 tokens" in printed
+
+
+def test_a_gguf_file_is_imported_taught_and_exported(facts, run, tmp_path):
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    source = gguf_files.write(tmp_path / "a.gguf", type_name="Q8_0")
+    imported, lora, out = (tmp_path / name for name in ("imported", "lora", "out"))
+
+    assert run("import-hf", source, imported)[0] == 0
+    assert read_json(imported / "config.json")["imported"]["source"] == str(source)
+    source.unlink()
+    assert run("verify", imported)[0] == 0
+    data = {"facts": str(facts), "seq_len": 64}
+    assert run(lora_config(imported, lora, **data))[0] == 0
+    code, printed = run("export-hf", lora, out)
+
+    assert code == 0
+    assert f"names {source}, which PEFT cannot load: export {imported}" in printed
+    assert hf.import_model(out).config == load_run(imported).model.config
+
+
+def test_a_broken_gguf_file_leaves_no_run(run, tmp_path):
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    source = gguf_files.write(tmp_path / "a.gguf", type_name="Q8_0")
+    source.write_bytes(source.read_bytes()[:-1000])
+
+    code, printed = run("import-hf", source, tmp_path / "run")
+
+    assert code == 2
+    assert "the file ends before" in printed
+    assert not (tmp_path / "run" / "config.json").exists()
