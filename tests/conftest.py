@@ -6,6 +6,7 @@ from pathlib import Path
 
 import hypothesis
 import jax
+import pytest
 
 # Another platform is for tests of kernels alone. Child processes get it, too: jax
 # would look for the devices of every compiler that is installed.
@@ -48,6 +49,16 @@ LONGEST = """
     integration/test_walk real/test_questions real/test_model integration/test_demo
     integration/test_resume test_examples
 """.split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_products():
+    """Gives every CPU the same products, where a test names none."""
+    from smf_jax import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "has_amx", lambda: False)
+        yield
 
 
 def pytest_collection_modifyitems(items):

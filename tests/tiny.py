@@ -11,6 +11,7 @@ from flax import nnx
 
 from smf_jax import tree
 from smf_jax.config import (
+    ComputeConfig,
     DataConfig,
     FinetuneConfig,
     MemoryConfig,
@@ -31,6 +32,7 @@ AS_FOR_USERS = (
     {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
 )
 ONE = MeshConfig(data=1)  # of the eight devices
+EXACT = ComputeConfig(products="float32")  # on every CPU
 SMF = OptimConfig(method="smf", optimizer="sgd", learning_rate=5.0, top_t=3)
 LORA = OptimConfig(method="lora", learning_rate=0.003)
 
@@ -58,6 +60,7 @@ def pretrain_config(run_dir, steps: int) -> PretrainConfig:
         steps=steps,
         log_every=50,
         mesh=ONE,
+        compute=EXACT,
         model=ModelConfig(hidden_dim=24, memory=memory, **sizes),
         data=DataConfig(seq_len=24, batch_size=5, world=world),
         optim=OptimConfig(learning_rate=0.01, warmup_steps=3, schedule="cosine"),
@@ -69,6 +72,7 @@ def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
     config = pretrain_config(run_dir, 12)
     settings = {
         "mesh": ONE,
+        "compute": EXACT,
         "base": str(base),
         "run_dir": str(run_dir),
         "steps": 12,
@@ -82,8 +86,9 @@ def retrofit_config(base, run_dir, **changes) -> RetrofitConfig:
 
 def finetune_config(base, run_dir, optim=SMF, **changes) -> FinetuneConfig:
     """Returns a run that teaches a few steps."""
-    settings = {"mesh": ONE, "base": str(base), "run_dir": str(run_dir), "optim": optim}
-    return FinetuneConfig(**settings | {"batch_size": 6, "log_every": 2} | changes)
+    settings = {"mesh": ONE, "compute": EXACT, "batch_size": 6, "log_every": 2}
+    paths = {"base": str(base), "run_dir": str(run_dir)}
+    return FinetuneConfig(**settings | paths | {"optim": optim} | changes)
 
 
 def make_model(config: ModelConfig, seed: int = 0) -> Transformer:

@@ -1,12 +1,14 @@
 """What a run resumes from, and what it refuses to."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from smf_jax import checkpoint
+from smf_jax import checkpoint, sharding
+from smf_jax.config import ComputeConfig
 from smf_jax.slots import patch
 from smf_jax.train import state
 from tests import bases
@@ -89,6 +91,27 @@ def test_other_settings_are_refused_and_all_differences_named(interrupted, resum
     assert "pretrain.model.dim was 16, now 32" in printed
     assert "log_every" not in printed
     assert content(interrupted) == before
+
+
+def test_a_record_names_the_products_that_the_machine_chose(
+    base, tmp_path, run, monkeypatch
+):
+    config = bases.base_config(tmp_path / "run")
+    config = dataclasses.replace(config, compute=ComputeConfig(), steps=5)
+    monkeypatch.setattr(sharding, "has_amx", lambda: True)
+
+    code, printed = run(config)
+
+    assert code == 0
+    assert "products: factors rounded to bfloat16 (compute.products)" in printed
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    assert record["pretrain"]["compute"]["products"] == "bfloat16"
+
+    monkeypatch.setattr(sharding, "has_amx", lambda: False)
+    code, printed = run(config)
+
+    assert code == 2
+    assert "compute.products was bfloat16, now float32" in printed
 
 
 def test_resume_never_refuses_an_interrupted_run_and_changes_nothing(

@@ -242,6 +242,7 @@ def test_auto_rounds_on_cpus_with_matrix_instructions(
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\nbogomips\t: 1\n")
     monkeypatch.setattr(cpu, "CPUINFO", info)
+    monkeypatch.setattr(sharding, "has_amx", cpu.has_amx)
     cpu.has_amx.cache_clear()
 
     compute = choose_products(ComputeConfig(), platform)
