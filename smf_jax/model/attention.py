@@ -81,18 +81,27 @@ def _kept(
     return 1 - np.clip((pairs - first) / span, 0, 1)
 
 
-def make_rotation(positions: Int[Array, "batch seq"], config: ModelConfig) -> Rotation:
-    """Returns the rotation of tokens at some positions, the same for all layers.
+def make_rotation(
+    positions: Int[Array, "batch seq"], config: ModelConfig, length: int
+) -> Rotation:
+    """Returns the rotation of tokens at positions below `length`, for all layers.
 
-    What is rotated is multiplied by the amplitude of the scaling, too.
+    What is rotated is multiplied by the amplitude of the scaling, too. At any other
+    position it is NaN.
     """
     theta, scaling = config.rope.theta, config.rope.scaling
     frequencies = rope_frequencies(config.head_width, theta, scaling)
-    angles = positions[..., None] * jnp.asarray(frequencies)[None, None]
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
     amplitude = 1.0 if scaling is None else scaling.amplitude
-    rotation = Rotation(amplitude * jnp.cos(angles), amplitude * jnp.sin(angles))
-    # Otherwise the compiler computes them anew for each head of each layer.
-    return jax.lax.optimization_barrier(rotation)
+    # Looked up: the compiler would compute them anew for each head of each layer.
+    return Rotation(
+        *(
+            jnp.asarray(amplitude * part(angles), jnp.float32)
+            .at[jnp.where(positions < 0, length, positions)]
+            .get(mode="fill", fill_value=jnp.nan)
+            for part in (np.cos, np.sin)
+        )
+    )
 
 
 def rotate(

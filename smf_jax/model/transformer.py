@@ -79,10 +79,11 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "batch some dim"], tuple[Reads, ...]]:
         """Returns the final hidden states, and the `Reads` of each memory layer.
 
-        Positions count from the start of a text, by default of a row. Segments number
-        the texts of a packed row, 0 is padding; no token sees another text. By default
-        a row is one text. Perturbations are added to the summed rows of each memory
-        layer. `prefix` is the result of `self.prefix` for the same texts, if known, and
+        Positions count from the start of a text, by default of a row, and are below the
+        width of a row; elsewhere the result is NaN. Segments number the texts of a
+        packed row, 0 is padding; no token sees another text. By default a row is one
+        text. Perturbations are added to the summed rows of each memory layer. `prefix`
+        is the result of `self.prefix` for the same texts, if known, and
         `output_positions` are the positions in each row to return, by default all.
         """
         args = _positions_and_mask(tokens, positions, segments)
@@ -103,7 +104,7 @@ class Transformer(nnx.Module):
         arguments are those of `hidden`.
         """
         positions, mask = _positions_and_mask(tokens, positions, segments)
-        rotation = make_rotation(positions, self.config)
+        rotation = make_rotation(positions, self.config, mask.shape[-1])
         below, lowest = self._below_memory()
         x = embed(self.layout, self.embedding[...], tokens)
         for blocks in below:
@@ -154,7 +155,7 @@ class Transformer(nnx.Module):
     def _run(
         self, tokens, positions, mask, perturbations, caches, prefix, output_positions
     ):
-        rotation = make_rotation(positions, self.config)
+        rotation = make_rotation(positions, self.config, mask.shape[-1])
         reads, new_caches = [], []
         runs = self._runs_of_blocks(may_scan=caches is None)
 

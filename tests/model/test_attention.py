@@ -16,7 +16,7 @@ from smf_jax.model.attention import (
 from tests.reference import attention as reference
 from tests.tiny import call, make_model, model_config
 
-BATCH, SEQ = 2, 5
+BATCH, SEQ, LENGTH = 2, 5, 200
 LINEAR = RopeScalingConfig(type="linear", factor=4.0)
 YARN = RopeScalingConfig(type="yarn", factor=4.0, original_max_position=1024)
 SCALINGS = {
@@ -41,7 +41,7 @@ def normal(seed, *shape):
 
 def rotation(positions, scaling=None):
     rope = RopeConfig(theta=100.0, scaling=scaling)
-    return make_rotation(positions, model_config(head_dim=8, rope=rope))
+    return make_rotation(positions, model_config(head_dim=8, rope=rope), LENGTH)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
@@ -127,6 +127,15 @@ def test_a_head_is_rotated_by_its_position():
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)  # float32, numbers near 1
 
 
+def test_a_position_that_does_not_exist_is_nan():
+    positions = jnp.array([[0, LENGTH - 1, LENGTH, -1]])
+
+    turned = rotate(normal(0, 1, 4, 3, 8), rotation(positions))
+
+    assert np.isfinite(turned[:, :2]).all()
+    assert np.isnan(turned[:, 2:]).all()
+
+
 def test_only_the_distance_of_two_tokens_matters():
     query, key = normal(0, 1, SEQ, 3, 8), normal(1, 1, SEQ, 3, 8)
 
@@ -151,7 +160,7 @@ def test_attention_is_that_of_a_loop_over_heads_and_tokens(changes):
     mask[1, 2:, :2] = False
     want = loop(layer, config, x, positions, mask)
 
-    turns = make_rotation(positions, config)
+    turns = make_rotation(positions, config, LENGTH)
     got, cache = call(layer, x, turns, jnp.asarray(mask)[:, None])
 
     assert cache is None
@@ -190,7 +199,7 @@ def test_a_masked_token_has_no_influence():
     config = model_config()
     layer = make_model(config).blocks[0].attention
     x = normal(0, 1, SEQ, config.dim)
-    turns = make_rotation(jnp.arange(SEQ)[None], config)
+    turns = make_rotation(jnp.arange(SEQ)[None], config, SEQ)
     mask = jnp.ones((1, 1, SEQ, SEQ), bool).at[:, :, :3, 3:].set(False)
 
     def first_tokens(x):
