@@ -249,6 +249,7 @@ def _positions_and_mask(tokens, positions, segments):
         positions = jnp.broadcast_to(jnp.arange(seq), (batch, seq))
     mask = jnp.tril(jnp.ones((seq, seq), bool))[None, None]
     if segments is not None:
+        positions = jnp.where(segments > 0, positions, 0)  # of padding: any that exists
         mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
     return positions, jnp.broadcast_to(mask, (batch, 1, seq, seq))
 

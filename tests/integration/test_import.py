@@ -173,3 +173,13 @@ def test_a_broken_gguf_file_leaves_no_run(run, tmp_path):
     assert code == 2
     assert "the file ends before" in printed
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_gguf_file_is_no_run(run, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.touch()
+
+    code, printed = run("ask", path, "what is it ?")
+
+    assert code == 2
+    assert "model.gguf is a model, not a run: import it with smf import-hf" in printed

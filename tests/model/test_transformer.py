@@ -315,3 +315,15 @@ def test_the_last_feed_forward_is_computed_for_selected_positions_alone():
     assert shapes(LAST_BLOCKS["feed-forward"])[0] == 0
     assert shapes(LAST_BLOCKS["feed-forward"])[1] > 0
     assert shapes(LAST_BLOCKS["memory"])[0] > 0
+
+
+def test_a_position_beyond_the_row_is_nan_and_in_padding_it_is_ignored():
+    config = model_config(memory=None)
+    model, tokens = make_model(config), jnp.ones((1, 4), jnp.int32)
+    positions, segments = jnp.array([[0, 1, 9, 2]]), jnp.array([[1, 1, 0, 0]])
+
+    wrong, _ = call(model, tokens, positions)
+    right, _ = call(model, tokens, positions, segments)
+
+    assert np.isnan(wrong[0, 2]).all()
+    assert np.isfinite(right).all()

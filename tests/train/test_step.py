@@ -236,8 +236,9 @@ def test_pieces_of_logits_in_parts_of_a_batch_change_no_step(optim, monkeypatch)
 
     compiled_step.cache_clear()
     for name, leaf in named(whole).items():
-        # The pieces' float32 sums are added in another order.
-        np.testing.assert_allclose(named(pieces)[name], leaf, rtol=0, atol=1e-5)
+        # The pieces' float32 sums are added in another order, and the step of a factor
+        # of LoRA is 0.1 for any gradient, a small one included.
+        np.testing.assert_allclose(named(pieces)[name], leaf, rtol=0, atol=5e-5)
     assert float(got["loss"]) == pytest.approx(float(want["loss"]), rel=1e-5)
 
 
