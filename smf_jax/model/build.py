@@ -1,7 +1,6 @@
 """Makes models: initialized, as shapes alone, from parameters, or with new memory."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,10 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
+from smf_jax.model.products import rounded_product
 from smf_jax.model.transformer import Transformer
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.tree import leaf_name, named
-
-ROUNDED = r".*(?<!relevance)/kernel"  # parameters of `products.rounded_product`
 
 
 def abstract_model(config: ModelConfig, layout: MeshLayout = ONE_DEVICE) -> Transformer:
@@ -39,15 +37,17 @@ def inference_parts(model: Transformer) -> tuple[nnx.GraphDef, PyTree]:
     `nnx.merge` gives the same numbers as the model.
     """
     graph, params = nnx.split(model)
-    if not model.layout.rounds_factors:
-        return graph, params
-    params = nnx.as_pure(params)
-
-    def round_kernel(path, leaf):
-        is_kernel = re.fullmatch(ROUNDED, leaf_name(path))
-        return leaf.astype(jnp.bfloat16) if is_kernel else leaf
-
-    return graph, jax.tree.map_with_path(round_kernel, params)
+    rounded = {
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(model)
+        if getattr(module, "dot_general", None) is rounded_product
+    }
+    return graph, jax.tree.map_with_path(
+        lambda path, leaf: (
+            leaf.astype(jnp.bfloat16) if leaf_name(path) in rounded else leaf
+        ),
+        nnx.as_pure(params),
+    )
 
 
 def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transformer:
