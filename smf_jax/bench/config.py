@@ -52,13 +52,14 @@ class BenchConfig:
     """
 
     out: str = "runs/bench"  # output directory of bench.json
-    parts: tuple[Part, ...] = get_args(Part)[:-1]
+    # all but pretrained, which needs a model
+    parts: tuple[Part, ...] = tuple(n for n in get_args(Part) if n != "pretrained")
     repeats: int = 7  # samples per case, after the warmup
     texts: int = 64  # texts per batch
     seq_len: int = 64  # tokens per text
     grad_accum_steps: int = 2  # parts of a batch in a step of SMF
     top_t: int = 500  # slots updated per step of SMF
-    # folder or .gguf of a pretrained model, which the part pretrained needs
+    # folder or .gguf of a model, for the part pretrained
     source: str | None = None
     table: Literal["float32", "bfloat16"] = "float32"  # type of rows, for lookup only
     compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)

@@ -1,20 +1,15 @@
 """Cases of a pretrained model: prefill and greedy decoding."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from smf_jax import hf
 from smf_jax.bench.config import BenchConfig
+from smf_jax.bench.steps import generation_case
 from smf_jax.bench.timing import Case
 from smf_jax.config import MeshConfig
-from smf_jax.model.build import inference_parts
-from smf_jax.model.generate import generate
 from smf_jax.model.transformer import Transformer
 from smf_jax.sharding import make_layout
 
@@ -46,14 +41,5 @@ def load(config: BenchConfig, products: str) -> Transformer:
 
 def case(model: Transformer, work: Work) -> Case:
     """Returns the case that answers the prompts greedily; no token ends an answer."""
-    graph, params = inference_parts(model)
-    vocab_size = model.config.vocab_size
-    tokens = jnp.asarray(work.draw(vocab_size))
-    no_end = jnp.zeros(vocab_size, bool)
-
-    @jax.jit
-    def extend(params, tokens):
-        model, is_prompt = nnx.merge(graph, params), jnp.ones(tokens.shape, bool)
-        return generate(model, tokens, is_prompt, work.new_tokens, no_end)
-
-    return Case(functools.partial(extend, params, tokens), work.amount)
+    prompts = work.draw(model.config.vocab_size)
+    return generation_case(model, prompts, work.new_tokens, work.amount)

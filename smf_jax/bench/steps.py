@@ -20,7 +20,7 @@ from smf_jax.config import (
     PretrainConfig,
 )
 from smf_jax.data.batches import Batch
-from smf_jax.model.build import abstract_model, assemble
+from smf_jax.model.build import abstract_model, assemble, inference_parts
 from smf_jax.model.generate import generate
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
@@ -178,14 +178,20 @@ def _peak(compiled: jax.stages.Compiled) -> int:
 
 def decoding_case(config: BenchConfig, new_tokens: int) -> Case:
     """Returns the case that extends each text by `new_tokens`."""
-    graph, params = nnx.split(fill_model(config, config.model))
-    tokens = jnp.asarray(draw_batch(config).tokens)
-    no_end = jnp.zeros(config.model.vocab_size, bool)
+    model, prompts = fill_model(config, config.model), draw_batch(config).tokens
+    return generation_case(model, prompts, new_tokens, config.texts * new_tokens)
+
+
+def generation_case(
+    model: Transformer, prompts: np.ndarray, new_tokens: int, amount: int
+) -> Case:
+    """Returns the case that extends prompts greedily; no token ends an answer."""
+    graph, params = inference_parts(model)
+    no_end = jnp.zeros(model.config.vocab_size, bool)
 
     @jax.jit
-    def extend(params, tokens):
-        model, is_prompt = nnx.merge(graph, params), jnp.ones(tokens.shape, bool)
-        return generate(model, tokens, is_prompt, new_tokens, no_end)
+    def extend(params, prompts):
+        model, is_prompt = nnx.merge(graph, params), jnp.ones(prompts.shape, bool)
+        return generate(model, prompts, is_prompt, new_tokens, no_end)
 
-    call = functools.partial(extend, params, tokens)
-    return Case(call, config.texts * new_tokens)
+    return Case(functools.partial(extend, params, jnp.asarray(prompts)), amount)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from smf_jax import torch_baseline
+from smf_jax import hf, torch_baseline
 from smf_jax.bench.config import BenchConfig
 from smf_jax.bench.lookup import Inputs, draw_keys
 from smf_jax.bench.pretrained import Work
@@ -113,7 +113,7 @@ def load(source: str, dtype: str) -> torch.nn.Module:
     """Returns a pretrained model in a dtype."""
     path = Path(source)
     options = {"dtype": getattr(torch, dtype)}
-    if path.suffix == ".gguf":
+    if path.suffix == hf.GGUF:
         path, options["gguf_file"] = path.parent, path.name
     model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
     return model.to(_device()).eval()
