@@ -35,24 +35,18 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
       ConfigError: There is no such directory or repository, or no download; or it is
         of a clone without its large files.
     """
-    if Path(source).is_file() and Path(source).suffix == GGUF:
+    path = Path(source)
+    if path.is_dir() or (path.is_file() and path.suffix == GGUF):
+        kind = "folder" if path.is_dir() else "file"
         require(
             revision is None,
-            f"{source} is a file, and --revision {revision} is for a repository",
+            f"{source} is a {kind}, and --revision {revision} is for a repository",
         )
-        require_pulled(Path(source))
-        return Path(source), None
-    if Path(source).is_dir():
-        require(
-            revision is None,
-            f"{source} is a folder, and --revision {revision} is for a repository",
-        )
-        if (Path(source) / TOKENIZER).is_file():  # which another library reads
-            require_pulled(Path(source) / TOKENIZER)
-        return Path(source), None
+        if (path / TOKENIZER).is_file():  # which another library reads
+            require_pulled(path / TOKENIZER)
+        return path, None
     require(
-        not Path(source).exists()
-        and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
+        not path.exists() and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)),
         f"{source}: no such folder{_similar(source)}, and neither a GGUF file nor the "
         "name of a repository (OWNER/NAME)",
     )

@@ -60,14 +60,17 @@ class _Reader(NamedTuple):
     size: int
 
     def take(self, count: int) -> bytes:
+        """Returns the next bytes."""
         left = self.size - self.file.tell()
         require(count <= left, f"{self.path}: the file ends early, or is damaged")
         return self.file.read(count)
 
     def number(self, code: str) -> Any:
+        """Returns the next number, of a type by its code in `struct`."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def text(self) -> str:
+        """Returns the next string, which follows its length."""
         raw = self.take(self.number("Q"))
         try:
             return raw.decode()

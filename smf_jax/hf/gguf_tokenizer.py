@@ -79,9 +79,7 @@ def tokenizer_of(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
             {
                 "id": id,
                 "content": token,
-                **dict.fromkeys(
-                    ("single_word", "lstrip", "rstrip", "normalized"), False
-                ),
+                **dict.fromkeys(_FLAGS, False),
                 "special": types[id] == _CONTROL,
             }
             for token, id in vocab.items()

@@ -32,7 +32,8 @@ LEFTOVERS = {LOCK, f"{CONFIG}.partial"}  # of a run killed before it wrote its r
 # their hashes, not by their paths.
 MAY_CHANGE = (
     r"((pretrain|imported|retrofit|finetune)\.)?"
-    r"(base|source|revision|run_dir|on_nan|save\..*|(data\.)?(facts|patterns|background|fields)"
+    r"(base|source|revision|run_dir|on_nan|save\..*"
+    r"|(data\.)?(facts|patterns|background|fields)"
     r"|mesh\..*|grad_accum_steps|reuse_prefix"
     r"|compute\.remat|compute\.scan_layers|compute\.lookup)"
 )

@@ -103,7 +103,7 @@ RECORD = {
 def read_record(run_dir: Path) -> dict[str, Any]:
     """Returns the `config.json` of a run of this version, or raises `ConfigError`."""
     require(
-        run_dir.suffix != ".gguf" or run_dir.is_dir(),
+        run_dir.suffix != hf.GGUF or run_dir.is_dir(),
         f"{run_dir} is a model, not a run: import it with smf import-hf",
     )
     require(run_dir.is_dir(), f"{run_dir}: no such run directory")
