@@ -93,14 +93,14 @@ def make_rotation(
     frequencies = rope_frequencies(config.head_width, theta, scaling)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
     amplitude = 1.0 if scaling is None else scaling.amplitude
-    # Looked up: the compiler would compute them anew for each head of each layer.
+    # Looked up: the compiler would compute them anew for each head of each layer. A
+    # negative index would count from the end.
+    index = jnp.where(positions < 0, length, positions)
+    tables = (
+        jnp.asarray(amplitude * of(angles), jnp.float32) for of in (np.cos, np.sin)
+    )
     return Rotation(
-        *(
-            jnp.asarray(amplitude * part(angles), jnp.float32)
-            .at[jnp.where(positions < 0, length, positions)]
-            .get(mode="fill", fill_value=jnp.nan)
-            for part in (np.cos, np.sin)
-        )
+        *(table.at[index].get(mode="fill", fill_value=jnp.nan) for table in tables)
     )
 
 
