@@ -13,7 +13,7 @@ CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER, HEALING = "report.html", "frontier.svg", "retrofit.svg"
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
-RETROFIT = "retrofit.json"
+RETROFIT, SLOTS = "retrofit.json", "slots.safetensors"
 # What an earlier run may have left, besides checkpoints and `config.json`.
 STALE_FILES = (
     METRICS,
@@ -24,6 +24,7 @@ STALE_FILES = (
     USAGE,
     PATCH,
     RETROFIT,
+    SLOTS,
 )
 
 
