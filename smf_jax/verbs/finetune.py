@@ -40,6 +40,7 @@ from smf_jax.train.fit import Training, fit, prepare
 from smf_jax.train.prefix_cache import uses_cache, with_prefixes
 from smf_jax.train.state import TrainState, background_shardings
 from smf_jax.verbs.evaluate import write_evaluation
+from smf_jax.verbs.patch import describe_change
 from smf_jax.verbs.task import Task, load_task
 
 
@@ -182,10 +183,8 @@ def _write_outputs(
     histogram = None
     if change is not None:
         histogram = _slot_histogram(task.background, change)
-        if task.table is not None:
-            change = patch.at_slots(change, [task.table.slots])
         if multihost.is_main():
-            patch.save(run_dir / PATCH, change)
+            patch.save(run_dir / PATCH, describe_change(change, run_dir, task))
     known, (first, *_, last) = task.questions.known, points
     kept = known and forgetting(known, first.answers["known"], last.answers["known"])
     record = {

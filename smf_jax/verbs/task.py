@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from smf_jax.config import AskConfig, FinetuneConfig, require
@@ -13,13 +14,14 @@ from smf_jax.data.fact_batches import stack_facts
 from smf_jax.data.prompts import PromptFormat
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.questions import Questions, load_questions
+from smf_jax.model.build import slots_with_rows
 from smf_jax.runs import Run
 from smf_jax.runs.files import SLOTS, USAGE
 from smf_jax.runs.load import corpus_of, find_base, require_context
 from smf_jax.runs.record import lineage_of, read_record
 from smf_jax.slots import document_frequency, sparse_table
 from smf_jax.slots.document_frequency import Background
-from smf_jax.slots.sparse_table import SlotCounts, background_of
+from smf_jax.slots.sparse_table import NOTHING_READ, SlotCounts, background_of
 from smf_jax.train.prefix_cache import require_room, uses_cache
 from smf_jax.verbs.evaluate import asking_of, sample_texts
 from smf_jax.verbs.fact_reads import slots_read, with_facts
@@ -34,8 +36,11 @@ class Task(NamedTuple):
     facts: list[Batch]  # the rows of each fact to teach
     batch_size: int  # facts per step
     background: Background | None  # of methods that select slots
-    # of a table of which only written rows exist: how many facts read each slot
+    # Of a table of which only written rows exist: how many facts read each slot, those
+    # taught earlier included; these facts alone; slots that have no row in the base.
     table: SlotCounts | None = None
+    reads: SlotCounts | None = None
+    added: Int[np.ndarray, " slots"] | None = None
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
@@ -63,14 +68,29 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
 
 def _with_table(task: Task, base: Run, documents: SlotCounts) -> Task:
     """Adds the rows that the facts read, and those that earlier facts did."""
-    table = slots_read(base.model, task.facts)
-    if base.memory.num_rows:
-        earlier, _ = sparse_table.load(base.run_dir / SLOTS, "slots")
-        table = table.plus(earlier)
+    reads = slots_read(base.model, task.facts)
+    table = reads.plus(earlier_facts(base))
+    added = np.setdiff1d(table.slots, slots_with_rows(base.model))
     rows = dataclasses.replace(base.memory, num_rows=len(table.slots)).table_rows
     unused = np.full(rows - len(table.slots), base.memory.num_slots, np.int32)
     slots = np.concatenate([table.slots, unused])
-    return task._replace(background=background_of(slots, documents, table), table=table)
+    background = background_of(slots, documents, table)
+    return task._replace(background=background, table=table, reads=reads, added=added)
+
+
+def earlier_facts(base: Run) -> SlotCounts:
+    """Returns how many facts taught to a calibrated memory before read each slot.
+
+    An import does not say how many there were, and counts as one that read all rows.
+
+    Raises:
+      ConfigError: The file is missing or damaged.
+    """
+    if not base.memory.num_rows:
+        return NOTHING_READ
+    if base.lineage.own is base.lineage.imported:
+        return SlotCounts.of([slots_with_rows(base.model)])
+    return sparse_table.load(base.run_dir / SLOTS, "slots")[0]
 
 
 def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) -> int:
@@ -132,16 +152,16 @@ def _usage(
     config: FinetuneConfig, base: Run, console: Console
 ) -> Background | SlotCounts | None:
     """Returns what the background reads, if the method selects slots."""
-    method = config.optim.method
-    if method not in ("smf", "memory"):
-        return None
-    memory = base.memory  # raises if there is none to train
-    if method != "smf":
+    method, memory = config.optim.method, base.model.config.memory
+    if method in ("full", "memory") and memory is not None:
         require(
             memory.num_rows is None,
             f"optim.method={method} trains every row of a table, but {base.run_dir} "
-            "has written rows alone: use smf",
+            "has written rows alone: use smf or lora",
         )
+    if method in ("smf", "memory"):
+        memory = base.memory  # raises if there is none to train
+    if method != "smf":
         return None
     if memory.num_rows is not None:
         return read_usage(base)
