@@ -86,9 +86,9 @@ def make_method(
         trains = TRAINABLE[config.method]
         tx = optax.with_extra_args_support(tx)
         return Method(trains, tx, None, 0, config.max_grad_norm)
-    score, per_fact = SCORERS[config.select], config.rows_per_fact
+    score, per_fact = SCORERS[config.select], config.per_fact.rows
     if config.select == "contrastive":
-        score = functools.partial(score, contrast=config.contrast)
+        score = functools.partial(score, contrast=config.per_fact.contrast)
     return Method(
         TRAINABLE[config.method],
         optax.with_extra_args_support(tx),
@@ -96,7 +96,7 @@ def make_method(
         config.top_t if per_fact is None else per_fact * facts_per_step,
         config.max_grad_norm,
         per_fact,
-        config.answered,
+        config.per_fact.answered,
     )
 
 

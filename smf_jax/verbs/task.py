@@ -1,6 +1,5 @@
 """What a finetuning run teaches, and what it is evaluated on."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +66,7 @@ def _with_table(task: Task, base: Run, documents: SlotCounts) -> Task:
     if base.memory.num_rows:
         earlier, _ = sparse_table.load(base.run_dir / SLOTS, "slots")
         table = table.plus(earlier)
-    rows = dataclasses.replace(base.memory, num_rows=len(table.slots)).table_rows
+    rows = base.memory.with_rows(len(table.slots)).table_rows
     unused = np.full(rows - len(table.slots), base.memory.num_slots, np.int32)
     slots = np.concatenate([table.slots, unused])
     return task._replace(background=background_of(slots, documents, table), table=table)
