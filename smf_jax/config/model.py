@@ -241,7 +241,7 @@ def calibrated_memory(model: ModelConfig) -> MemoryConfig:
     """
     return MemoryConfig(
         layers=(model.num_layers // 3,),
-        num_keys=1024,
+        num_keys=2048,  # 4M slots: finer ones are shared less with other texts
         key_dim=min(256, model.dim // 4 * 2),
         value_dim=model.dim,
         placement="add",

@@ -25,15 +25,17 @@ class LoraConfig:
 class PerFactConfig:
     """How sparse finetuning treats each fact of a step."""
 
-    # slots updated for each fact that is not answered yet; None: optim.top_t a step
+    # slots of its own, chosen before the first step: those of the facts of a step that
+    # are not answered yet are updated; None: optim.top_t slots of all facts together
     rows: int | None = None
-    # select=contrastive: exponent of a slot's rarity among the facts
+    # select=contrastive: exponents of a slot's rarity in text, and among the facts
+    rarity: float = 3.0
     contrast: float = 1.5
     # facts leave a step if no token of theirs has a larger loss (nats); 0: none leave
     answered: float = 0.0
 
     def __post_init__(self):
-        require_not_negative("optim.per_fact", self, "contrast", "answered")
+        require_not_negative("optim.per_fact", self, "rarity", "contrast", "answered")
         require(
             self.rows is None or self.rows > 0,
             f"optim.per_fact.rows={self.rows} must be above 0, or None",
@@ -99,5 +101,5 @@ TEACH_OPTIM = OptimConfig(
     schedule="linear",
     end_lr_fraction=0.1,
     select="contrastive",
-    per_fact=PerFactConfig(rows=62, answered=0.3),
+    per_fact=PerFactConfig(rows=100, answered=0.3),
 )
