@@ -96,7 +96,7 @@ def without_rows(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transfo
 
 def _with_table_of(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transformer:
     """Returns a model with rows for these slots alone, zeros where it had none."""
-    memory = dataclasses.replace(model.config.memory, num_rows=len(slots))
+    memory = model.config.memory.with_rows(len(slots))
     (layer,) = memory.layers
     config, layout = dataclasses.replace(model.config, memory=memory), model.layout
     unused = np.full(memory.table_rows - len(slots), memory.num_slots, np.int32)

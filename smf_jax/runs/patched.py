@@ -25,8 +25,8 @@ def patched(run: Run, change: Patch) -> Transformer:
         f"{run.model_hash}",
     )
     model = run.model
-    if change.reads is not None:
-        model = with_rows(model, change.reads.slots)
+    if change.added is not None:
+        model = with_rows(model, change.added)
     return _moved(model, change, patch.apply)
 
 

@@ -33,7 +33,7 @@ from smf_jax.runs.files import (
     write_result,
 )
 from smf_jax.runs.record import describe
-from smf_jax.slots import document_frequency, patch, sparse_table
+from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
 from smf_jax.train.fit import Training, fit, prepare
@@ -72,8 +72,8 @@ def finetune(
         base = load_base(config, console)
         task = load_task(config, base, console)
         model, layout = base.model, base.model.layout
-        if task.table is not None:
-            model = with_rows(model, task.table.slots)
+        if task.rows is not None:
+            model = with_rows(model, task.rows.slots)
         method = _make_method(config, task, model)
         before = []
         if method.score is not None:  # the tables are all that trains
@@ -81,8 +81,8 @@ def finetune(
         if config.optim.method == "lora":
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
-        if task.table is not None and run.start is None and multihost.is_main():
-            sparse_table.save(run.run_dir / SLOTS, "slots", task.table)
+        if task.rows is not None and run.start is None and multihost.is_main():
+            task.rows.save(run.run_dir / SLOTS)
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         if run.start == config.steps:
             trainable = read_result(run.run_dir / TEACHING)["trainable"]
@@ -104,7 +104,7 @@ def finetune(
         run.progress["points"] = _saved(points)
         trainable = _count_trainable(method, training.state)
         batches = _batches(config, task, training, console)
-        background = task.background
+        background = None if method.rows_per_fact else task.background
         if background is not None:
             with_facts = background.num_facts is not None
             shardings = background_shardings(layout, with_facts)

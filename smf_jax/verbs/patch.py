@@ -19,9 +19,9 @@ from smf_jax.runs.patched import patched, reverted
 from smf_jax.runs.record import Lineage, describe, lineage_of, read_record
 from smf_jax.runs.write import require_new, write_run
 from smf_jax.sharding import ONE_DEVICE
-from smf_jax.slots import patch, sparse_table
+from smf_jax.slots import patch
 from smf_jax.slots.patch import Origin, Patch
-from smf_jax.verbs.task import Task, earlier_facts
+from smf_jax.verbs.task import Task, earlier_rows
 
 HASHES = ("corpus_hash", "base_hash", "usage_hash")  # of a record
 KEPT = (USAGE, RETROFIT, SLOTS, PATCH)  # files that a run is taught over with
@@ -33,15 +33,15 @@ def describe_change(change: Patch, run_dir: Path, task: Task) -> Patch:
     memory = lineage_of(record).model.memory
     origin = Origin(
         len(task.facts),
-        memory.kind,
+        "trained" if memory.calibrated is None else "calibrated",
         memory.num_slots,
         list(memory.layers),
         *(record[name] for name in ("finetune", "corpus_hash", "usage_hash")),
     )
     change = change._replace(origin=origin)
-    if task.table is None:
+    if task.rows is None:
         return change
-    change = patch.at_slots(change, [task.table.slots])
+    change = patch.at_slots(change, [task.rows.slots])
     return change._replace(reads=task.reads, added=task.added)
 
 
@@ -103,9 +103,9 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
     change = patch.load(path)
     run = load_run(run_dir, layout=ONE_DEVICE)
     lineage = _taught_lineage(run, change, path, folder)
-    facts = None
-    if change.reads is not None:
-        facts = change.reads.plus(earlier_facts(run))
+    rows = None
+    if change.added is not None:
+        rows = earlier_rows(run).plus(change.added, change.reads)
     model = patched(run, change)
     origin = change.origin
     hashes = (origin.corpus_hash, run.model_hash, origin.usage_hash)
@@ -113,8 +113,8 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
 
     def write_files(partial: Path) -> None:
         shutil.copyfile(path, partial / PATCH)
-        if facts is not None:
-            sparse_table.save(partial / SLOTS, "slots", facts)
+        if rows is not None:
+            rows.save(partial / SLOTS)
 
     write_run(folder, record, run.tokenizer, model, write_files)
     console.print(f"applied {path} to {run_dir}: {change.rows:,} rows")

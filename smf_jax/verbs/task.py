@@ -1,6 +1,5 @@
 """What a finetuning run teaches, and what it is evaluated on."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +14,19 @@ from smf_jax.data.prompts import PromptFormat
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.questions import Questions, load_questions
 from smf_jax.model.build import slots_with_rows
+from smf_jax.optim.methods import make_method
 from smf_jax.runs import Run
 from smf_jax.runs.files import SLOTS, USAGE
 from smf_jax.runs.load import corpus_of, find_base, require_context
 from smf_jax.runs.record import lineage_of, read_record
 from smf_jax.slots import document_frequency, sparse_table
 from smf_jax.slots.document_frequency import Background
-from smf_jax.slots.sparse_table import NOTHING_READ, SlotCounts, background_of
+from smf_jax.slots.sparse_table import NO_ROWS, Rows, SlotCounts, background_of
 from smf_jax.train.prefix_cache import require_room, uses_cache
 from smf_jax.verbs.evaluate import asking_of, sample_texts
-from smf_jax.verbs.fact_reads import slots_read, with_facts
+from smf_jax.verbs.fact_reads import own_slots, slots_read, with_facts
+
+NO_ROW = 2**30  # larger than any row of a table
 
 
 class Task(NamedTuple):
@@ -36,11 +38,9 @@ class Task(NamedTuple):
     facts: list[Batch]  # the rows of each fact to teach
     batch_size: int  # facts per step
     background: Background | None  # of methods that select slots
-    # Of a table of which only written rows exist: how many facts read each slot, those
-    # taught earlier included; these facts alone; slots that have no row in the base.
-    table: SlotCounts | None = None
-    reads: SlotCounts | None = None
-    added: Int[np.ndarray, " slots"] | None = None
+    rows: Rows | None = None  # of a table of which only written rows exist
+    reads: SlotCounts | None = None  # of these facts alone, of such a table
+    added: Int[np.ndarray, " slots"] | None = None  # slots without a row in the base
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
@@ -60,37 +60,64 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     size = _batch_size(config, facts, console)
     task = Task(questions, asking, texts, facts, size, None)
     if isinstance(usage, SlotCounts):
-        return _with_table(task, base, usage)
+        return _with_rows(config, task, base, usage)
     if config.optim.select == "contrastive" and usage is not None:
         usage = with_facts(usage, base.model, facts)
     return task._replace(background=usage)
 
 
-def _with_table(task: Task, base: Run, documents: SlotCounts) -> Task:
-    """Adds the rows that the facts read, and those that earlier facts did."""
+def _with_rows(
+    config: FinetuneConfig, task: Task, base: Run, documents: SlotCounts
+) -> Task:
+    """Adds the rows that the facts may write, and those that earlier facts wrote."""
     reads = slots_read(base.model, task.facts)
-    table = reads.plus(earlier_facts(base))
-    added = np.setdiff1d(table.slots, slots_with_rows(base.model))
-    rows = dataclasses.replace(base.memory, num_rows=len(table.slots)).table_rows
-    unused = np.full(rows - len(table.slots), base.memory.num_slots, np.int32)
-    slots = np.concatenate([table.slots, unused])
-    background = background_of(slots, documents, table)
-    return task._replace(background=background, table=table, reads=reads, added=added)
+    of_these = SlotCounts.of([of_fact.slots for of_fact in reads])
+    earlier = earlier_rows(base)
+    facts = of_these.plus(earlier.facts)
+    score = make_method(config.optim, config.steps).score
+    most = config.optim.per_fact.rows
+    own = [of_fact.slots for of_fact in reads]
+    if most is not None:
+        own = own_slots(reads, documents, facts, score, most)
+    slots = np.unique(np.concatenate([earlier.slots, *own])).astype(np.int32)
+    batches = task.facts
+    if most is not None:
+        batches = [
+            fact._replace(own_rows=_padded(np.searchsorted(slots, of), most, fact))
+            for fact, of in zip(task.facts, own, strict=True)
+        ]
+    unused = base.memory.with_rows(len(slots)).table_rows - len(slots)
+    every = np.pad(slots, (0, unused), constant_values=base.memory.num_slots)
+    background = background_of(every, documents, facts)
+    return task._replace(
+        facts=batches,
+        background=background,
+        rows=Rows(slots, facts),
+        reads=of_these,
+        added=np.setdiff1d(slots, earlier.slots),
+    )
 
 
-def earlier_facts(base: Run) -> SlotCounts:
-    """Returns how many facts taught to a calibrated memory before read each slot.
+def earlier_rows(base: Run) -> Rows:
+    """Returns the rows of a calibrated memory that facts taught before are for.
 
-    An import does not say how many there were, and counts as one that read all rows.
+    An import does not say what they read, and counts as one fact that read all rows.
 
     Raises:
       ConfigError: The file is missing or damaged.
     """
     if not base.memory.num_rows:
-        return NOTHING_READ
+        return NO_ROWS
     if base.lineage.own is base.lineage.imported:
-        return SlotCounts.of([slots_with_rows(base.model)])
-    return sparse_table.load(base.run_dir / SLOTS, "slots")[0]
+        slots = slots_with_rows(base.model)
+        return Rows(slots, SlotCounts.of([slots]))
+    return Rows.load(base.run_dir / SLOTS)
+
+
+def _padded(rows: np.ndarray, most: int, fact: Batch) -> np.ndarray:
+    """Returns the rows of a fact for each row of its batch, and ids of no row."""
+    rows = np.pad(rows.astype(np.int32), (0, most - len(rows)), constant_values=NO_ROW)
+    return np.broadcast_to(rows, (len(fact.tokens), most))
 
 
 def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) -> int:
@@ -165,6 +192,11 @@ def _usage(
         return None
     if memory.num_rows is not None:
         return read_usage(base)
+    require(
+        config.optim.per_fact.rows is None,
+        f"optim.per_fact.rows={config.optim.per_fact.rows} is for a calibrated memory, "
+        f"whose reads are known beforehand: for {base.run_dir} name optim.top_t",
+    )
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from smf_jax import checkpoint
-from smf_jax.config import MemoryConfig, OptimConfig
+from smf_jax.config import CalibratedConfig, MemoryConfig, OptimConfig, PerFactConfig
 from smf_jax.runs.load import load_run
 from smf_jax.slots import patch, sparse_table
 from tests import tiny
@@ -18,11 +18,10 @@ TEACH = OptimConfig(
     method="smf",
     optimizer="normalized",
     learning_rate=0.7,
-    rows_per_fact=7,
     select="contrastive",
+    per_fact=PerFactConfig(rows=7),
 )
 MEMORY = MemoryConfig(
-    kind="calibrated",
     layers=(1,),
     num_keys=16,
     num_heads=2,
@@ -30,7 +29,7 @@ MEMORY = MemoryConfig(
     key_dim=8,
     value_dim=16,
     placement="add",
-    num_rows=0,
+    calibrated=CalibratedConfig(),
 )
 PATCH, SLOTS = "patch.safetensors", "slots.safetensors"
 
@@ -94,5 +93,5 @@ def test_probe(run, base, taught, calibrated, monday, tuesday, tmp_path):
     for n in "abcdef":
         print(n, run("verify", tmp_path / n))
     print([p.name for p in tmp_path.iterdir()])
-    print([p.name for p in (tmp_path/"d").iterdir()])
+    print([p.name for p in (tmp_path / "d").iterdir()])
     assert 0
