@@ -1,27 +1,30 @@
 """A run's model with a patch applied, or reverted, bit for bit."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
+from smf_jax.checkpoint import params_hash
 from smf_jax.config import require
 from smf_jax.model.build import slots_with_rows, with_rows, without_rows
 from smf_jax.model.transformer import Transformer
-from smf_jax.runs.load import Run
+from smf_jax.runs.load import Run, all_params
 from smf_jax.slots import patch
 from smf_jax.slots.patch import Patch
 
 
-def patched(run: Run, change: Patch) -> Transformer:
+def patched(run: Run, path: Path) -> Transformer:
     """Returns the model of a run with a patch applied; that of the run is void.
 
     Raises:
-      ConfigError: The patch belongs to another model.
+      ConfigError: The patch is damaged, or belongs to another model.
     """
+    change = patch.load(path)
     require(
         change.base_hash == run.model_hash,
-        f"the patch belongs to model {change.base_hash}, but {run.run_dir} is "
+        f"{path} belongs to model {change.base_hash}, but {run.run_dir} is "
         f"{run.model_hash}",
     )
     model = run.model
@@ -30,18 +33,29 @@ def patched(run: Run, change: Patch) -> Transformer:
     return _moved(model, change, patch.apply)
 
 
-def reverted(run: Run, change: Patch) -> Transformer:
+def reverted(run: Run, path: Path) -> tuple[Transformer, str]:
     """Returns the model of a run with a patch reverted; that of the run is void.
 
+    Also returns the hash of its parameters, which is that of the base of the patch.
+
     Raises:
-      ConfigError: The tables do not hold what the patch wrote.
+      ConfigError: The patch is damaged, or the model does not hold what it wrote.
     """
+    change, memory = patch.load(path), run.memory
     require(
-        run.model.config.memory is not None,
-        f"{run.run_dir} has no memory layers, so no patch can have been applied to it",
+        (change.added is None) == (memory.num_rows is None),
+        f"{path} is for another kind of table than that of {run.run_dir}",
     )
     model = _moved(run.model, change, patch.revert)
-    return model if change.added is None else without_rows(model, change.added)
+    if change.added is not None:
+        model = without_rows(model, change.added)
+    model_hash = params_hash(all_params(model))
+    require(
+        model_hash == change.base_hash,
+        f"{run.run_dir} without {path} is model {model_hash}, not the base of the "
+        f"patch, which is {change.base_hash}",
+    )
+    return model, model_hash
 
 
 def _moved(

@@ -114,6 +114,21 @@ def save(path: Path, kind: str, counts: SlotCounts, **provenance) -> None:
     tensor_file.save(path, kind, arrays, {"total": counts.total, **provenance})
 
 
+def load_usage(path: Path, model_hash: str) -> SlotCounts:
+    """Reads what the background read of one model.
+
+    Raises:
+      ConfigError: The file is missing or damaged, or belongs to another model.
+    """
+    counts, about = load(path, "usage")
+    require(
+        about.get("model_hash") == model_hash,
+        f"{path} was collected with model {about.get('model_hash')}, not {model_hash}: "
+        "run `smf usage` again",
+    )
+    return counts
+
+
 def load(path: Path, kind: str) -> tuple[SlotCounts, dict]:
     """Reads counts, and where they come from.
 

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from smf_jax import checkpoint
 from smf_jax.config import ConfigError, ModelConfig, require
 from smf_jax.runs import Run, load_run
 from smf_jax.runs.files import PATCH, RETROFIT, SLOTS, USAGE
-from smf_jax.runs.load import all_params, find_base
+from smf_jax.runs.load import find_base
 from smf_jax.runs.patched import patched, reverted
 from smf_jax.runs.record import Lineage, describe, lineage_of, read_record
 from smf_jax.runs.write import require_new, write_run
@@ -102,11 +101,11 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
     folder, path = require_new(out), Path(patch_file)
     change = patch.load(path)
     run = load_run(run_dir, layout=ONE_DEVICE)
+    model = patched(run, path)
     lineage = _taught_lineage(run, change, path, folder)
     rows = None
     if change.added is not None:
         rows = earlier_rows(run).plus(change.added, change.reads)
-    model = patched(run, change)
     origin = change.origin
     hashes = (origin.corpus_hash, run.model_hash, origin.usage_hash)
     record = describe(lineage, run.tokenizer, **dict(zip(HASHES, hashes, strict=True)))
@@ -118,6 +117,7 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
 
     write_run(folder, record, run.tokenizer, model, write_files)
     console.print(f"applied {path} to {run_dir}: {change.rows:,} rows")
+    console.print(f"run: {out}")
 
 
 def _taught_lineage(run: Run, change: Patch, path: Path, folder: Path) -> Lineage:
@@ -146,15 +146,8 @@ def revert(run_dir: str, out: str, patch_file: str | None, console: Console) -> 
     require(jax.process_count() == 1, "smf patch revert runs as one process")
     folder = require_new(out)
     path = _patch_of(Path(run_dir)) if patch_file is None else Path(patch_file)
-    change = patch.load(path)
     run = load_run(run_dir, layout=ONE_DEVICE)
-    model = reverted(run, change)
-    model_hash = checkpoint.params_hash(all_params(model))
-    require(
-        model_hash == change.base_hash,
-        f"{run_dir} without {path} is model {model_hash}, not the base of the patch, "
-        f"which is {change.base_hash}",
-    )
+    model, model_hash = reverted(run, path)
     record, files = _before(run, model.config, folder)
 
     def write_files(partial: Path) -> None:
@@ -163,8 +156,9 @@ def revert(run_dir: str, out: str, patch_file: str | None, console: Console) -> 
 
     write_run(folder, record, run.tokenizer, model, write_files)
     console.print(
-        f"reverted {path}: every parameter of {out} has the bits of model {model_hash}"
+        f"reverted {path}: every parameter has the bits of its base, model {model_hash}"
     )
+    console.print(f"run: {out}")
 
 
 def _before(

@@ -1,18 +1,11 @@
 """Patches of taught runs: shown, applied and reverted, over one table or another."""
 
-import shutil
-
-import jax
 import numpy as np
 import pytest
 
-from smf_jax import checkpoint
 from smf_jax.config import CalibratedConfig, MemoryConfig, OptimConfig, PerFactConfig
 from smf_jax.runs.load import load_run
-from smf_jax.slots import patch, sparse_table
-from tests import tiny
-from tests.integration.files import flip
-from tests.tiny import bits, call, finetune_config, make_batch, named, retrofit_config
+from tests.tiny import bits, finetune_config, named, retrofit_config
 
 TEACH = OptimConfig(
     method="smf",
