@@ -155,6 +155,9 @@ class FinetuneConfig(TrainConfig):
     facts: str | None = None
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
     fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
+    # JSONL(.gz) of facts to be kept, asked before and after; (): those of `base`
+    keep: tuple[str, ...] = ()
+    texts: str | None = None  # JSONL(.gz) of texts for the loss; None: those of `base`
     teach: Teach = "questions"  # what is trained on; questions include wordings
     # how questions are put, in teaching and asking: as they stand, or through the chat
     # template; auto: chat if the model was trained to chat
@@ -185,7 +188,7 @@ class FinetuneConfig(TrainConfig):
             self.patterns is None or self.facts is not None,
             "patterns needs facts, whose wordings it fills",
         )
-        require_fields(self.fields, self.facts)
+        require_fields(self.fields, self.facts, *self.keep, self.texts)
 
 
 def config_hash(config: Any) -> str:
