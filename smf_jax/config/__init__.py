@@ -37,6 +37,7 @@ from smf_jax.config.source import (
     short_name,
     with_path,
 )
+from smf_jax.config.teach import TeachConfig, finetune_of
 from smf_jax.config.train import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
@@ -76,9 +77,11 @@ __all__ = [
     "Selector",
     "TableSplit",
     "Teach",
+    "TeachConfig",
     "TrainConfig",
     "WorldConfig",
     "config_hash",
+    "finetune_of",
     "is_data_set",
     "name_mesh",
     "parse_data_set",

@@ -1,5 +1,6 @@
 """Rows of facts or texts, from a file or from a data set of tensorflow-datasets."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,3 +22,17 @@ def read_rows(
     from smf_jax.data.tfds.read import read_data_set
 
     return read_data_set(str(source), kind, fields)
+
+
+def data_dir() -> Path:
+    """Returns where prepared data sets are, as tensorflow-datasets itself chooses."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def prepared_facts() -> list[str]:
+    """Returns sources of questions, of data sets that are prepared on this machine."""
+    if not data_dir().is_dir():
+        return []
+    from smf_jax.data.tfds.find import prepared_questions
+
+    return prepared_questions()
