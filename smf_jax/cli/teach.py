@@ -1,6 +1,7 @@
 """The verb that teaches a pretrained model facts, by one command."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -68,6 +69,8 @@ def teach(arguments: Sequence[str], console: Console) -> None:
         )
 
     config = parse(options, "teach", arguments)
+    from smf_jax import report
     from smf_jax.verbs.teach import teach
 
     teach(config, console)
+    console.print(f"report: {report.write_teach(Path(config.out))}")

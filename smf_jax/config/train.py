@@ -168,6 +168,10 @@ class FinetuneConfig(TrainConfig):
     batch_size: int = 64  # facts per step
     reuse_prefix: bool = True  # smf: cache activations below the first memory layer
     eval_every: int = 25  # steps between evaluations; 0: only the last step
+    # share of the known facts that may be forgotten: where an evaluation finds more,
+    # teaching goes back to the one before, and on at half the rate; None: no limit
+    forget_at_most: float | None = None
+    text_loss_at_most: float = 0.05  # with `forget_at_most`: its rise in nats a token
     # what is trained, and how; the defaults are the paper's
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(
@@ -187,6 +191,13 @@ class FinetuneConfig(TrainConfig):
         require(
             self.patterns is None or self.facts is not None,
             "patterns needs facts, whose wordings it fills",
+        )
+        require_not_negative(self.verb, self, "text_loss_at_most")
+        require(
+            self.forget_at_most is None
+            or (0 <= self.forget_at_most < 1 and self.eval_every > 0),
+            f"forget_at_most={self.forget_at_most} must be 0 or more and below 1, and "
+            f"needs evaluations (eval_every={self.eval_every})",
         )
         require_fields(self.fields, self.facts, *self.keep, self.texts)
 

@@ -1,10 +1,9 @@
 """Rows of facts or texts, from a file or from a data set of tensorflow-datasets."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from smf_jax.config import Kind, is_data_set
+from smf_jax.config import Kind, data_dir, is_data_set
 from smf_jax.data.jsonl import read_objects
 
 
@@ -22,11 +21,6 @@ def read_rows(
     from smf_jax.data.tfds.read import read_data_set
 
     return read_data_set(str(source), kind, fields)
-
-
-def data_dir() -> Path:
-    """Returns where prepared data sets are, as tensorflow-datasets itself chooses."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def prepared_facts() -> list[str]:

@@ -70,13 +70,16 @@ def fit(
     records: list[str],
     background: Background | None = None,
     eval_every: int = 0,
+    saves_evaluated: bool = False,
 ) -> Iterator[tuple[int, TrainState]]:
     """Trains to the last step, and yields `(step, state)` where evaluation is due.
 
     That is every `eval_every` steps (0: never) and after the last one. The body of the
     `for` may write files of the run, and set `run.progress` (JSON that the checkpoint
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
-    finished run has all its files. The yielded state is donated to the next step.
+    finished run has all its files. The yielded state is donated to the next step. With
+    `saves_evaluated` just these steps are saved, unless the body leaves the `for`: each
+    checkpoint is then of a state that it found to be good.
 
     `batches` is endless; on resume it continues where it stopped; `records` are
     the ids that `Batch.records` indexes; methods that select slots need a `background`.
@@ -92,6 +95,7 @@ def fit(
         training.layout.shard_batch, parts=config.grad_accum_steps
     )
     streaks = run.progress.get("streaks", {"diverged": 0, "dead": 0})
+    save_every = eval_every if saves_evaluated else config.save.every
     if run.start is not None:
         batches.set_state(run.progress["data"])
     with (
@@ -110,7 +114,7 @@ def fit(
                 unobserved = number, metrics, batch
                 stopping = stop_requested(number)
                 evaluates = _is_due(number, last, eval_every)
-                saves = _is_due(number, last, config.save.every)
+                saves = _is_due(number, last, save_every)
                 if stopping or evaluates or saves:
                     observe(*unobserved)
                     unobserved = None
@@ -119,7 +123,8 @@ def fit(
                 yield number, state
                 pause(time.perf_counter() - begin)
             # What may be the start of divergence does not replace a sound checkpoint.
-            if stopping or (saves and (number == last or is_sound(streaks))):
+            is_due = saves and (number == last or is_sound(streaks))
+            if is_due or (stopping and not saves_evaluated):
                 require_finite(number, state.trainable)
                 run.progress["data"] = batches.get_state()
                 run.progress["streaks"] = dict(streaks)
@@ -131,7 +136,8 @@ def fit(
                 break
     # Not before the checkpoint is on disk.
     if number < last:
-        raise Interrupted(f"stopped after step {number} of {last}, and saved")
+        saved = "saved as of its last evaluation" if saves_evaluated else "saved"
+        raise Interrupted(f"stopped after step {number} of {last}, and {saved}")
 
 
 @contextlib.contextmanager

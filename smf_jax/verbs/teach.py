@@ -26,7 +26,7 @@ from smf_jax.config import (
     require,
 )
 from smf_jax.runs.convert import import_run
-from smf_jax.runs.files import CONFIG, read_result, write_result
+from smf_jax.runs.files import CONFIG, TAUGHT, read_result, write_result
 from smf_jax.runs.load import is_finished
 from smf_jax.runs.lock import lock_run_dir
 from smf_jax.runs.record import Lineage, is_record, lineage_of, read_record
@@ -35,18 +35,17 @@ from smf_jax.verbs.retrofit import retrofit
 from smf_jax.verbs.teach_data import DATA, Made, make_data, read_sources
 from smf_jax.verbs.teach_result import describe_result, print_result
 
-RESULT = "teach.json"
 ROWS_PER_DOCUMENT = 4  # of the background
 
 
-class Taught(NamedTuple):
+class Teaching(NamedTuple):
     """What was taught, and where."""
 
     run_dir: Path
-    result: dict[str, Any]  # the content of RESULT
+    result: dict[str, Any]  # the content of TAUGHT
 
 
-def teach(config: TeachConfig, console: Console) -> Taught:
+def teach(config: TeachConfig, console: Console) -> Teaching:
     """Teaches a model the facts that it does not know, and keeps what it does.
 
     Raises:
@@ -61,12 +60,12 @@ def teach(config: TeachConfig, console: Console) -> Taught:
         with _stage("import", clock):
             base = _base(config, out, console)
         made = make_data(config, base, sources, out, console)
-        if (out / RESULT).exists() and is_finished(run_dir):
-            result = read_result(out / RESULT)
+        if (out / TAUGHT).exists() and is_finished(run_dir):
+            result = read_result(out / TAUGHT)
             if result["inputs"] == made.inputs and result["method"] == config.method:
                 head(f"teach: {run_dir}, already taught", console)
                 print_result(result, console)
-                return Taught(run_dir, result)
+                return Teaching(run_dir, result)
         if config.method == "smf":
             with _stage("memory", clock):
                 base = _memory(config, base, out, made, console)
@@ -77,9 +76,9 @@ def teach(config: TeachConfig, console: Console) -> Taught:
         clock = made.seconds | clock
         result = {"inputs": made.inputs, "counts": made.counts, "seconds": clock}
         result |= describe_result(config, task, taught)
-        write_result(out / RESULT, result)
+        write_result(out / TAUGHT, result)
         print_result(result, console)
-    return Taught(run_dir, result)
+    return Teaching(run_dir, result)
 
 
 def head(line: str, console: Console) -> None:

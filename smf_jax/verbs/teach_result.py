@@ -98,11 +98,13 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     )
     if kept is None:
         console.print("kept: the model answers no fact that is at hand (--keep)")
-    for line in _next_commands(result):
+    console.print("next:")
+    for line in next_commands(result):
         console.print(line)
 
 
-def _next_commands(result: dict[str, Any]) -> list[str]:
+def next_commands(result: dict[str, Any]) -> list[str]:
+    """Returns the commands that ask, undo and export, a line each."""
     run = Path(result["run"])
     undo = f"undo    smf ask {{}} {shlex.quote(result['question'])}"
     undo = undo.format(shlex.quote(result["base"]))  # which is as it was
@@ -110,7 +112,6 @@ def _next_commands(result: dict[str, Any]) -> list[str]:
         undone = shlex.join([str(run), str(run.parent / "undone")])
         undo = f"undo    smf patch revert {undone}"
     return [
-        "next:",
         f"ask     {shlex.join(['smf', 'ask', str(run), result['question']])}",
         undo,
         f"export  {shlex.join(['smf', 'export-hf', str(run), 'DIRECTORY'])}",

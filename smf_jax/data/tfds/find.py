@@ -25,8 +25,7 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from smf_jax.config import PREFIX, ConfigError, DataSet, path_of, require
-from smf_jax.data.sources import data_dir
+from smf_jax.config import PREFIX, ConfigError, DataSet, data_dir, path_of, require
 
 # What reading damaged files may raise, there and in protobuf.
 READ_ERRORS = (
