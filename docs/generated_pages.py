@@ -29,7 +29,7 @@ KINDS = (
     *(config.ModelConfig, config.MemoryConfig),
     *(config.RopeConfig, config.RopeScalingConfig),
     *(config.SaveConfig, config.MeshConfig, config.ComputeConfig),
-    *(config.AskConfig, DemoConfig, BenchConfig),
+    *(config.AskConfig, config.TeachConfig, DemoConfig, BenchConfig),
 )
 
 COMMAND_LINE = """# Command line
@@ -53,7 +53,8 @@ CONFIGURATION = """# Configuration
 Generated from the dataclasses in `smf_jax/config/`. A configuration file is a Python
 file with a function `config()` that returns one of the first three. On the command
 line a field is an option: `optim.top_t` is `--optim.top-t`. The fields of the last
-three are options of `smf evaluate` and `smf ask`, `smf demo`, and `smf bench`.
+four are options of `smf evaluate` and `smf ask`, `smf teach`, `smf demo`, and
+`smf bench`.
 """
 CLASS = """
 ## {name}

@@ -78,8 +78,7 @@ def fit(
     `for` may write files of the run, and set `run.progress` (JSON that the checkpoint
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
     finished run has all its files. The yielded state is donated to the next step. With
-    `saves_evaluated` just these steps are saved, unless the body leaves the `for`: each
-    checkpoint is then of a state that it found to be good.
+    `saves_evaluated` only these steps are saved, if the body does not leave the `for`.
 
     `batches` is endless; on resume it continues where it stopped; `records` are
     the ids that `Batch.records` indexes; methods that select slots need a `background`.
@@ -89,11 +88,9 @@ def fit(
       TrainingError: The run diverged, or its numbers are not finite.
       SaveError: A checkpoint could not be written.
     """
-    _, step, state, frozen, *_ = training
+    _, step, state, frozen, layout, _ = training
     done, last = run.start or 0, config.steps
-    shard = functools.partial(
-        training.layout.shard_batch, parts=config.grad_accum_steps
-    )
+    shard = functools.partial(layout.shard_batch, parts=config.grad_accum_steps)
     streaks = run.progress.get("streaks", {"diverged": 0, "dead": 0})
     save_every = eval_every if saves_evaluated else config.save.every
     if run.start is not None:
@@ -123,21 +120,26 @@ def fit(
                 yield number, state
                 pause(time.perf_counter() - begin)
             # What may be the start of divergence does not replace a sound checkpoint.
-            is_due = saves and (number == last or is_sound(streaks))
-            if is_due or (stopping and not saves_evaluated):
-                require_finite(number, state.trainable)
+            sound = number == last or is_sound(streaks)
+            if (saves and sound) or (stopping and not saves_evaluated):
                 run.progress["data"] = batches.get_state()
                 run.progress["streaks"] = dict(streaks)
-                loss = float(metrics["loss"])
-                scores = run.scores | ({"loss": loss} if math.isfinite(loss) else {})
-                saver.save(number, as_saved(state), dict(run.progress), scores)
+                _save(run, saver, number, state, float(metrics["loss"]))
             run.scores.clear()
             if stopping:
                 break
     # Not before the checkpoint is on disk.
     if number < last:
-        saved = "saved as of its last evaluation" if saves_evaluated else "saved"
-        raise Interrupted(f"stopped after step {number} of {last}, and {saved}")
+        at = " at its last evaluation" if saves_evaluated else ""
+        raise Interrupted(f"stopped after step {number} of {last}, and saved{at}")
+
+
+def _save(
+    run: OpenRun, saver: checkpoint.Saver, step: int, state: TrainState, loss: float
+) -> None:
+    require_finite(step, state.trainable)
+    scores = run.scores | ({"loss": loss} if math.isfinite(loss) else {})
+    saver.save(step, as_saved(state), dict(run.progress), scores)
 
 
 @contextlib.contextmanager
