@@ -54,6 +54,11 @@ class TeachConfig:
     def __post_init__(self):
         require_positive("teach", self, "epochs")
         require_seed("teach", self)
+        limit = self.forget_at_most
+        require(
+            limit is None or 0 <= limit < 1,
+            f"forget_at_most={limit} must be 0 or more and below 1",
+        )
         require(
             self.rate is None or 0 < self.rate < math.inf,
             f"rate={self.rate} must be above 0 and finite",
@@ -100,7 +105,8 @@ def finetune_of(
         seq_len=seq_len,
         steps=config.epochs * epoch,
         batch_size=min(FACTS_PER_STEP, count),
-        eval_every=0,
+        eval_every=0 if config.forget_at_most is None else 2 * epoch,
+        forget_at_most=config.forget_at_most,
         seed=config.seed,
         save=SaveConfig(every=2 * epoch, keep=1),
         mesh=config.mesh,

@@ -17,6 +17,7 @@ from smf_jax.runs.files import (
     write_text,
 )
 from smf_jax.runs.jsonl import read_rows
+from smf_jax.verbs.budget import tell_budget
 from smf_jax.verbs.teach_result import next_commands
 
 
@@ -36,6 +37,7 @@ def write_teach(out: Path) -> Path:
         result=result,
         config=read_json(run_dir / CONFIG),
         groups=GROUPS,
+        budget=result["budget"] and tell_budget(result["budget"]),
         commands=next_commands(result),
         examples=examples(of_groups),
         lost=lost(of_groups.get("known", []), teaching),

@@ -14,6 +14,7 @@ from smf_jax.evaluate.forgetting import forgetting
 from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.questions import GROUPS
 from smf_jax.runs.files import PATCH
+from smf_jax.verbs.budget import tell_budget
 from smf_jax.verbs.finetune import Finetuned
 
 BYTES_PER_NUMBER = 4  # of what LoRA and full finetuning train
@@ -44,6 +45,7 @@ def describe_result(
         "after": {name: of._asdict() for name, of in last.scores.items()},
         "kept": kept._asdict() if kept else None,
         "texts": texts,
+        "budget": taught.budget,
         "curve": taught.curve(),
         "patch": str(patch) if is_patch else None,
         "bytes": (
@@ -82,7 +84,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         low, high = (1 - end for end in reversed(kept["forgotten_95"]))
         share = _share(1 - kept["forgotten"])
         interval = show_interval((low, high))
-        table.add_row("kept", f"{kept['right_before']:,}", _share(1), share, interval)
+        table.add_row("kept", f"{kept['right_before']:,}", _share(1.0), share, interval)
     if (texts := result["texts"]) is not None:
         rise, interval = texts["rise"]
         shown = show_interval(interval, "+.4f")
@@ -98,6 +100,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     )
     if kept is None:
         console.print("kept: the model answers no fact that is at hand (--keep)")
+    if result["budget"] is not None:
+        console.print(tell_budget(result["budget"]))
     console.print("next:")
     for line in next_commands(result):
         console.print(line)

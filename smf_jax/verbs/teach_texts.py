@@ -7,14 +7,14 @@ from rich.console import Console
 
 from smf_jax.config import TeachConfig, require
 from smf_jax.data.records import Text
-from smf_jax.data.tokenizer import Tokenizer
+from smf_jax.data.tokenizer import Tokenizer, encode_text
 from smf_jax.evaluate.samples import sample_texts
 from smf_jax.progress import progress
 from smf_jax.runs import Run
 
 ROWS, ROW_TOKENS = 384, 128
 HELD_OUT = 6  # every so many-th text is measured, and is no background
-LEAST = 12  # texts
+LEAST = 2048  # tokens of the background: twice the keys of a calibrated memory
 
 
 class Texts(NamedTuple):
@@ -31,35 +31,29 @@ def choose_texts(
     """Returns pieces of some texts, or, without any, texts that the model writes.
 
     Raises:
-      ConfigError: There are too few texts, or the model writes none.
+      ConfigError: There are too few texts, or the model writes too few.
     """
     tokenizer = run.tokenizer
     seq_len = min(ROW_TOKENS, run.lineage.context_length or ROW_TOKENS)
     width = seq_len - len(tokenizer.bos)
-    if texts:
-        require(
-            len(texts) > 1,
-            f"{config.background} holds one text: name several, as some are measured, "
-            "and others are the background",
-        )
-        measured = texts[::HELD_OUT]
-        rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
-        return Texts(
-            _pieces(tokenizer, rest, width, ROWS - ROWS // HELD_OUT),
-            _pieces(tokenizer, measured, width, ROWS // HELD_OUT),
-            seq_len,
-        )
-    with progress("writing texts", ROWS, console) as tell:
-        about = (run.model, tokenizer, ROWS, width, config.seed, tell)
-        wrote = [Text(f"own:{n}", text) for n, text in enumerate(sample_texts(*about))]
+    if not texts:
+        with progress("writing texts", ROWS, console) as tell:
+            about = (run.model, tokenizer, ROWS, width, config.seed, tell)
+            written = enumerate(sample_texts(*about))
+            texts = [Text(f"own:{number}", text) for number, text in written]
+    rest = [text for number, text in enumerate(texts) if number % HELD_OUT]
+    background = _pieces(tokenizer, rest, width, ROWS - ROWS // HELD_OUT)
+    tokens = sum(len(encode_text(tokenizer, text.text)) for text in background)
+    holds = f"{config.model} wrote {len(texts):,} texts in {ROWS} tries, with"
+    if config.background is not None:
+        holds = f"{config.background} has {len(texts):,} texts, with"
     require(
-        len(wrote) >= min(LEAST, ROWS),
-        f"{config.model} wrote {len(wrote)} texts in {ROWS} tries, the others are "
-        "blank or end at once: name texts by --background",
+        tokens >= LEAST,
+        f"{holds} {tokens:,} tokens for the background, which needs {LEAST:,}: name "
+        "more texts by --background",
     )
-    measured = wrote[::HELD_OUT]
-    rest = [text for n, text in enumerate(wrote) if n % HELD_OUT]
-    return Texts(rest, measured, seq_len)
+    measured = _pieces(tokenizer, texts[::HELD_OUT], width, ROWS // HELD_OUT)
+    return Texts(background, measured, seq_len)
 
 
 def _pieces(
@@ -69,7 +63,7 @@ def _pieces(
 
     If there are more texts than rows, they are evenly spaced.
     """
-    texts = texts[:: -(-len(texts) // rows)]
+    texts = texts[:: -(-len(texts) // rows) or 1]
     cut = [_cut(tokenizer, text, width) for text in texts]
     turns = itertools.zip_longest(*cut)
     pieces = (piece for turn in turns for piece in turn if piece is not None)
