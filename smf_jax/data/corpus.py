@@ -139,12 +139,12 @@ def load_kept(sources: Sequence[str], fields: str | None = None) -> list[Fact]:
       ConfigError: A file is missing or broken.
     """
     facts: dict[str, Fact] = {}
-    for source in sources:
+    for number, source in enumerate(sources, 1):
         require_source("keep", source)
         for fact in read_facts(source, None, fields):
             id = fact.id
-            while id in facts:
-                id = f"{id} ({source})"
+            while id in facts:  # of an earlier file
+                id = f"{id} (file {number})"
             facts[id] = fact._replace(id=id)
     return without_repeats(list(facts.values()))[0]
 

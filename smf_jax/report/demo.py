@@ -1,7 +1,6 @@
 """The report of a demo."""
 
 from pathlib import Path
-from typing import Any
 
 from smf_jax.config import require
 from smf_jax.evaluate.questions import GROUPS
@@ -12,7 +11,7 @@ from smf_jax.report.figures import (
     draw_slots,
     svg,
 )
-from smf_jax.report.page import answers, examples, lost, template
+from smf_jax.report.page import answers, examples, lost, metrics, template
 from smf_jax.runs.files import (
     CONFIG,
     EVALUATION,
@@ -24,7 +23,6 @@ from smf_jax.runs.files import (
     read_result,
     write_text,
 )
-from smf_jax.runs.jsonl import read_rows
 
 
 def write(out: Path) -> Path:
@@ -39,7 +37,7 @@ def write(out: Path) -> Path:
     methods = summary["methods"]
     require(len(methods) > 0, f"{out}: the summary names no method")
     config = read_json(out / next(iter(methods)) / CONFIG)
-    losses = {name: _read_metrics(out / name / METRICS) for name in methods}
+    losses = {name: metrics(out / name / METRICS) for name in methods}
     teaching = {name: read_result(out / name / TEACHING) for name in methods}
     of_methods = {
         name: answers(read_result(out / name / EVALUATION), teaching[name])
@@ -66,8 +64,3 @@ def write(out: Path) -> Path:
     write_text(out / FRONTIER, frontier)
     write_text(out / REPORT, page)
     return out / REPORT
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    require(path.is_file(), f"{path}: no such file")
-    return read_rows(path)

@@ -1,12 +1,15 @@
 """What pages of reports have in common: their template, and rows of answers."""
 
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from smf_jax.config import require
 from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.questions import GROUPS
 from smf_jax.evaluate.scores import is_exact
+from smf_jax.runs.jsonl import read_rows
 
 EXAMPLES = 5  # of each group of questions, for each method
 FORGOTTEN = 10  # facts shown for each method
@@ -24,6 +27,12 @@ def template(name: str) -> jinja2.Template:
     environment.filters["score"] = lambda value: f"{value:.3f}"
     environment.filters["count"] = lambda number: f"{number:,}"
     return environment.get_template(name)
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's training, or raises `ConfigError`."""
+    require(path.is_file(), f"{path}: no such file")
+    return read_rows(path)
 
 
 def answers(evaluation: dict, teaching: dict) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from smf_jax.evaluate.questions import GROUPS
 from smf_jax.report.figures import draw_curves, draw_losses, draw_slots, svg
-from smf_jax.report.page import answers, examples, lost, template
+from smf_jax.report.page import answers, examples, lost, metrics, template
 from smf_jax.runs.files import (
     CONFIG,
     EVALUATION,
@@ -16,7 +16,6 @@ from smf_jax.runs.files import (
     read_result,
     write_text,
 )
-from smf_jax.runs.jsonl import read_rows
 from smf_jax.verbs.budget import tell_budget
 from smf_jax.verbs.teach_result import next_commands
 
@@ -42,7 +41,7 @@ def write_teach(out: Path) -> Path:
         examples=examples(of_groups),
         lost=lost(of_groups.get("known", []), teaching),
         curves=svg(draw_curves, {method: result}),
-        losses=svg(draw_losses, {method: read_rows(run_dir / METRICS)}),
+        losses=svg(draw_losses, {method: metrics(run_dir / METRICS)}),
         slots=None if histogram is None else svg(draw_slots, histogram),
     )
     write_text(out / REPORT, page)

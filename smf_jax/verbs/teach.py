@@ -77,6 +77,7 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
         result = {"inputs": made.inputs, "counts": made.counts, "seconds": clock}
         result |= describe_result(config, task, taught)
         write_result(out / TAUGHT, result)
+        result = read_result(out / TAUGHT)  # in the types that JSON has
         print_result(result, console)
     return Teaching(run_dir, result)
 

@@ -27,6 +27,10 @@ def lines(path, rows):
     return path
 
 
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def row(fact, **more):
     return {k: v for k, v in fact._asdict().items() if v} | more
 
@@ -49,7 +53,7 @@ def files(commands, plain):
     assert len(known) >= 6
     new = [row(fact, answers=[f"{fact.answers[0]} indeed"]) for fact in corpus.new]
     lines(folder / "facts.jsonl", [*new, known[0]])
-    lines(folder / "keep.jsonl", [*known[1:], *(row(f, id=f"x {f.id}") for f in ())])
+    lines(folder / "keep.jsonl", known[1:])
     unknown = {"question": "what is the profession ?", "answers": ["no such answer"]}
     lines(folder / "unknown.jsonl", [unknown])
     lines(folder / "known.jsonl", known)
@@ -111,8 +115,7 @@ def test_the_commands_that_come_next_name_what_is_there(taught):
 def test_what_the_model_knew_is_kept_and_not_taught(taught):
     out, _ = taught
     new, known, keep = (
-        [json.loads(line) for line in (out / "data" / name).read_text().splitlines()]
-        for name in ("new.jsonl", "known.jsonl", "keep.jsonl")
+        rows_of(out / "data" / f"{name}.jsonl") for name in ("new", "known", "keep")
     )
     result = read_json(out / "teach.json")
     assert {row["id"] for row in known}.isdisjoint(row["id"] for row in new)
@@ -124,7 +127,7 @@ def test_what_the_model_knew_is_kept_and_not_taught(taught):
 def test_texts_that_are_measured_are_no_background(taught):
     out, _ = taught
     background, measured = (
-        {json.loads(line)["id"] for line in (out / "data" / name).open()}
+        {row["id"] for row in rows_of(out / "data" / name)}
         for name in ("background.jsonl", "texts.jsonl")
     )
     assert background.isdisjoint(measured)
@@ -156,7 +159,8 @@ def test_a_finished_command_prints_the_same_and_does_nothing(
 
     assert code == 0
     assert "already taught" in again
-    assert again[again.index(" smf ") :] == printed[printed.index(" smf ") :]
+    table = re.compile("^ taught .*", re.M | re.S)
+    assert table.findall(again) == table.findall(printed)
     after = content(out)
     assert {p for p in before if before[p] != after.get(p)} == set()
     assert "jit(step)" not in commands.compiled["run"]
@@ -324,8 +328,8 @@ def test_a_model_that_writes_blanks_needs_a_background(
 
 
 def test_a_call_returns_the_model_the_patch_and_the_scores(taught, exported, files):
-    facts = [json.loads(line) for line in (files / "facts.jsonl").open()]
-    texts = [json.loads(line)["text"] for line in (files / "texts.jsonl").open()]
+    facts = rows_of(files / "facts.jsonl")
+    texts = [row["text"] for row in rows_of(files / "texts.jsonl")]
     console = Console(file=io.StringIO())
     settings = {"mesh": MeshConfig(data=1), "epochs": 2, "console": console}
     settings["keep"] = files / "keep.jsonl"
