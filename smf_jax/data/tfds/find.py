@@ -73,7 +73,8 @@ def prepared_questions() -> list[str]:
             continue
         splits = [split for split in SPLITS if split in builder.info.splits]
         if splits and builder.info.available_file_formats() & RANDOM_ACCESS:
-            sources.append(f"{PREFIX}{name}:{splits[0]}[:{FIRST_ROWS}]")
+            count = min(FIRST_ROWS, builder.info.splits[splits[0]].num_examples)
+            sources.append(f"{PREFIX}{name}:{splits[0]}[:{count}]")
     return sources
 
 
