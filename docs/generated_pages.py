@@ -25,6 +25,7 @@ from smf_jax.demo import DemoConfig
 REFERENCE = Path(__file__).parent / "reference"
 KINDS = (
     *(config.PretrainConfig, config.RetrofitConfig, config.FinetuneConfig),
+    config.KeepConfig,
     *(config.DataConfig, config.WorldConfig, config.OptimConfig, config.LoraConfig),
     *(config.ModelConfig, config.MemoryConfig),
     *(config.RopeConfig, config.RopeScalingConfig),

@@ -42,6 +42,7 @@ from smf_jax.config.teach import TeachConfig, finetune_of
 from smf_jax.config.train import (
     USAGE_DOCUMENTS,
     FinetuneConfig,
+    KeepConfig,
     PretrainConfig,
     RetrofitConfig,
     SaveConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DataSet",
     "FinetuneConfig",
     "ImportConfig",
+    "KeepConfig",
     "Kind",
     "LoraConfig",
     "MemoryConfig",

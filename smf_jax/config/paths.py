@@ -13,11 +13,13 @@ def with_absolute_paths(config: Any) -> Any:
     changes = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in PATHS and value is not None:
-            changes[field.name] = _absolute(value)
-        elif field.name == "keep":
-            changes[field.name] = tuple(map(_absolute, value))
-        elif field.name == "data" and value is not None:
+        if value is None:
+            continue
+        if field.name in PATHS:
+            several = isinstance(value, tuple)
+            absolute = tuple(map(_absolute, value)) if several else _absolute(value)
+            changes[field.name] = absolute
+        elif field.name in ("data", "keep"):
             changes[field.name] = with_absolute_paths(value)
     return dataclasses.replace(config, **changes)
 

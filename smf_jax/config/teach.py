@@ -13,7 +13,7 @@ from smf_jax.config.checks import (
 from smf_jax.config.mesh import MeshConfig
 from smf_jax.config.optim import TEACH_OPTIM, LoraConfig, OptimConfig
 from smf_jax.config.source import require_source
-from smf_jax.config.train import FinetuneConfig, SaveConfig
+from smf_jax.config.train import FinetuneConfig, KeepConfig, SaveConfig
 
 FACTS_PER_STEP = 16
 _LORA = OptimConfig(
@@ -99,14 +99,12 @@ def finetune_of(
         base=base,
         run_dir=run_dir,
         facts=facts,
-        keep=keep,
-        texts=texts,
+        keep=KeepConfig(facts=keep, texts=texts, forget_at_most=config.forget_at_most),
         prompt=config.prompt,
         seq_len=seq_len,
         steps=config.epochs * epoch,
         batch_size=min(FACTS_PER_STEP, count),
         eval_every=0 if config.forget_at_most is None else 2 * epoch,
-        forget_at_most=config.forget_at_most,
         seed=config.seed,
         save=SaveConfig(every=2 * epoch, keep=1),
         mesh=config.mesh,

@@ -145,6 +145,27 @@ class RetrofitConfig(TrainConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """What a model is to keep, and how much of it teaching may cost."""
+
+    # JSONL(.gz) of facts that are asked before and after; (): the known ones of `base`
+    facts: tuple[str, ...] = ()
+    texts: str | None = None  # JSONL(.gz) of texts for the loss; None: those of `base`
+    # share of these facts that may be forgotten: where an evaluation finds more,
+    # teaching goes back to the one before, and on at half the rate; None: no limit
+    forget_at_most: float | None = None
+    text_loss_at_most: float = 0.05  # with `forget_at_most`: rise of the loss, in nats
+
+    def __post_init__(self):
+        require_not_negative("keep", self, "text_loss_at_most")
+        limit = self.forget_at_most
+        require(
+            limit is None or 0 <= limit < 1,
+            f"keep.forget_at_most={limit} must be 0 or more and below 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Teach new facts to the model of a run."""
 
@@ -155,9 +176,6 @@ class FinetuneConfig(TrainConfig):
     facts: str | None = None
     patterns: str | None = None  # JSONL(.gz) of patterns by relation, for wordings
     fields: str | None = None  # of tfds:NAME, such as question=FIELD,answers=FIELD
-    # JSONL(.gz) of facts to be kept, asked before and after; (): those of `base`
-    keep: tuple[str, ...] = ()
-    texts: str | None = None  # JSONL(.gz) of texts for the loss; None: those of `base`
     teach: Teach = "questions"  # what is trained on; questions include wordings
     # how questions are put, in teaching and asking: as they stand, or through the chat
     # template; auto: chat if the model was trained to chat
@@ -168,10 +186,8 @@ class FinetuneConfig(TrainConfig):
     batch_size: int = 64  # facts per step
     reuse_prefix: bool = True  # smf: cache activations below the first memory layer
     eval_every: int = 25  # steps between evaluations; 0: only the last step
-    # share of the known facts that may be forgotten: where an evaluation finds more,
-    # teaching goes back to the one before, and on at half the rate; None: no limit
-    forget_at_most: float | None = None
-    text_loss_at_most: float = 0.05  # with `forget_at_most`: its rise in nats a token
+    # what is to be kept, and how much of it may be forgotten
+    keep: KeepConfig = dataclasses.field(default_factory=KeepConfig)
     # what is trained, and how; the defaults are the paper's
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(
@@ -192,14 +208,12 @@ class FinetuneConfig(TrainConfig):
             self.patterns is None or self.facts is not None,
             "patterns needs facts, whose wordings it fills",
         )
-        require_not_negative(self.verb, self, "text_loss_at_most")
         require(
-            self.forget_at_most is None
-            or (0 <= self.forget_at_most < 1 and self.eval_every > 0),
-            f"forget_at_most={self.forget_at_most} must be 0 or more and below 1, and "
-            f"needs evaluations (eval_every={self.eval_every})",
+            self.keep.forget_at_most is None or self.eval_every > 0,
+            f"keep.forget_at_most={self.keep.forget_at_most} needs evaluations "
+            f"(eval_every={self.eval_every})",
         )
-        require_fields(self.fields, self.facts, *self.keep, self.texts)
+        require_fields(self.fields, self.facts, *self.keep.facts, self.keep.texts)
 
 
 def config_hash(config: Any) -> str:

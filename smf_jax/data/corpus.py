@@ -140,7 +140,7 @@ def load_kept(sources: Sequence[str], fields: str | None = None) -> list[Fact]:
     """
     facts: dict[str, Fact] = {}
     for number, source in enumerate(sources, 1):
-        require_source("keep", source)
+        require_source("keep.facts", source)
         for fact in read_facts(source, None, fields):
             id = fact.id
             while id in facts:  # of an earlier file
@@ -157,7 +157,7 @@ def with_texts(corpus: Corpus, source: str | None, fields: str | None = None) ->
     """
     if source is None:
         return corpus
-    require_source("texts", source)
+    require_source("keep.texts", source)
     texts = read_texts(source, fields)
     digest = hashlib.sha256(f"{corpus.hash} {[tuple(t) for t in texts]}".encode())
     return corpus._replace(texts=texts, hash=digest.hexdigest()[:16])

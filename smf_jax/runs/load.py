@@ -242,10 +242,13 @@ def located(run: Run, config: Any) -> Any:
     """
     changes = {}
     for name in ("facts", "patterns", "background", "texts"):
-        if (recorded := getattr(config, name, None)) is not None:
+        recorded = getattr(config, name, None)
+        if isinstance(recorded, tuple):
+            changes[name] = tuple(_located(run, source) for source in recorded)
+        elif recorded is not None:
             changes[name] = _located(run, recorded)
-    if hasattr(config, "keep"):
-        changes["keep"] = tuple(_located(run, recorded) for recorded in config.keep)
+    if isinstance(config, FinetuneConfig):
+        changes["keep"] = located(run, config.keep)
     return dataclasses.replace(config, **changes)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from smf_jax.config import FinetuneConfig
+from smf_jax.config import KeepConfig
 from smf_jax.evaluate.forgetting import forgetting
 from smf_jax.evaluate.questions import Evaluation, Questions
 
@@ -19,7 +19,7 @@ class Broken(NamedTuple):
 
 
 def over_budget(
-    config: FinetuneConfig, questions: Questions, first: Evaluation, now: Evaluation
+    config: KeepConfig, questions: Questions, first: Evaluation, now: Evaluation
 ) -> Broken | None:
     """Returns by how much an evaluation is over the budget, if it is and there is one.
 
@@ -39,7 +39,7 @@ def over_budget(
 
 
 def describe_budget(
-    config: FinetuneConfig, broken: Sequence[Broken], last: int
+    config: KeepConfig, broken: Sequence[Broken], last: int
 ) -> dict[str, Any] | None:
     """Returns the budget, what broke it, and which step was taken, for the record."""
     if config.forget_at_most is None:

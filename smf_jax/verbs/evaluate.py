@@ -98,7 +98,7 @@ def evaluate(
     own = run.lineage.finetune and located(run, run.lineage.finetune)
     corpus = corpus_of(run)
     if own is not None:
-        corpus = with_texts(corpus, own.texts, own.fields)
+        corpus = with_texts(corpus, own.keep.texts, own.fields)
     questions = _questions(run, own, corpus, facts, patterns, console, fields)
     multihost.require_same("data", questions.hash)
     shots = _shots(config, corpus, fields)
@@ -123,7 +123,7 @@ def _questions(
     console: Console,
     fields: str | None,
 ) -> Questions:
-    keep = () if own is None else own.keep
+    keep = () if own is None else own.keep.facts
     if facts is None and own is not None:
         about = (own.facts, own.patterns, own.teach)
         questions = load_questions(corpus, *about, console, own.fields, keep)

@@ -38,9 +38,10 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     Raises:
       ConfigError: A file is missing or broken, or there is nothing to teach.
     """
-    corpus = with_texts(corpus_of(base), config.texts, config.fields)
+    corpus = with_texts(corpus_of(base), config.keep.texts, config.fields)
     about = (config.facts, config.patterns, config.teach)
-    questions = load_questions(corpus, *about, console, config.fields, config.keep)
+    kept = (config.fields, config.keep.facts)
+    questions = load_questions(corpus, *about, console, *kept)
     require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
     asking = asking_of(base, AskConfig(prompt=config.prompt), questions)
     background = _background(config, base, console)

@@ -53,6 +53,10 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
         `config.out` was made from other inputs.
       Interrupted, TrainingError, SaveError: As `fit` does.
     """
+    require(
+        not is_record(Path(config.out) / CONFIG),
+        f"{config.out} is a run: choose another --out",
+    )
     sources = read_sources(config, console)
     with lock_run_dir(config.out) as out:
         clock: dict[str, float] = {}

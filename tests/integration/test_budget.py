@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from smf_jax import checkpoint
-from smf_jax.config import ConfigError, SaveConfig
+from smf_jax.config import ConfigError, KeepConfig, SaveConfig
 from smf_jax.data.prompts import Prompt
 from smf_jax.evaluate.perplexity import TextLoss
 from smf_jax.evaluate.questions import NO_QUESTIONS, Evaluation
@@ -18,7 +18,7 @@ from tests.integration.files import TIMES, interrupt, read_json, rows
 QUESTIONS = NO_QUESTIONS._replace(
     known=[Prompt(str(n), f"{n} ?", ("yes",)) for n in range(10)]
 )
-LIMITS = tiny.finetune_config("b", "r", forget_at_most=0.2, text_loss_at_most=0.25)
+LIMITS = KeepConfig(forget_at_most=0.2, text_loss_at_most=0.25)
 
 
 def found(right: int, loss: float, step: int = 4) -> Evaluation:
@@ -83,7 +83,7 @@ def test_what_became_of_a_budget_is_told_in_words():
 
 def test_a_budget_needs_evaluations():
     with pytest.raises(ConfigError, match="needs evaluations"):
-        tiny.finetune_config("b", "r", forget_at_most=0.1, eval_every=0)
+        tiny.finetune_config("b", "r", keep=LIMITS, eval_every=0)
 
 
 # --- going back ---
@@ -92,7 +92,7 @@ def test_a_budget_needs_evaluations():
 def config_of(base, run_dir, **changes):
     """Returns a run of eight steps that is evaluated at every second one."""
     save = SaveConfig(every=3, keep=9)
-    settings = {"steps": 8, "eval_every": 2, "save": save, "forget_at_most": 0.5}
+    settings = {"steps": 8, "eval_every": 2, "save": save, "keep": LIMITS}
     settings |= {"teach": "statements", "log_every": 1}
     return tiny.finetune_config(base, run_dir, **settings | changes)
 
@@ -124,7 +124,8 @@ def logged(run_dir):
 def free(commands, base):
     """Returns a run whose budget is never broken."""
     run_dir = commands.folder / "free"
-    config = config_of(base, run_dir, forget_at_most=0.99, text_loss_at_most=99.0)
+    keep = KeepConfig(forget_at_most=0.99, text_loss_at_most=99.0)
+    config = config_of(base, run_dir, keep=keep)
     assert commands.run_config("free", config) == 0
     return run_dir
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from smf_jax.config import KeepConfig
 from tests import tiny
 from tests.integration.files import read_json
 
@@ -38,8 +39,9 @@ def files(commands):
     }
 
 
-def config_of(imported, run_dir, files, **changes):
-    settings = files | {"steps": 2, "seq_len": 24} | changes
+def config_of(imported, run_dir, files):
+    keep = KeepConfig(facts=files["keep"], texts=files["texts"])
+    settings = {"facts": files["facts"], "keep": keep, "steps": 2, "seq_len": 24}
     return tiny.finetune_config(imported, run_dir, tiny.LORA, **settings)
 
 
@@ -121,13 +123,13 @@ def test_the_command_of_a_finished_run_may_name_the_files_elsewhere(
     assert f"{taught} is finished" in printed
 
 
-@pytest.mark.parametrize("key", ["keep", "texts"])
+@pytest.mark.parametrize("key", ["facts", "texts"])
 def test_a_missing_file_is_named(imported, files, run, tmp_path, key):
     none = str(tmp_path / "none.jsonl")
-    changed = files | {key: (none,) if key == "keep" else none}
+    changed = files | ({"keep": (none,)} if key == "facts" else {"texts": none})
 
     code, printed = run(config_of(imported, tmp_path / "run", changed))
 
     assert code == 2
-    assert f"{key}: {none}: no such file" in printed
+    assert f"keep.{key}: {none}: no such file" in printed
     assert not (tmp_path / "run").exists()

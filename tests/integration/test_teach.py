@@ -19,6 +19,7 @@ from smf_jax.verbs.teach_result import command_of
 from tests.integration.files import content, read_json
 
 WORDS = "profession birthplace of is the what was born in".split()
+QUESTIONS = ("data/questions.json", "data/keep.jsonl")
 FAST = ("--mesh.data", "1", "--epochs", "2")
 
 
@@ -166,19 +167,31 @@ def test_a_finished_command_prints_the_same_and_does_nothing(
     assert "jit(step)" not in commands.compiled["run"]
 
 
-def test_a_stage_that_is_finished_is_used_again(taught, teach, files, tmp_path):
+# What is left when a command is killed in a stage.
+KILLED_IN = {
+    "teach": ("smf/checkpoints", "teach.json"),
+    "memory": ("smf", "teach.json", "memory/checkpoints"),
+    "texts": ("smf", "teach.json", "memory", "data/texts.json", "data/texts.jsonl"),
+    "questions": ("smf", "teach.json", "memory", "data/texts.json", *QUESTIONS),
+}
+
+
+@pytest.mark.parametrize("stage", KILLED_IN)
+def test_a_command_that_was_killed_continues_to_the_same_result(
+    taught, teach, files, tmp_path, stage
+):
     out = shutil.copytree(taught[0], tmp_path / "copy")
-    shutil.rmtree(out / "smf")
-    (out / "teach.json").unlink()
-    kept = {path: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
+    for name in KILLED_IN[stage]:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     code, printed = teach("--keep", files / "keep.jsonl", out=out)
 
     assert code == 0
     assert f"import: {out / 'base'}, already there" in printed
-    assert printed.count("already done: ") == 2
-    assert f"{out / 'memory'} is finished" in printed
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    done = {"teach": 2, "memory": 2, "texts": 1, "questions": 0}
+    assert printed.count("already done: ") == done[stage]
+    assert (f"{out / 'memory'} is finished" in printed) == (stage == "teach")
     same = ("before", "after", "kept", "texts", "counts", "curve")
     got, want = (read_json(folder / "teach.json") for folder in (out, taught[0]))
     assert {name: got[name] for name in same} == {name: want[name] for name in same}
@@ -290,6 +303,25 @@ def test_a_fact_longer_than_the_context_is_refused(exported, teach, files, tmp_p
     assert code == 2
     assert "fact 'long' has" in printed
     assert "the context of the model is 24 tokens" in printed
+
+
+def test_a_missing_model_leaves_nothing(teach, tmp_path):
+    code, printed = teach(model=tmp_path / "none")
+
+    assert code == 2
+    assert f"{tmp_path / 'none'}: no such folder" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_no_folder_for_others(taught, teach):
+    run_dir = taught[0] / "memory"
+    before = content(run_dir)
+
+    code, printed = teach(out=run_dir)
+
+    assert code == 2
+    assert f"{run_dir} is a run: choose another --out" in printed
+    assert content(run_dir) == before
 
 
 def test_a_missing_file_is_refused_before_anything_is_written(teach, tmp_path):
