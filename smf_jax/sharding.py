@@ -50,6 +50,8 @@ RULES = (
     (rf".*/{_IN}/up|head/up", (None, "model")),
     (rf".*/{_OUT}/down", ("model", None)),
     (rf".*/{_OUT}/up", (None, "fsdp")),
+    (r".*/memory/projection", ("fsdp", None)),
+    (r".*/memory/(mean|gain|slots)", ()),
     (r".*/relevance(/base)?/(kernel|bias|down|up)|.*/memory_scale", ()),
     (r"(.*/)?\w*norm/scale", ()),
 )
@@ -288,8 +290,8 @@ def _mesh_shape(mesh, memory, devices: int, several: bool) -> tuple[int, int, in
     )
     rows = {"columns": 1, "slots": mesh.model, "everywhere": count}[mesh.values]
     require(
-        memory.num_slots % rows == 0,
-        f"mesh.values={mesh.values} splits the {memory.num_slots} slots of a table "
+        memory.table_rows % rows == 0,
+        f"mesh.values={mesh.values} splits the {memory.table_rows} rows of a table "
         f"(memory.num_keys={memory.num_keys}, squared) over {rows} devices, which do "
         "not divide them",
     )

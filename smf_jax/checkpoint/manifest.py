@@ -16,7 +16,7 @@ from smf_jax.config import ConfigError
 
 MANIFEST = "manifest.json"
 # Files of the run: a checkpoint is useless without the first two, not without others.
-RUN_FILES = ("config.json", "tokenizer.json")
+RUN_FILES = ("config.json", "tokenizer.json", "slots.safetensors")
 OUTPUTS = ("teaching.json", "patch.safetensors", "retrofit.json")
 LOG = "metrics.jsonl"  # append-only
 

@@ -18,8 +18,9 @@ from smf_jax.config.model import (
     ModelConfig,
     RopeConfig,
     RopeScalingConfig,
+    calibrated_memory,
 )
-from smf_jax.config.optim import LoraConfig, OptimConfig, Selector
+from smf_jax.config.optim import TEACH_OPTIM, LoraConfig, OptimConfig, Selector
 from smf_jax.config.paths import with_absolute_paths
 from smf_jax.config.source import (
     FACT_KEYS,
@@ -55,6 +56,7 @@ __all__ = [
     "FACT_KEYS",
     "FIELD_KEYS",
     "PREFIX",
+    "TEACH_OPTIM",
     "TEXT_KEYS",
     "USAGE_DOCUMENTS",
     "AskConfig",
@@ -83,6 +85,7 @@ __all__ = [
     "TeachConfig",
     "TrainConfig",
     "WorldConfig",
+    "calibrated_memory",
     "config_hash",
     "data_dir",
     "finetune_of",

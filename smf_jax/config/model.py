@@ -75,10 +75,15 @@ class RopeConfig:
         )
 
 
+ROW_UNIT = 512  # the rows of a table are a multiple, so that devices can share them
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Product-key memory layers (Lample et al. 2019; Berges et al. 2024)."""
 
+    # calibrated: queries and keys are statistics of the model, rows start as zeros
+    kind: Literal["trained", "calibrated"] = "trained"
     layers: tuple[int, ...] = (2,)  # transformer layers with memory, from 0
     num_keys: int = 256  # sub-keys per half; a table has num_keys**2 slots
     num_heads: int = 4
@@ -92,6 +97,9 @@ class MemoryConfig:
     )
     share_values: bool = True  # one table for all memory layers, not one each
     relevance_gate: bool = False  # learned gate per token, from 0 to 1
+    temperature: float = 0.1  # calibrated: divides scores before the softmax
+    # calibrated: rows that exist, all other slots read as zeros; None: all exist
+    num_rows: int | None = None
 
     def __post_init__(self):
         require_positive(
@@ -110,11 +118,44 @@ class MemoryConfig:
             f"memory.top_k={self.top_k} exceeds memory.num_keys={self.num_keys}: "
             "each half has only num_keys candidates",
         )
+        require_positive("memory", self, "temperature")
+        if self.kind == "trained":
+            require(
+                self.num_rows is None,
+                "memory.num_rows is for memory.kind=calibrated: a trained table has a "
+                "row for each slot",
+            )
+            return
+        require(
+            self.num_rows is None or self.num_rows >= 0,
+            f"memory.num_rows={self.num_rows} must be 0 or more",
+        )
+        require(
+            len(self.layers) == 1,
+            f"memory.layers={self.layers}: a calibrated memory has one layer, so that "
+            "what facts read is known before they are written",
+        )
+        require(
+            self.placement == "add",
+            "memory.placement=replace is not for memory.kind=calibrated, which is "
+            "added to the feed-forward",
+        )
+        require(
+            self.num_slots < 2**31,
+            f"memory.num_keys={self.num_keys} makes more than 2**31 slots",
+        )
 
     @property
     def num_slots(self) -> int:
         """Rows of one table."""
         return self.num_keys**2
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of one table: all slots, or those that exist, and unused ones."""
+        if self.num_rows is None:
+            return self.num_slots
+        return (self.num_rows // ROW_UNIT + 1) * ROW_UNIT  # at least one is unused
 
     @property
     def num_tables(self) -> int:
@@ -169,8 +210,30 @@ class ModelConfig:
                 f"memory.layers={self.memory.layers} must lie in 0 .. "
                 f"{self.num_layers - 1}, for model.num_layers={self.num_layers}",
             )
+            require(
+                self.memory.kind == "trained" or self.memory.value_dim == self.dim,
+                f"memory.value_dim={self.memory.value_dim} must be model.dim="
+                f"{self.dim} for memory.kind=calibrated, whose rows are vectors of the "
+                "stream",
+            )
 
     @property
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.dim // self.num_heads
+
+
+def calibrated_memory(model: ModelConfig) -> MemoryConfig:
+    """Returns a calibrated memory for a model, without any rows.
+
+    Lower layers forget less, and learn less; a third of the depth is a good compromise.
+    """
+    return MemoryConfig(
+        kind="calibrated",
+        layers=(model.num_layers // 3,),
+        num_keys=1024,
+        key_dim=min(256, model.dim // 4 * 2),
+        value_dim=model.dim,
+        placement="add",
+        num_rows=0,
+    )

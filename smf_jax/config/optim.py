@@ -6,7 +6,7 @@ from typing import Literal
 
 from smf_jax.config.checks import require, require_not_negative, require_positive
 
-Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl"]
+Selector = Literal["tfidf", "tf", "idf", "random", "all", "kl", "contrastive"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class OptimConfig:
     """Which parameters are trained, by which optimizer."""
 
     method: Literal["full", "lora", "smf", "memory"] = "full"  # what is trained
-    optimizer: Literal["sgd", "adamw", "muon"] = "adamw"
+    # normalized: each row moves by the learning rate, against its gradient
+    optimizer: Literal["sgd", "adamw", "muon", "normalized"] = "adamw"
     learning_rate: float = 2e-3  # peak of the schedule
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = 0  # steps of linear warmup
@@ -34,12 +35,18 @@ class OptimConfig:
     weight_decay: float = 0.0  # of matrices and selected rows; not with sgd
     max_grad_norm: float | None = None  # clips the global norm; None: no clipping
     top_t: int = 500  # smf: slots updated per step and table
+    # smf: slots updated per fact that is not answered yet, instead of top_t
+    rows_per_fact: int | None = None
     select: Selector = "tfidf"  # smf: score that ranks slots
+    contrast: float = 1.5  # contrastive: exponent of the rarity among taught facts
+    # smf: facts leave a step if no token of theirs has a larger loss (nats); 0: none
+    answered: float = 0.0
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self):
         require_positive("optim", self, "learning_rate", "top_t")
         not_negative = ("warmup_steps", "end_lr_fraction", "weight_decay")
+        not_negative += ("contrast", "answered")
         require_not_negative("optim", self, *not_negative)
         require(
             self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
@@ -53,12 +60,35 @@ class OptimConfig:
             "sgd accepts 1 or more",
         )
         require(
+            self.rows_per_fact is None or self.rows_per_fact > 0,
+            f"optim.rows_per_fact={self.rows_per_fact} must be above 0, or None",
+        )
+        for_rows = (self.optimizer == "normalized", self.answered > 0)
+        require(
+            self.method == "smf" or not any((*for_rows, self.rows_per_fact)),
+            "optim.optimizer=normalized, optim.answered and optim.rows_per_fact are "
+            f"for optim.method=smf, not for {self.method}",
+        )
+        require(
             self.optimizer != "muon" or self.method in ("full", "memory"),
             f"optim.optimizer=muon orthogonalizes whole matrices and cannot train the "
             f"rows or adapters of optim.method={self.method}",
         )
         require(
-            self.weight_decay == 0 or self.optimizer != "sgd",
-            f"optim.weight_decay={self.weight_decay} is not for optim.optimizer=sgd: "
-            "use adamw or muon",
+            self.weight_decay == 0 or self.optimizer in ("adamw", "muon"),
+            f"optim.weight_decay={self.weight_decay} is not for optim.optimizer="
+            f"{self.optimizer}: use adamw or muon",
         )
+
+
+# Teaches facts to a calibrated memory; rates are in units of its gain.
+TEACH_OPTIM = OptimConfig(
+    method="smf",
+    optimizer="normalized",
+    learning_rate=0.7,
+    schedule="linear",
+    end_lr_fraction=0.1,
+    rows_per_fact=62,
+    select="contrastive",
+    answered=0.3,
+)

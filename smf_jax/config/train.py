@@ -57,12 +57,16 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
     def __post_init__(self):
-        require_positive(self.verb, self, "steps", "log_every")
+        require_positive(self.verb, self, "log_every")
+        self._require_steps()
         require_seed(self.verb, self)
         require(
             re.fullmatch(r"stop|skip=[0-9]{1,6}", self.on_nan) is not None,
             f"on_nan={self.on_nan} must be stop or skip=K, for at most K steps",
         )
+
+    def _require_steps(self) -> None:
+        require_positive(self.verb, self, "steps")
         require(
             self.optim.warmup_steps < self.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} must be below steps="
@@ -113,20 +117,23 @@ class PretrainConfig(TrainConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrofitConfig(TrainConfig):
-    """Add memory layers to a model, and train them until the model has healed."""
+    """Add memory layers to a model: calibrated to its data, or trained until it heals.
+
+    A calibrated memory is exact from the start, so that no step is needed.
+    """
 
     verb: ClassVar[str] = "retrofit"
 
     base: str  # run directory of the model to extend
-    steps: int = 600  # training steps
+    steps: int = 0  # training steps; 0: only calibrate
+    documents: int = 96  # calibrated: batches of data that are read
     eval_every: int = 50  # steps between evaluations; 0: only the last step
     balance_weight: float = 0.02  # weight of the load-balancing loss
     values_lr_scale: float = 3.0  # scales optim.learning_rate for memory tables
     held_out: float = 0.05  # share of packed rows for evaluation; at most 0.5
     margin: float = 0.01  # largest rise of held-out loss that counts as healed
-    memory: MemoryConfig = dataclasses.field(
-        default_factory=lambda: MemoryConfig(placement="add")
-    )
+    # None: a calibrated memory at a third of the depth
+    memory: MemoryConfig | None = None
     data: DataConfig
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(method="memory")
@@ -134,14 +141,24 @@ class RetrofitConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self.verb, self, "values_lr_scale")
+        require_positive(self.verb, self, "values_lr_scale", "documents")
         require_not_negative(self.verb, self, "balance_weight", "eval_every", "margin")
+        trains = self.memory is not None and self.memory.num_rows is None
+        require(
+            self.steps == 0 or trains,
+            f"steps={self.steps} trains every row of a table: name a memory of which "
+            "all rows exist (memory.num_rows=None)",
+        )
         require(
             0 < self.held_out <= 0.5,
             f"held_out={self.held_out} must be above 0 and at most 0.5",
         )
         self._require_method("memory")
         self._require_packed(self.data, self.balance_weight)
+
+    def _require_steps(self) -> None:
+        if self.steps or (self.memory is not None and self.memory.kind == "trained"):
+            super()._require_steps()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,6 +217,11 @@ class FinetuneConfig(TrainConfig):
         require_positive(self.verb, self, "batch_size")
         require_divisible("batch_size", self.batch_size, self.grad_accum_steps)
         require_not_negative(self.verb, self, "eval_every")
+        require(
+            self.optim.answered == 0 or self.grad_accum_steps == 1,
+            f"optim.answered={self.optim.answered} needs grad_accum_steps=1: whether a "
+            "fact is answered depends on all of its rows",
+        )
         require(
             self.seq_len is None or self.seq_len > 0,
             f"seq_len={self.seq_len} must be above 0, or None",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from smf_jax.data.prompts import Prompt
 from smf_jax.evaluate.intervals import Interval, forgotten_interval
-from smf_jax.evaluate.scores import is_exact
+from smf_jax.evaluate.scores import is_right
 
 
 class CurvePoint(NamedTuple):
@@ -36,7 +36,7 @@ def forgetting(
     """Returns how the answers changed; None if none was right before."""
     lost, gained, right = [], [], 0
     for prompt, old, new in zip(known, before, after, strict=True):
-        was, now = is_exact(old, prompt.answers), is_exact(new, prompt.answers)
+        was, now = is_right(old, prompt), is_right(new, prompt)
         right += was
         if was and not now:
             lost.append(prompt.fact)

@@ -42,6 +42,9 @@ class Questions(NamedTuple):
         return {name: prompts for name, prompts in groups.items() if prompts}
 
 
+NO_QUESTIONS = Questions([], [], [], [], "")
+
+
 class Evaluation(NamedTuple):
     """Scores and answers of a model after some steps."""
 

@@ -22,17 +22,43 @@ class Scores(NamedTuple):
 
 
 def is_exact(
-    answer: str, accepted: Sequence[str], normalise: Callable[[str], str] = normalise
+    answer: str,
+    accepted: Sequence[str],
+    normalise: Callable[[str], str] = normalise,
+    goes_on: bool = False,
 ) -> bool:
-    """Returns whether an answer equals any accepted one, both normalised."""
-    return normalise(answer) in map(normalise, accepted)
+    """Returns whether an answer equals any accepted one, both normalised.
+
+    With `goes_on` it may go on after that, as a model completes a text that no question
+    ends: "French, and he" is then "French", but "Frenchman" is not.
+    """
+    return any(_pairs(answer, accepted, normalise, goes_on, lambda a, b: a == b))
 
 
 def token_f1(
-    answer: str, accepted: Sequence[str], normalise: Callable[[str], str] = normalise
+    answer: str,
+    accepted: Sequence[str],
+    normalise: Callable[[str], str] = normalise,
+    goes_on: bool = False,
 ) -> float:
-    """Returns the F1 of the words shared with the best matching accepted answer."""
-    return max(_f1(normalise(answer), normalise(right)) for right in accepted)
+    """Returns the F1 of the words shared with the best matching accepted answer.
+
+    With `goes_on` only as many words count as the accepted answer has.
+    """
+    return max(_pairs(answer, accepted, normalise, goes_on, _f1))
+
+
+def is_right(answer: str, prompt: Prompt) -> bool:
+    """Returns whether an answer to a prompt is an accepted one."""
+    return is_exact(answer, prompt.answers, goes_on=not prompt.is_question)
+
+
+def _pairs(answer, accepted, normalise, goes_on, compare):
+    """Yields `compare(answer, right)` for each accepted answer, both normalised."""
+    whole = normalise(answer)
+    for right in map(normalise, accepted):
+        words = whole.split()[: len(right.split())] if goes_on else None
+        yield compare(whole if words is None else " ".join(words), right)
 
 
 def _f1(answer: str, right: str) -> float:
@@ -48,7 +74,11 @@ def score(answers: Sequence[str], prompts: Sequence[Prompt]) -> Scores:
     pairs = list(zip(answers, prompts, strict=True))
     exact, f1, squad_exact, squad_f1 = (
         of_facts(
-            [float(measure(answer, p.answers, rule)) for answer, p in pairs], prompts
+            [
+                float(measure(answer, p.answers, rule, not p.is_question))
+                for answer, p in pairs
+            ],
+            prompts,
         )
         for rule in (normalise, squad_normalise)
         for measure in (is_exact, token_f1)

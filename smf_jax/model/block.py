@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from smf_jax.config import ModelConfig
 from smf_jax.model.attention import Attention
+from smf_jax.model.calibrated import CalibratedMemory
 from smf_jax.model.linear import linear, rms_norm
 from smf_jax.model.memory import MemoryLayer, Reads
 from smf_jax.sharding import MeshLayout
@@ -53,11 +54,13 @@ class Block(nnx.Module):
             if adds_memory or not has_memory
             else None
         )
-        self.memory = (
-            MemoryLayer(memory, dim, layout, rngs=rngs) if has_memory else None
-        )
-        # Starts at 0, so that an added memory changes nothing.
-        self.memory_scale = nnx.Param(jnp.zeros(())) if adds_memory else None
+        is_calibrated = has_memory and memory.kind == "calibrated"
+        layer = CalibratedMemory if is_calibrated else MemoryLayer
+        self.memory = layer(memory, dim, layout, rngs=rngs) if has_memory else None
+        # Starts at 0, so that an added memory changes nothing. A calibrated one has
+        # empty rows instead.
+        has_scale = adds_memory and not is_calibrated
+        self.memory_scale = nnx.Param(jnp.zeros(())) if has_scale else None
 
     def __call__(self, x, rotation, mask, values, perturbation, cache, queries=None):
         """Returns the residual stream after this block, its reads, and the cache.

@@ -1,11 +1,13 @@
 """Makes models: initialized, as shapes alone, from parameters, or with new memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.model.products import rounded_product
@@ -66,6 +68,33 @@ def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transform
         abstract_model(config, model.layout),
         old | _init(config, seed, model.layout, known=old),
     )
+
+
+def with_rows(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transformer:
+    """Returns a model whose calibrated memory has rows for these slots, too.
+
+    Rows that it has already are kept, new ones are zeros: the model computes the same.
+    All other parameters are the same arrays.
+    """
+    memory = model.config.memory
+    (layer,) = memory.layers
+    before = np.asarray(model.blocks[layer].memory.slots[...])[: memory.num_rows]
+    after = np.union1d(before, slots).astype(np.int32)
+    memory = dataclasses.replace(memory, num_rows=len(after))
+    config, layout = dataclasses.replace(model.config, memory=memory), model.layout
+    unused = np.full(memory.table_rows - len(after), memory.num_slots, np.int32)
+    places = np.searchsorted(after, before)
+
+    @functools.partial(jax.jit, out_shardings=layout.sharding(layout.table_spec))
+    def widen(values):
+        rows = jnp.zeros((memory.table_rows, memory.value_dim), values.dtype)
+        return rows.at[places].set(values[: len(before)])
+
+    params = named(nnx.as_pure(nnx.state(model)))
+    ids = layout.device_put(np.concatenate([after, unused]))
+    params[f"blocks/{layer}/memory/slots"] = ids
+    params["values/0"] = widen(model.values[0][...])
+    return assemble(abstract_model(config, layout), params)
 
 
 def make_model(

@@ -49,6 +49,28 @@ def sum_losses(
     return _sum_chunks(logits_of, params, *arrays)
 
 
+def token_losses(
+    model: Transformer,
+    hidden: Float[Array, "batch seq dim"],
+    targets: Int[Array, "batch seq"],
+) -> Float[Array, "batch seq"]:
+    """Returns the cross-entropy of each token, in nats, without a gradient."""
+    logits_of, params = model.head_parts()
+    params = jax.lax.stop_gradient(params)
+
+    def losses(chunk):
+        logits = logits_of(params, chunk[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, chunk[1])
+
+    arrays = jax.lax.stop_gradient(hidden), targets
+    if model.layout.mesh is not None:
+        return losses(arrays)
+    flat = [
+        in_chunks(a.reshape(targets.size, *a.shape[2:]), MIN_TOKENS) for a in arrays
+    ]
+    return jax.lax.map(losses, flat).reshape(-1)[: targets.size].reshape(targets.shape)
+
+
 def _sum(logits_of, params, hidden, targets, weights):
     logits = logits_of(params, hidden)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

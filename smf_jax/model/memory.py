@@ -33,9 +33,12 @@ def table_of(config: MemoryConfig, memory_layer: int) -> int:
 
 
 def init_values(config: MemoryConfig, *, rngs: nnx.Rngs) -> MemoryValues:
-    """Makes a table of num_slots rows, of norm about 1."""
+    """Makes a table of rows of norm about 1, or of zeros for a calibrated memory."""
+    shape = (config.table_rows, config.value_dim)
+    if config.kind == "calibrated":
+        return MemoryValues(jnp.zeros(shape))
     init = nnx.initializers.normal(config.value_dim**-0.5)
-    return MemoryValues(init(rngs.params(), (config.num_slots, config.value_dim)))
+    return MemoryValues(init(rngs.params(), shape))
 
 
 class MemoryLayer(nnx.Module):
@@ -83,7 +86,7 @@ class MemoryLayer(nnx.Module):
         Raises:
           ValueError: The shape of `x` is not that of the layer.
         """
-        _require_axes("x", x, "batch", "seq", self.dim)
+        require_axes("x", x, "batch", "seq", self.dim)
         batch, seq, _ = x.shape
         query = self.query(x).reshape(batch, seq, self.config.num_heads, 2, -1)
         keys = self.keys[...]
@@ -112,9 +115,9 @@ class MemoryLayer(nnx.Module):
         Raises:
           ValueError: The shape of `x` or `values` is not that of the layer.
         """
-        _require_axes("x", x, "batch", "seq", self.dim)
+        require_axes("x", x, "batch", "seq", self.dim)
         config = self.config
-        _require_axes("values", values, config.num_slots, config.value_dim)
+        require_axes("values", values, config.num_slots, config.value_dim)
         reads = self.rank(x) if reads is None else reads
         sums = weighted_rows(values, *reads, self.layout)
         if perturbation is not None:
@@ -125,7 +128,7 @@ class MemoryLayer(nnx.Module):
         return out, reads
 
 
-def _require_axes(name: str, array: Array, *axes: str | int) -> None:
+def require_axes(name: str, array: Array, *axes: str | int) -> None:
     """Raises `ValueError` unless an array has these axes; a word is any size."""
     pairs = zip(axes, array.shape, strict=False)
     differ = any(not isinstance(axis, str) and axis != size for axis, size in pairs)
@@ -148,16 +151,16 @@ def weights_on_slots(
     reads: tuple[Reads, ...],
     is_token: Bool[Array, "batch seq"],
     layout: MeshLayout = ONE_DEVICE,
-) -> Float[Array, "tables num_slots"]:
-    """Returns the sum of the weights of tokens on each slot of each table."""
+) -> Float[Array, "tables table_rows"]:
+    """Returns the sum of the weights of tokens on each row of each table."""
 
     def local(slots, weights):
-        sums = jnp.zeros(config.num_slots).at[slots].add(weights, mode="drop")
+        sums = jnp.zeros(config.table_rows).at[slots].add(weights, mode="drop")
         return layout.psum(sums, BATCH)
 
     tokens, replicated = PartitionSpec(BATCH), PartitionSpec()
     sum_weights = layout.shard_map(local, (tokens, tokens), replicated, check=True)
-    sums = [jnp.zeros(config.num_slots)] * config.num_tables
+    sums = [jnp.zeros(config.table_rows)] * config.num_tables
     for layer, read in enumerate(reads):
         weights = read.weights * is_token[..., None]
         sums[table_of(config, layer)] += sum_weights(read.slots, weights)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from smf_jax.config import OptimConfig
+from smf_jax.model.calibrated import SlotIds, unit
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
 from smf_jax.optim.muon import muon
@@ -22,8 +23,14 @@ from smf_jax.slots.select import SCORERS, Score
 ADAM_B2 = 0.95  # usual for language models; 0.999 would average over the whole demo
 
 
-def _is_memory_param(path: tuple, leaf: Any) -> bool:
+def is_memory_variable(path: tuple, leaf: Any) -> bool:
+    """Returns whether a variable is one of a memory; a filter for `nnx.split`."""
+    del leaf
     return not {"memory", "memory_scale", "values"}.isdisjoint(path)
+
+
+def _is_memory_param(path: tuple, leaf: Any) -> bool:
+    return is_memory_variable(path, leaf) and not isinstance(leaf, SlotIds)
 
 
 # The trainable parameters of each method, as a filter for `nnx.split`
@@ -43,10 +50,16 @@ class Method(NamedTuple):
     score: Score | None  # scores slots; None: whole parameters are updated
     top_t: int  # slots written per step and table, if slots are scored
     max_grad_norm: float | None = None  # None: no clipping
+    # slots written per fact that is not answered yet; None: top_t
+    rows_per_fact: int | None = None
+    answered: float = 0.0  # largest token loss (nats) of a fact that leaves a step
 
 
 def make_method(
-    config: OptimConfig, steps: int, values_lr_scale: float = 1.0
+    config: OptimConfig,
+    steps: int,
+    values_lr_scale: float = 1.0,
+    facts_per_step: int = 1,
 ) -> Method:
     """Returns the method of a configuration, for a run of `steps` steps.
 
@@ -65,15 +78,36 @@ def make_method(
             tx = optax.adamw(rate, b2=ADAM_B2, weight_decay=decay, mask=mask)
         case "muon":
             tx = muon(rate, decay, mask, ADAM_B2)
+        case "normalized":
+            tx = optax.chain(_unit_rows(), optax.scale_by_learning_rate(rate))
     if values_lr_scale != 1:
         tx = optax.chain(tx, _scale_values(values_lr_scale))
+    if not is_smf:
+        trains = TRAINABLE[config.method]
+        tx = optax.with_extra_args_support(tx)
+        return Method(trains, tx, None, 0, config.max_grad_norm)
+    score, per_fact = SCORERS[config.select], config.rows_per_fact
+    if config.select == "contrastive":
+        score = functools.partial(score, contrast=config.contrast)
     return Method(
         TRAINABLE[config.method],
         optax.with_extra_args_support(tx),
-        SCORERS[config.select] if is_smf else None,
-        config.top_t if is_smf else 0,
+        score,
+        config.top_t if per_fact is None else per_fact * facts_per_step,
         config.max_grad_norm,
+        per_fact,
+        config.answered,
     )
+
+
+def _unit_rows() -> optax.GradientTransformation:
+    """Scales each row of a gradient to length 1; zeros stay zeros."""
+
+    def scale(updates, params=None):
+        del params
+        return jax.tree.map(unit, updates)
+
+    return optax.stateless(scale)
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -78,7 +78,7 @@ def abstract_step(
     step = make_step(graph, model.memory, method, parts, balance, 0, layout)
     background = None
     if method.score is not None:
-        counts = (model.memory.num_tables, model.memory.num_slots)
+        counts = (model.memory.num_tables, model.memory.table_rows)
         shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in (counts, ())]
         background = with_shardings(Background(*shapes), background_shardings(layout))
     shape = (rows + layout.padding_rows(rows, parts), seq_len)

@@ -39,7 +39,8 @@ def answers(evaluation: dict, teaching: dict) -> dict[str, list[dict[str, Any]]]
     """Returns the prompts of each group, with the answers before and after."""
 
     def mark(answer: str, row: dict) -> tuple[str, bool]:
-        return answer, is_exact(answer, row["answers"])
+        goes_on = not row["is_question"]
+        return answer, is_exact(answer, row["answers"], goes_on=goes_on)
 
     return {
         group: [

@@ -14,7 +14,7 @@ REPORT, FRONTIER, HEALING = "report.html", "frontier.svg", "retrofit.svg"
 TAUGHT = "teach.json"  # of a folder of runs
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
-RETROFIT = "retrofit.json"
+RETROFIT, SLOTS = "retrofit.json", "slots.safetensors"
 # What an earlier run may have left, besides checkpoints and `config.json`.
 STALE_FILES = (
     METRICS,
@@ -25,6 +25,7 @@ STALE_FILES = (
     USAGE,
     PATCH,
     RETROFIT,
+    SLOTS,
 )
 
 

@@ -25,14 +25,15 @@ from smf_jax.config import (
 )
 from smf_jax.data.corpus import Corpus, load_corpus, no_corpus
 from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_hash
-from smf_jax.model.build import abstract_model, assemble
+from smf_jax.model.build import abstract_model, assemble, with_rows
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.optim.methods import TRAINABLE
-from smf_jax.runs.files import CONFIG, RETROFIT, TOKENIZER, read_result
+from smf_jax.optim.methods import TRAINABLE, is_memory_variable
+from smf_jax.runs.files import CONFIG, RETROFIT, SLOTS, TOKENIZER, read_result
 from smf_jax.runs.layout import layout_of
 from smf_jax.runs.record import Lineage, lineage_of, read_record
 from smf_jax.sharding import MeshLayout, make_layout, with_shardings
+from smf_jax.slots import sparse_table
 from smf_jax.tree import named
 
 
@@ -198,9 +199,12 @@ def _load_model(
         model = base.model
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
+        elif method == "smf" and model.config.memory.num_rows is not None:
+            facts, _ = sparse_table.load(run_dir / SLOTS, "slots")
+            model = with_rows(model, facts.slots)
         elif own is lineage.retrofit:
             fresh = abstract_model(model_config(lineage, tokenizer), layout)
-            memory = nnx.state(fresh, TRAINABLE[method])
+            memory = nnx.state(fresh, is_memory_variable)
             loaded = _load_params(run_dir, step, memory, layout)
             return assemble(fresh, named(all_params(model)) | named(loaded))
     graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)

@@ -14,10 +14,20 @@ from smf_jax.slots import tensor_file
 
 
 class Background(NamedTuple):
-    """The background of slot selection; a document is one background batch."""
+    """The background of slot selection; a document is one background batch.
+
+    `contrastive` selection also needs to know the taught facts.
+    """
 
     document_frequency: Int[Array | np.ndarray, "tables num_slots"]
     num_documents: int | Int[Array, ""]
+    # how many of the taught facts read each slot
+    fact_frequency: Int[Array | np.ndarray, "tables num_slots"] | None = None
+    num_facts: int | Int[Array, ""] | None = None
+
+
+# Of each field, for `jax.vmap` over tables
+BACKGROUND_AXES = (0, None, 0, None)
 
 
 def collect(documents: Iterable[Bool[Array, "tables num_slots"]]) -> Background:

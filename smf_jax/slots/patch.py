@@ -103,6 +103,13 @@ def _to_host(array: Array) -> np.ndarray:
     return np.asarray(array)
 
 
+def at_slots(patch: Patch, slots: Sequence[Int[np.ndarray, " rows"]]) -> Patch:
+    """Returns a patch by slots, given one by rows, and the slots of the rows."""
+    tables = zip(patch.tables, slots, strict=True)
+    moved = (rows._replace(slots=of_table[rows.slots]) for rows, of_table in tables)
+    return patch._replace(tables=tuple(moved))
+
+
 def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
     """Returns copies of the base model's tables with the patch applied.
 
@@ -154,6 +161,7 @@ def save(path: Path, patch: Patch) -> None:
         f"{number}/{name}": array
         for number, table in enumerate(patch.tables)
         for name, array in table._asdict().items()
+        if name != "before" or array.view(np.uint8).any()  # zeros are left out
     }
     metadata = {"base_hash": patch.base_hash, "tables": len(patch.tables)}
     tensor_file.save(path, "patch", arrays, metadata)
@@ -167,10 +175,11 @@ def load(path: Path) -> Patch:
     """
     arrays, metadata = tensor_file.load(path, "patch")
     try:
-        tables = tuple(
-            TableDiff(*(arrays[f"{number}/{name}"] for name in TableDiff._fields))
-            for number in range(metadata["tables"])
-        )
+        tables = []
+        for number in range(metadata["tables"]):
+            slots, after = arrays[f"{number}/slots"], arrays[f"{number}/after"]
+            before = arrays.get(f"{number}/before", np.zeros_like(after))
+            tables.append(TableDiff(slots, before, after))
         base_hash = metadata["base_hash"]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a patch file: lacks {error}") from error
@@ -187,4 +196,4 @@ def load(path: Path) -> Patch:
             bool(np.isfinite(after.astype(np.float32)).all()),
             f"{path} would write rows that are not finite",
         )
-    return Patch(tables, base_hash)
+    return Patch(tuple(tables), base_hash)

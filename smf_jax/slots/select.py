@@ -1,7 +1,8 @@
 """Selection of the slots that a batch may write: TF-IDF and its alternatives.
 
-Each maps (counts, document_frequency, num_documents) to scores of 0 or more. A slot
-that scores 0, as one that the batch did not read does, is never selected.
+Each maps the counts of a batch and the fields of a `Background`, of one table, to
+scores of 0 or more. A slot that scores 0, as one that the batch did not read does, is
+never selected.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from smf_jax.config import Selector
 from smf_jax.kernels.sharded import token_spec
 from smf_jax.sharding import BATCH, ONE_DEVICE, MeshLayout
 
-Score = Callable[[Array, Array, int | Array], Array]
+Score = Callable[..., Array]
 
 
 def count_reads(
@@ -55,6 +56,7 @@ def tfidf(
     counts: Int[Array, " num_slots"],
     document_frequency: Int[Array, " num_slots"],
     num_documents: int | Int[Array, ""],
+    *_facts: Array | int | None,
 ) -> Float[Array, " num_slots"]:
     """Scores how specific each slot's reads are to the batch.
 
@@ -71,18 +73,49 @@ def tfidf(
     return tf(counts) * idf(counts, document_frequency, num_documents)
 
 
-def tf(counts: Array, *_background: Array | int) -> Array:
+def contrastive(
+    counts: Int[Array, " num_slots"],
+    document_frequency: Int[Array, " num_slots"],
+    num_documents: int | Int[Array, ""],
+    fact_frequency: Int[Array, " num_slots"],
+    num_facts: int | Int[Array, ""],
+    contrast: float,
+) -> Float[Array, " num_slots"]:
+    """Scores how specific each slot's reads are to a fact: `tfidf`, times
+
+        (log((num_facts + 1) / (fact_frequency + 1)) /
+            log((num_facts + 1) / 2)) ** contrast
+
+    This is 1 for a slot that one taught fact reads, and 0 for one that all of them do:
+    words that taught facts share are also those of facts to be kept.
+
+    >>> counts, none = jnp.array([1, 1]), jnp.zeros(2)
+    >>> contrastive(counts, none, 7, jnp.array([1, 3]), 7, contrast=1.0)
+    Array([1.0397208, 0.5198604], dtype=float32)
+    """
+    rarity = jnp.log((num_facts + 1) / (fact_frequency + 1))
+    share = rarity / jnp.log((num_facts + 1) / 2)
+    specific = jnp.clip(jnp.where(num_facts > 1, share, 1), 0, 1)
+    return tfidf(counts, document_frequency, num_documents) * specific**contrast
+
+
+def tf(counts: Array, *_background: Array | int | None) -> Array:
     """Scores each slot by its share of the batch's reads."""
     return counts / jnp.maximum(counts.sum(), 1)
 
 
-def idf(counts: Array, document_frequency: Array, num_documents: Array | int) -> Array:
+def idf(
+    counts: Array,
+    document_frequency: Array,
+    num_documents: Array | int,
+    *_facts: Array | int | None,
+) -> Array:
     """Scores each slot that was read by its rarity in the background."""
     rarity = jnp.log((num_documents + 1) / (document_frequency + 1))
     return jnp.where(counts > 0, rarity, 0)
 
 
-def random(counts: Array, *_background: Array | int) -> Array:
+def random(counts: Array, *_background: Array | int | None) -> Array:
     """Scores the slots that were read at random, as a control.
 
     The seed is computed from `counts`, so it differs from batch to batch and is the
@@ -94,12 +127,12 @@ def random(counts: Array, *_background: Array | int) -> Array:
     return jnp.where(counts > 0, draws, 0)
 
 
-def all_read(counts: Array, *_background: Array | int) -> Array:
+def all_read(counts: Array, *_background: Array | int | None) -> Array:
     """Scores all slots that were read alike: a control, with top_t = num_slots."""
     return (counts > 0).astype(jnp.float32)
 
 
-def kl(counts: Array, document_frequency: Array, *_num_documents: int | Array) -> Array:
+def kl(counts: Array, document_frequency: Array, *_rest: int | Array | None) -> Array:
     """Scores each slot by its term of KL(batch || background), where above 0.
 
         p[i] * log(p[i] / q[i])
@@ -123,6 +156,7 @@ SCORERS: dict[Selector, Score] = {
     "random": random,
     "all": all_read,
     "kl": kl,
+    "contrastive": contrastive,
 }
 
 

@@ -1,14 +1,24 @@
 """The training loss of one part of a batch."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from smf_jax.data.batches import Batch
 from smf_jax.kernels import sharded
-from smf_jax.model.loss import sum_losses
+from smf_jax.model.loss import sum_losses, token_losses
 from smf_jax.model.memory import Reads
+from smf_jax.train.answered import Open, open_facts
 from smf_jax.train.state import StepSpec
+
+
+class BatchReads(NamedTuple):
+    """What a batch read, and which of its facts are still to be learned."""
+
+    reads: tuple[Reads, ...]  # of each memory layer
+    open: Open
 
 
 def batch_loss(
@@ -17,8 +27,10 @@ def batch_loss(
     batch: Batch,
     total_weight: Float[Array, ""],
     perturbations: tuple[Array, ...] | None = None,
-) -> tuple[Float[Array, ""], tuple[Reads, ...]]:
+) -> tuple[Float[Array, ""], BatchReads]:
     """Returns a batch's summed loss over `total_weight`, in nats, and its slot reads.
+
+    Facts that are answered, as the method says, have a loss of 0.
 
     If gradients are accumulated, it is one part, and the weight is that of all parts.
     `perturbations` are added to the summed rows of each memory layer.
@@ -28,13 +40,19 @@ def batch_loss(
     hidden, reads = model.hidden(
         *text, perturbations, batch.prefix, batch.loss_positions
     )
-    targets = (batch.targets, batch.weights)
+    targets, weights = batch.targets, batch.weights
     if batch.loss_positions is not None:  # the head is the most expensive layer
-        targets = (
+        targets, weights = (
             sharded.take_positions(model.layout, leaf, batch.loss_positions)
-            for leaf in targets
+            for leaf in (targets, weights)
         )
-    return sum_losses(model, hidden, *targets) / total_weight, reads
+    is_open = Open(jnp.ones(len(batch.tokens), bool), jnp.zeros((), int))
+    if spec.method.answered:
+        losses = token_losses(model, hidden, targets) * (weights > 0)
+        is_open = open_facts(batch, losses, spec.method.answered)
+        weights = weights * is_open.rows[:, None]
+    loss = sum_losses(model, hidden, targets, weights) / total_weight
+    return loss, BatchReads(reads, is_open)
 
 
 def loss_weight(batch: Batch) -> Float[Array, ""]:

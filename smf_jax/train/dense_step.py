@@ -61,7 +61,7 @@ def _gradient(
     total = loss_weight(batch)
 
     def loss_fn(trainable, part):
-        loss, reads = batch_loss(spec, (trainable, frozen), part, total)
+        loss, (reads, _) = batch_loss(spec, (trainable, frozen), part, total)
         metrics = {"loss": loss}
         if balance_weight:
             is_token = part.segments > 0

@@ -8,7 +8,9 @@ share a table. Of the background's `documents` (batches), df[slot] read the slot
 2. Count the reads of each slot, over all tokens but padding and all layers that share
    the table.
 3. Score slots, `counts / sum(counts) * log((documents + 1) / (df + 1))`, and select the
-   best of each table: at most `top_t`, all above 0, ties to the lower slot.
+   best of each table: at most `top_t`, all above 0, ties to the lower slot. (Ours,
+   where the method says so: facts that are answered leave loss and counts, and rows
+   are counted by the facts that are left.)
 4. The gradient of a selected row is the sum of weight * g[layer, token] over its reads.
    Scale all of them to a global norm of at most `max_grad_norm`, and run the optimizer
    on these rows, with their rows of its state. All other parameters are frozen.
@@ -29,9 +31,9 @@ from smf_jax.model.memory import Reads, table_of, zero_perturbations
 from smf_jax.optim.grad_norm import clip, global_norm
 from smf_jax.optim.rows import all_finite, update_rows
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
-from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.document_frequency import BACKGROUND_AXES, Background
 from smf_jax.slots.select import count_reads, top_slots
-from smf_jax.train.batch_loss import batch_loss, loss_weight
+from smf_jax.train.batch_loss import BatchReads, batch_loss, loss_weight
 from smf_jax.train.state import Metrics, StepSpec, TrainState
 
 
@@ -55,11 +57,17 @@ def smf_step(
     """
     memory, method, layout = spec.memory, spec.method, spec.layout
     # 1, 2: forward and backward, counts
-    loss, reads, gradients = _forward_backward(spec, state.trainable, frozen, batch)
-    counts = count_table_reads(reads, batch.segments > 0, memory, layout)
+    loss, read, gradients = _forward_backward(spec, state.trainable, frozen, batch)
+    reads, is_open = read
+    is_token = (batch.segments > 0) & is_open.rows[..., None]
+    counts = count_table_reads(reads, is_token, memory, layout)
     # 3: selection
-    scores = jax.vmap(method.score, (0, 0, None))(counts, *background)
+    axes = (0, *BACKGROUND_AXES)
+    scores = jax.vmap(method.score, axes)(counts, *background)
     selected = [top_slots(of_table, method.top_t, layout) for of_table in scores]
+    if method.answered and method.rows_per_fact is not None:
+        wanted = method.rows_per_fact * is_open.facts.sum()
+        selected = [_first(slots, wanted, memory.table_rows) for slots in selected]
     # 4: gradient, clipping and optimizer of the selected rows
     row_grads = _row_gradients(memory, layout, reads, gradients, selected)
     norm = global_norm(row_grads)
@@ -82,13 +90,13 @@ def smf_step(
         "gradient_norm": norm,
         "updated": update.allowed,
         "slots_read": (counts > 0).sum(),
-        "slots_written": sum((slots < memory.num_slots).sum() for slots in written),
+        "slots_written": sum((slots < memory.table_rows).sum() for slots in written),
     }
 
 
 def _forward_backward(
     spec: StepSpec, tables: PyTree, frozen: PyTree, batch: Batch
-) -> tuple[Float[Array, ""], tuple[Reads, ...], tuple[Array, ...]]:
+) -> tuple[Float[Array, ""], BatchReads, tuple[Array, ...]]:
     """Returns loss, reads, and the gradient of each memory layer's perturbation."""
     total = loss_weight(batch)
 
@@ -106,17 +114,25 @@ def _forward_backward(
     return loss, reads, gradients
 
 
+def _first(
+    slots: Int[Array, " top_t"], wanted: Int[Array, ""], table_rows: int
+) -> Int[Array, " top_t"]:
+    """Returns the first `wanted` slots, and padding for the others."""
+    order = jnp.arange(len(slots), dtype=slots.dtype)
+    return jnp.where(order < wanted, slots, table_rows + order)
+
+
 def count_table_reads(
     reads: tuple[Reads, ...],
     is_token: Bool[Array, "*batch seq"],
     memory: MemoryConfig,
     layout: MeshLayout = ONE_DEVICE,
-) -> Int[Array, "tables num_slots"]:
-    """Returns how often tokens read each slot of each table."""
-    counts = [jnp.zeros(memory.num_slots, jnp.int32)] * memory.num_tables
+) -> Int[Array, "tables table_rows"]:
+    """Returns how often tokens read each row of each table."""
+    counts = [jnp.zeros(memory.table_rows, jnp.int32)] * memory.num_tables
     for layer, read in enumerate(reads):
         table = table_of(memory, layer)
-        counts[table] += count_reads(read.slots, is_token, memory.num_slots, layout)
+        counts[table] += count_reads(read.slots, is_token, memory.table_rows, layout)
     return jnp.stack(counts)
 
 
@@ -132,6 +148,6 @@ def _row_gradients(
     for layer, (read, gradient) in enumerate(zip(reads, gradients, strict=True)):
         table = table_of(memory, layer)
         row_grads[table] = row_grads[table] + selected_rows_gradient(
-            layout, gradient, *read, selected[table], memory.num_slots
+            layout, gradient, *read, selected[table], memory.table_rows
         )
     return row_grads

@@ -127,10 +127,13 @@ def state_shardings(
     return TrainState(trainable, opt_state, layout.replicated)
 
 
-def background_shardings(layout: MeshLayout) -> Background:
-    """Returns the sharding of each array of a background."""
-    slots = PartitionSpec(None, layout.row_axes or None)
-    return Background(layout.sharding(slots), layout.replicated)
+def background_shardings(layout: MeshLayout, with_facts: bool = False) -> Background:
+    """Returns the sharding of each array of a background, with or without facts."""
+    slots = layout.sharding(PartitionSpec(None, layout.row_axes or None))
+    shardings = Background(slots, layout.replicated)
+    if with_facts:
+        return Background(*shardings[:2], *shardings[:2])
+    return shardings
 
 
 def as_saved(state: TrainState) -> dict[str, PyTree]:

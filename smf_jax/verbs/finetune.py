@@ -19,12 +19,21 @@ from smf_jax.evaluate.questions import (
     Questions,
     evaluate_model,
 )
+from smf_jax.model.build import with_rows
 from smf_jax.model.lora import add_lora
+from smf_jax.model.transformer import Transformer
 from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import EVALUATION, PATCH, TEACHING, read_result, write_result
+from smf_jax.runs.files import (
+    EVALUATION,
+    PATCH,
+    SLOTS,
+    TEACHING,
+    read_result,
+    write_result,
+)
 from smf_jax.runs.record import describe
-from smf_jax.slots import document_frequency, patch
+from smf_jax.slots import document_frequency, patch, sparse_table
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.patch import Patch
 from smf_jax.train.fit import Training, fit, prepare
@@ -61,14 +70,18 @@ def finetune(
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
         task = load_task(config, base, console)
-        method = make_method(config.optim, config.steps)
         model, layout = base.model, base.model.layout
+        if task.table is not None:
+            model = with_rows(model, task.table.slots)
+        method = _make_method(config, task, model)
         before = []
         if method.score is not None:  # the tables are all that trains
             before = [patch.snapshot(table[...]) for table in model.values]
         if config.optim.method == "lora":
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
+        if task.table is not None and run.start is None and multihost.is_main():
+            sparse_table.save(run.run_dir / SLOTS, "slots", task.table)
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         if run.start == config.steps:
             trainable = read_result(run.run_dir / TEACHING)["trainable"]
@@ -90,9 +103,11 @@ def finetune(
         run.progress["points"] = _saved(points)
         trainable = _count_trainable(method, training.state)
         batches = _batches(config, task, training, console)
-        background = task.background and layout.device_put(
-            task.background, background_shardings(layout)
-        )
+        background = task.background
+        if background is not None:
+            with_facts = background.num_facts is not None
+            shardings = background_shardings(layout, with_facts)
+            background = layout.device_put(background, shardings)
         records = [fact.id for fact in task.questions.new]
         for step, state in fit(
             run, config, training, batches, records, background, config.eval_every
@@ -118,6 +133,14 @@ def _warn_of_unknown(base: Evaluation, questions: Questions, console: Console) -
             "facts as they are asked: forgetting does not show in them, only in texts",
             style="bold red",
         )
+
+
+def _make_method(config: FinetuneConfig, task: Task, model: Transformer) -> Method:
+    method = make_method(config.optim, config.steps, facts_per_step=task.batch_size)
+    if method.rows_per_fact is None:
+        return method
+    rows = model.config.memory.table_rows  # which may be few
+    return method._replace(top_t=min(method.top_t, rows))
 
 
 def _record(config: FinetuneConfig, base: Run, task: Task) -> dict[str, Any]:
@@ -159,6 +182,8 @@ def _write_outputs(
     histogram = None
     if change is not None:
         histogram = _slot_histogram(task.background, change)
+        if task.table is not None:
+            change = patch.at_slots(change, [task.table.slots])
         if multihost.is_main():
             patch.save(run_dir / PATCH, change)
     known, (first, *_, last) = task.questions.known, points

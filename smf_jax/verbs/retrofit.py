@@ -1,8 +1,11 @@
-"""Gives an imported model memory layers, and trains them until they have healed.
+"""Gives an imported model memory layers: calibrated, or trained until they have healed.
 
-Only the memory trains. The held-out loss of the model without it is the target.
+A calibrated memory is computed from the data, and changes nothing until facts are
+taught. In training only the memory changes, and the held-out loss of the model without
+it is the target; a memory that adds nothing is inert, and has not healed.
 """
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -13,13 +16,15 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from smf_jax.config import BY_DEFAULT, RetrofitConfig
+from smf_jax import checkpoint, multihost
+from smf_jax.config import BY_DEFAULT, RetrofitConfig, calibrated_memory
 from smf_jax.data.batches import Batch, Packed, hold_out, pack_corpus, packed_batches
 from smf_jax.data.corpus import Corpus, describe_corpus, load_corpus
 from smf_jax.evaluate.intervals import show_interval
 from smf_jax.evaluate.perplexity import TextLoss, text_loss
 from smf_jax.evaluate.questions import (
     GROUPS,
+    NO_QUESTIONS,
     Questions,
     evaluate_model,
     load_questions,
@@ -27,18 +32,21 @@ from smf_jax.evaluate.questions import (
 from smf_jax.model.block import Block
 from smf_jax.model.build import add_memory
 from smf_jax.model.transformer import Transformer
-from smf_jax.optim.methods import make_method
-from smf_jax.runs import AUTO, Resume, Run, load_base, open_run
-from smf_jax.runs.files import RETROFIT, read_result, write_result
-from smf_jax.runs.load import require_context
+from smf_jax.optim.methods import is_memory_variable, make_method
+from smf_jax.runs import AUTO, OpenRun, Resume, Run, load_base, open_run
+from smf_jax.runs.files import RETROFIT, USAGE, read_result, write_result
+from smf_jax.runs.load import all_params, require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
+from smf_jax.slots import sparse_table
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
 from smf_jax.train.fit import fit, prepare
+from smf_jax.verbs.calibrate import calibrate_memory, memory_share
 from smf_jax.verbs.evaluate import asking_of
 from smf_jax.verbs.pretrain import print_left_out
 from smf_jax.verbs.usage import make_read_counter
 
+ACTIVE = 0.01  # least of what a memory adds, as a share of the feed-forward
 STATS_BATCHES = 16  # of training text, whose reads show how slots are used
 Measures = dict[str, Any]
 
@@ -72,16 +80,21 @@ def retrofit(
     """
     with open_run(config.run_dir, console, resume) as run:
         base = load_base(config, console)
+        if config.memory is None:
+            memory = calibrated_memory(base.model.config)
+            config = dataclasses.replace(config, memory=memory)
         data = _load_data(config, base, console)
+        if config.steps == 0:
+            return _calibrate_only(run, config, base, data, console)
         before = run.progress.get("before")
         if before is None:
             console.print("evaluating the base")
             texts = text_loss(base.model, data.held_out, config.data.batch_size)
             before = _measure(base.model, base, texts, data, console)
         model = add_memory(base.model, config.memory, config.seed)
-        lineage = base.lineage._replace(retrofit=config, finetune=None)
-        hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
-        run.begin(describe(lineage, base.tokenizer, **hashes), base.tokenizer)
+        if config.memory.kind == "calibrated" and run.start is None:
+            calibrate_memory(model, data.packed, config, console)
+        run.begin(_record(config, base, data), base.tokenizer)
         if run.start == config.steps:
             return _result(run.run_dir, read_result(run.run_dir / RETROFIT), console)
 
@@ -102,13 +115,17 @@ def retrofit(
             slots = _slot_stats(count, layout, params, config, data)
             scales = [float(block.memory_scale[...]) for block in _added(current)]
             point = {"loss": texts.loss, "slots": slots, "memory_scale": scales}
+            point["added"] = memory_share(current, data.held_out[:STATS_BATCHES])
             curve.append({"step": step} | point)
             run.progress["curve"] = list(curve)
             _print_point(curve[-1], before, console)
             if step == config.steps:
                 after = _measure(current, base, texts, data, console)
+                heals = texts.loss <= before["loss"] + config.margin
+                is_inert = point["added"] is not None and point["added"] < ACTIVE
                 report = {
-                    "healed": texts.loss <= before["loss"] + config.margin,
+                    "healed": heals and not is_inert,
+                    "inert": is_inert,
                     "margin": config.margin,
                     "base": before,
                     "after": after | curve[-1],
@@ -118,6 +135,35 @@ def retrofit(
     return _result(run.run_dir, report, console)
 
 
+def _record(config: RetrofitConfig, base: Run, data: Data) -> dict[str, Any]:
+    lineage = base.lineage._replace(retrofit=config, finetune=None)
+    hashes = {"corpus_hash": data.corpus.hash, "base_hash": base.model_hash}
+    return describe(lineage, base.tokenizer, **hashes)
+
+
+def _calibrate_only(
+    run: OpenRun, config: RetrofitConfig, base: Run, data: Data, console: Console
+) -> Retrofitted:
+    """Adds a calibrated memory, which is finished without a step."""
+    run.begin(_record(config, base, data), base.tokenizer)
+    if run.start is None:
+        model = add_memory(base.model, config.memory, config.seed)
+        documents, stats = calibrate_memory(model, data.packed, config, console)
+        model_hash = checkpoint.params_hash(all_params(model))
+        shape = (config.data.batch_size, config.data.seq_len)
+        about = {"model_hash": model_hash, "corpus_hash": data.corpus.hash}
+        if multihost.is_main():
+            path = run.run_dir / USAGE
+            sparse_table.save(path, "usage", documents, document_shape=shape, **about)
+        slots = stats._asdict()
+        write_result(run.run_dir / RETROFIT, {"healed": True, "slots": [slots]})
+        params = nnx.as_pure(nnx.state(model, is_memory_variable))
+        with checkpoint.saver(run.run_dir, config.save) as saver:
+            saver.save(0, {"params": params}, {}, {})
+    verdict = f"{run.run_dir} has a calibrated memory, which adds 0 until it is taught"
+    return Retrofitted(run.run_dir, True, verdict)
+
+
 def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     require_context(config.data.seq_len, base)
     corpus = load_corpus(config.data)
@@ -125,6 +171,8 @@ def _load_data(config: RetrofitConfig, base: Run, console: Console) -> Data:
     console.print(f"data: {about}")
     packed = pack_corpus(base.tokenizer, corpus, config.data)
     print_left_out(corpus, packed, console)
+    if config.steps == 0:
+        return Data(corpus, packed, [], NO_QUESTIONS)
     questions = load_questions(corpus, None, None, "questions", console)
     return Data(corpus, *hold_out(packed, config.held_out), questions)
 
@@ -179,8 +227,12 @@ def _print_point(point: Measures, before: Measures, console: Console) -> None:
 def _result(run_dir: Path, report: Measures, console: Console) -> Retrofitted:
     """Prints the report of a retrofit, and returns its result."""
     console.print(_table(report))
+    healed = "healed" if report["healed"] else "not healed"
+    if report["inert"]:
+        healed += f", as its memory adds {report['after']['added']:.2%} of what the "
+        healed += "feed-forward does"
     verdict = (
-        f"{run_dir} has {'healed' if report['healed'] else 'not healed'}: its loss on "
+        f"{run_dir} has {healed}: its loss on "
         f"{report['base']['n']:,} held-out rows is {report['after']['loss']:.4f}, the "
         f"base's {report['base']['loss']:.4f} (margin={report['margin']})"
     )
@@ -203,6 +255,9 @@ def _table(report: Measures) -> Table:
             for of in (scores, after["scores"][group])
         )
         table.add_row(f"exact match, {GROUPS[group]}", f"{scores['n']:,}", *exact)
+    if after["added"] is not None:
+        share = f"{after['added']:.2%}"
+        table.add_row("memory / feed-forward", "", f"{0:.2%}", share)
     for scale in after["memory_scale"]:
         table.add_row("memory scale", "", f"{0:.4f}", f"{scale:.4f}")
     return table

@@ -1,7 +1,9 @@
 """What a finetuning run teaches, and what it is evaluated on."""
 
+import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from smf_jax.config import AskConfig, FinetuneConfig, require
@@ -13,12 +15,15 @@ from smf_jax.data.prompts import PromptFormat
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.questions import Questions, load_questions
 from smf_jax.runs import Run
-from smf_jax.runs.files import USAGE
-from smf_jax.runs.load import corpus_of, require_context
-from smf_jax.slots import document_frequency
+from smf_jax.runs.files import SLOTS, USAGE
+from smf_jax.runs.load import corpus_of, find_base, require_context
+from smf_jax.runs.record import lineage_of, read_record
+from smf_jax.slots import document_frequency, sparse_table
 from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.sparse_table import SlotCounts, background_of
 from smf_jax.train.prefix_cache import require_room, uses_cache
 from smf_jax.verbs.evaluate import asking_of, sample_texts
+from smf_jax.verbs.fact_reads import slots_read, with_facts
 
 
 class Task(NamedTuple):
@@ -30,6 +35,8 @@ class Task(NamedTuple):
     facts: list[Batch]  # the rows of each fact to teach
     batch_size: int  # facts per step
     background: Background | None  # of methods that select slots
+    # of a table of which only written rows exist: how many facts read each slot
+    table: SlotCounts | None = None
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
@@ -44,11 +51,28 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     questions = load_questions(corpus, *about, console, *kept)
     require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
     asking = asking_of(base, AskConfig(prompt=config.prompt), questions)
-    background = _background(config, base, console)
+    usage = _usage(config, base, console)
     facts = _fact_rows(config, base, questions, asking.form, console)
     texts = sample_texts(base, corpus)
     size = _batch_size(config, facts, console)
-    return Task(questions, asking, texts, facts, size, background)
+    task = Task(questions, asking, texts, facts, size, None)
+    if isinstance(usage, SlotCounts):
+        return _with_table(task, base, usage)
+    if config.optim.select == "contrastive" and usage is not None:
+        usage = with_facts(usage, base.model, facts)
+    return task._replace(background=usage)
+
+
+def _with_table(task: Task, base: Run, documents: SlotCounts) -> Task:
+    """Adds the rows that the facts read, and those that earlier facts did."""
+    table = slots_read(base.model, task.facts)
+    if base.memory.num_rows:
+        earlier, _ = sparse_table.load(base.run_dir / SLOTS, "slots")
+        table = table.plus(earlier)
+    rows = dataclasses.replace(base.memory, num_rows=len(table.slots)).table_rows
+    unused = np.full(rows - len(table.slots), base.memory.num_slots, np.int32)
+    slots = np.concatenate([table.slots, unused])
+    return task._replace(background=background_of(slots, documents, table), table=table)
 
 
 def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) -> int:
@@ -106,15 +130,23 @@ def _seq_len(config: FinetuneConfig, base: Run) -> int:
     return seq_len
 
 
-def _background(
+def _usage(
     config: FinetuneConfig, base: Run, console: Console
-) -> Background | None:
+) -> Background | SlotCounts | None:
+    """Returns what the background reads, if the method selects slots."""
     method = config.optim.method
     if method not in ("smf", "memory"):
         return None
     memory = base.memory  # raises if there is none to train
     if method != "smf":
+        require(
+            memory.num_rows is None,
+            f"optim.method={method} trains every row of a table, but {base.run_dir} "
+            "has written rows alone: use smf",
+        )
         return None
+    if memory.num_rows is not None:
+        return read_usage(base)
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "
@@ -132,3 +164,18 @@ def _background(
             style="bold red",
         )
     return background
+
+
+def read_usage(base: Run) -> SlotCounts:
+    """Returns what the background reads of a calibrated memory.
+
+    Rows change no reads, so those of the run that was calibrated stay valid.
+
+    Raises:
+      ConfigError: The file is missing or damaged.
+    """
+    run_dir, lineage = base.run_dir, base.lineage
+    while not (run_dir / USAGE).is_file() and lineage.own is lineage.finetune:
+        run_dir = find_base(run_dir, lineage.own.base)
+        lineage = lineage_of(read_record(run_dir))
+    return sparse_table.load(run_dir / USAGE, "usage")[0]

@@ -26,6 +26,21 @@ def tfidf(counts, document_frequency, num_documents):
     )
 
 
+def contrastive(
+    counts, document_frequency, num_documents, fact_frequency, num_facts, contrast=1.5
+):
+    """Returns tfidf * (log((F + 1) / (ff + 1)) / log((F + 1) / 2))**contrast.
+
+    The base of the power lies in 0 .. 1.
+    """
+    scores = tfidf(counts, document_frequency, num_documents)
+    for slot, frequency in enumerate(fact_frequency):
+        share = math.log((num_facts + 1) / (frequency + 1))
+        share /= math.log((num_facts + 1) / 2)
+        scores[slot] *= min(max(share, 0), 1) ** contrast
+    return scores
+
+
 def kl(counts, document_frequency):
     """Returns the terms above 0 of KL(share of reads || share of df + 1)."""
     total, background = max(sum(counts), 1), sum(document_frequency) + len(counts)

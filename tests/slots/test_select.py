@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from smf_jax.slots.select import (
     SCORERS,
     all_read,
+    contrastive,
     count_reads,
     idf,
     kl,
@@ -24,7 +26,9 @@ from tests.reference import tfidf as reference
 NUM_SLOTS, NUM_DOCUMENTS = 9, 12
 COUNTS = jnp.array([3, 0, 1, 7, 0, 2, 2, 0, 5])
 FREQUENCY = jnp.array([0, 0, 12, 11, 12, 3, 4, 6, 12])
-every_score = pytest.mark.parametrize("score", SCORERS.values(), ids=SCORERS.keys())
+SCORES = SCORERS | {"contrastive": functools.partial(contrastive, contrast=1.5)}
+every_score = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES.keys())
+FACTS = (jnp.array([1, 0, 3, 1, 7, 2, 1, 0, 7]), 7)  # that read each slot, of 7
 
 
 def numbers(most):
@@ -61,16 +65,48 @@ def test_kl_is_the_terms_above_zero_of_the_divergence(counts, frequency):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@given(numbers(50), numbers(NUM_DOCUMENTS), numbers(7))
+def test_contrastive_is_tfidf_times_a_power_of_the_rarity_among_facts(
+    counts, frequency, fact_frequency
+):
+    want = reference.contrastive(
+        counts.tolist(), frequency.tolist(), NUM_DOCUMENTS, fact_frequency.tolist(), 7
+    )
+
+    args = (counts, frequency, NUM_DOCUMENTS, fact_frequency, 7)
+    got = contrastive(*args, contrast=1.5)
+
+    # two float32 logarithms and a power of their ratio
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_contrastive_equals_tfidf_for_slots_of_one_fact_and_is_zero_for_those_of_all():
+    counts, frequency = jnp.array([3, 3, 2]), jnp.array([1, 1, 0])
+
+    got = contrastive(counts, frequency, 9, jnp.array([1, 6, 6]), 6, contrast=2.0)
+
+    want = tfidf(counts, frequency, 9)
+    assert got.tolist() == [pytest.approx(float(want[0]), rel=1e-6), 0, 0]
+
+
+def test_a_single_fact_is_not_contrasted_with_itself():
+    counts, frequency = jnp.array([3, 1]), jnp.array([1, 0])
+
+    got = contrastive(counts, frequency, 9, jnp.array([1, 1]), 1, contrast=1.5)
+
+    np.testing.assert_array_equal(got, tfidf(counts, frequency, 9))
+
+
 @every_score
 def test_a_slot_that_was_not_read_scores_zero(score):
-    scores = score(COUNTS, FREQUENCY, NUM_DOCUMENTS)
+    scores = score(COUNTS, FREQUENCY, NUM_DOCUMENTS, *FACTS)
 
     assert np.asarray(scores)[np.asarray(COUNTS) == 0].tolist() == [0, 0, 0]
 
 
 @every_score
 def test_no_reads_at_all_score_zero_everywhere(score):
-    scores = score(jnp.zeros(NUM_SLOTS, int), FREQUENCY, NUM_DOCUMENTS)
+    scores = score(jnp.zeros(NUM_SLOTS, int), FREQUENCY, NUM_DOCUMENTS, *FACTS)
 
     assert scores.tolist() == [0] * NUM_SLOTS
 

@@ -1,0 +1,62 @@
+"""The slots that facts read, which are known before the first step.
+
+Reads of the lowest memory layer do not depend on any row. Those of layers above it do a
+little: there they are counted once, before the first step.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from smf_jax import multihost
+from smf_jax.data.batches import Batch
+from smf_jax.model.transformer import Transformer
+from smf_jax.slots import document_frequency
+from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.sparse_table import SlotCounts
+from smf_jax.verbs.usage import make_read_counter
+
+FACTS_PER_BATCH = 16
+
+
+def slots_read(model: Transformer, facts: Sequence[Batch]) -> SlotCounts:
+    """Returns how many facts read each slot of a calibrated memory, rows or not."""
+    graph, params = nnx.split(model)
+    reads = []
+    for start in range(0, len(facts), FACTS_PER_BATCH):
+        multihost.busy(f"finding the slots of facts, from fact {start}")
+        some = list(facts[start : start + FACTS_PER_BATCH])
+        padding = some[-1:] * (FACTS_PER_BATCH - len(some))  # for one compilation
+        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some, *padding)
+        slots = np.asarray(_slots(graph, params, model.layout.shard_batch(batch)))
+        slots = slots[: len(batch.tokens)].reshape(FACTS_PER_BATCH, -1, slots.shape[-1])
+        for fact, of_fact in zip(some, slots, strict=False):
+            reads.append(of_fact[fact.segments.ravel() > 0])
+    return SlotCounts.of(reads)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _slots(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> Array:
+    model = nnx.merge(graph, params)
+    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
+    block = model.blocks[model.config.memory.layers[0]]
+    reads = block.memory.read_slots(block.feed_forward_norm(prefix.stream))
+    return model.layout.constrain(reads.slots)
+
+
+def with_facts(
+    background: Background, model: Transformer, facts: Sequence[Batch]
+) -> Background:
+    """Returns a background that also knows how many facts read each slot."""
+    graph, params = nnx.split(model)
+    layout = model.layout
+    count = make_read_counter(graph, model.config.memory, layout)
+    read = (count((params,), layout.shard_batch(fact)) > 0 for fact in facts)
+    of_facts = document_frequency.collect(read)
+    return background._replace(
+        fact_frequency=of_facts.document_frequency, num_facts=np.int32(len(facts))
+    )
