@@ -59,10 +59,9 @@ class TeachConfig:
             limit is None or 0 <= limit < 1,
             f"forget_at_most={limit} must be 0 or more and below 1",
         )
-        require(
-            self.rate is None or 0 < self.rate < math.inf,
-            f"rate={self.rate} must be above 0 and finite",
-        )
+        if self.rate is not None:
+            require_positive("teach", self, "rate")
+        self.optim  # noqa: B018 - refuses a rate that is too large
 
     def require_files(self) -> None:
         """Raises `ConfigError` unless every file that is named exists."""
@@ -78,7 +77,7 @@ class TeachConfig:
     def optim(self) -> OptimConfig:
         """The optimizer, with the rate that was asked for."""
         optim = OPTIM[self.method]
-        rate = self.rate or optim.learning_rate
+        rate = optim.learning_rate if self.rate is None else self.rate
         return dataclasses.replace(optim, learning_rate=rate)
 
 

@@ -61,7 +61,7 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
     with lock_run_dir(config.out) as out:
         clock: dict[str, float] = {}
         run_dir = out / config.method
-        with _stage("import", clock):
+        with _stage("import", clock, out / "base"):
             base = _base(config, out, console)
         made = make_data(config, base, sources, out, console)
         if (out / TAUGHT).exists() and is_finished(run_dir):
@@ -71,11 +71,11 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
                 print_result(result, console)
                 return Teaching(run_dir, result)
         if config.method == "smf":
-            with _stage("memory", clock):
+            with _stage("memory", clock, out / "memory"):
                 base = _memory(config, base, out, made, console)
         task = _task(config, base, out, made)
         head(f"teach: {made.counts['new']:,} facts by {config.method}", console)
-        with _stage("teach", clock):
+        with _stage("teach", clock, run_dir):
             taught = finetune(task, console)
         clock = made.seconds | clock
         result = {"inputs": made.inputs, "counts": made.counts, "seconds": clock}
@@ -92,10 +92,12 @@ def head(line: str, console: Console) -> None:
 
 
 @contextmanager
-def _stage(name: str, clock: dict[str, float]) -> Iterator[None]:
-    begin = time.perf_counter()
+def _stage(name: str, clock: dict[str, float], run_dir: Path) -> Iterator[None]:
+    """Times a stage, unless its run is finished already."""
+    begin, is_new = time.perf_counter(), not is_finished(run_dir)
     yield
-    clock[name] = time.perf_counter() - begin
+    if is_new:
+        clock[name] = time.perf_counter() - begin
 
 
 def _base(config: TeachConfig, out: Path, console: Console) -> Path:

@@ -356,6 +356,28 @@ def test_a_model_that_writes_blanks_needs_a_background(
     assert "--background" in printed
 
 
+def test_a_model_writes_its_own_background(exported, files, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(teach_texts, "LEAST", 50)
+    monkeypatch.setattr(teach_texts, "ROWS", 60)
+    out, options = tmp_path / "o", ("--method", "lora")
+
+    facts = ["--facts", files / "facts.jsonl"]
+    code, printed = run("teach", exported, *facts, "--out", out, *FAST, *options)
+
+    assert code == 0
+    assert f"texts: written by {exported}" in printed
+    texts = rows_of(out / "data" / "background.jsonl")
+    assert all(len(text["text"].split()) >= 4 for text in texts)
+    assert read_json(out / "teach.json")["texts"]["n"] > 0
+
+
+def test_a_rate_that_is_too_large_is_refused_before_anything_is_read(run, tmp_path):
+    code, printed = run("teach", "none", "--facts", "none", "--rate", "30")
+
+    assert code == 2
+    assert "learning_rate=30.0 is too large" in printed
+
+
 # --- in Python ---
 
 
