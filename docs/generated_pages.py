@@ -25,11 +25,12 @@ from smf_jax.demo import DemoConfig
 REFERENCE = Path(__file__).parent / "reference"
 KINDS = (
     *(config.PretrainConfig, config.RetrofitConfig, config.FinetuneConfig),
+    config.KeepConfig,
     *(config.DataConfig, config.WorldConfig, config.OptimConfig, config.LoraConfig),
     *(config.ModelConfig, config.MemoryConfig),
     *(config.RopeConfig, config.RopeScalingConfig),
     *(config.SaveConfig, config.MeshConfig, config.ComputeConfig),
-    *(config.AskConfig, DemoConfig, BenchConfig),
+    *(config.AskConfig, config.TeachConfig, DemoConfig, BenchConfig),
 )
 
 COMMAND_LINE = """# Command line
@@ -53,7 +54,8 @@ CONFIGURATION = """# Configuration
 Generated from the dataclasses in `smf_jax/config/`. A configuration file is a Python
 file with a function `config()` that returns one of the first three. On the command
 line a field is an option: `optim.top_t` is `--optim.top-t`. The fields of the last
-three are options of `smf evaluate` and `smf ask`, `smf demo`, and `smf bench`.
+four are options of `smf evaluate` and `smf ask`, `smf teach`, `smf demo`, and
+`smf bench`.
 """
 CLASS = """
 ## {name}

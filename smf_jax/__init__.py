@@ -37,6 +37,8 @@ _PUBLIC = {
     "make_step": "train.step",
     "only_rows": "optim.rows",
     "product_key_top_k": "kernels.product_key",
+    "Taught": "verbs.taught",
+    "teach": "verbs.taught",
     "tfidf": "slots.select",
     "top_slots": "slots.select",
     "weighted_rows": "kernels.row_sums",

@@ -46,8 +46,8 @@ LONGEST = """
     faults/test_kill faults/test_processes plan/test_paper quality/test_forgetting
     train/test_mesh plan/test_abstract_step faults/test_multihost train/test_step
     train/test_prefix_cache integration/test_mesh_walk integration/test_retrofit
-    integration/test_walk real/test_questions real/test_model integration/test_demo
-    integration/test_resume test_examples
+    integration/test_teach integration/test_walk real/test_questions real/test_model
+    integration/test_demo integration/test_resume integration/test_budget test_examples
 """.split()
 
 

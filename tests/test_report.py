@@ -69,6 +69,7 @@ def answers(count, group, reply):
             "fact": f"{group} {i}",
             "text": f"{group} question <b>{i}</b> ?",
             "answers": [f"{group}-right-{i}"],
+            "is_question": True,
             "answer": reply.format(group=group, i=i),
         }
         for i in range(count)
@@ -237,3 +238,68 @@ def test_a_summary_without_methods_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="no method"):
         report.write(tmp_path)
+
+
+# --- of one command ---
+
+TAUGHT = {
+    "method": "smf",
+    "counts": {"new": 1001, "known": 77},
+    "before": {"taught": scores(1001, 0.011, 0.001, 0.021)},
+    "after": {"taught": METHODS["smf"]["taught"]},
+    "kept": METHODS["smf"]["forgetting"],
+    "texts": {"n": 64, "before": 3.3311, "rise": [0.0123, [0.0101, 0.0144]]},
+    "budget": None,
+    "curve": METHODS["smf"]["curve"],
+    "command": "smf teach 'my <model>' --facts f",
+    "config": {"seed": 5},
+    "config_hash": "c0ffee",
+    "seconds": {"import": 1.0, "teach": 122.0},
+    "run": "runs/a <run>",
+    "base": "runs/base",
+    "patch": "runs/a <run>/patch.safetensors",
+    "question": "taught question <b>0</b> ?",
+}
+
+
+def write_taught(out, **changes) -> str:
+    """Returns the page of what was taught, in a folder of a demo."""
+    write_result(out / "teach.json", TAUGHT | changes)
+    return report.write_teach(out).read_text(encoding="utf-8")
+
+
+def test_what_was_taught_is_in_its_table(out):
+    page = write_taught(out)
+    table = page[: page.index('<div class="figures">')]
+
+    assert row(table, "taught") == (
+        "0.011 [0.001, 0.021], n=1,001 0.911 [0.901, 0.921], n=1,001"
+    )
+    assert row(table, "kept") == "1.000 0.950 [0.941, 0.959], n=3,935"
+    assert row(table, "text loss") == "3.3311 +0.0123 [+0.0101, +0.0144], n=64 rows"
+    assert "2 of\n3,935 were lost" in page
+    assert "Seed 5; 123 seconds" in page
+    assert page.count("<svg") == 3
+
+
+def test_the_next_commands_are_on_the_page_as_text(out):
+    page = write_taught(out)
+
+    assert "smf ask &#39;runs/a &lt;run&gt;&#39;" in page
+    assert "smf patch revert" in page
+    assert "<run>" not in page
+    assert "<model>" not in page
+
+
+def test_what_became_of_a_budget_is_on_the_page(out):
+    limits = {"forget_at_most": 0.05, "text_loss_at_most": 0.05}
+    budget = limits | {"broken": [], "step": 20}
+
+    assert "was kept at the full rate." in write_taught(out, budget=budget)
+
+
+def test_a_model_that_knew_nothing_has_no_row_of_what_it_kept(out):
+    page = write_taught(out, kept=None, texts=None)
+
+    assert "<td>kept</td>" not in page
+    assert "No fact that the model knew was at hand." in page

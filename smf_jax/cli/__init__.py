@@ -12,6 +12,7 @@ from smf_jax.exits import AT_ONCE, SAVED, Interrupted
 
 HELP = """usage: smf VERB [OPTIONS] [--debug]
 
+  teach      teach a pretrained model facts    smf teach MODEL --facts FILE
   demo       pretrain, teach, compare methods  smf demo --out runs/demo
   pretrain   train a model from scratch        smf pretrain configs/world.py
   usage      count background reads of slots   smf usage runs/world

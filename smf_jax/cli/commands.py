@@ -14,6 +14,7 @@ from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.options import parse
 from smf_jax.cli.patch import patch
 from smf_jax.cli.plan import plan
+from smf_jax.cli.teach import teach
 from smf_jax.config import (
     BY_DEFAULT,
     USAGE_DOCUMENTS,
@@ -244,7 +245,7 @@ def completion(arguments: Sequence[str], console: Console) -> None:
 VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
-        *(demo, pretrain, usage, finetune, evaluate, ask),
+        *(teach, demo, pretrain, usage, finetune, evaluate, ask),
         *(import_hf, retrofit, export_hf, patch, data, plan, bench, verify, doctor),
         completion,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from smf_jax.config.source import path_of, with_path
 
-PATHS = ("run_dir", "base", "facts", "patterns", "background")
+PATHS = ("run_dir", "base", "facts", "patterns", "background", "texts")
 
 
 def with_absolute_paths(config: Any) -> Any:
@@ -13,10 +13,19 @@ def with_absolute_paths(config: Any) -> Any:
     changes = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in PATHS and value is not None:
-            path = path_of(value)  # a data set of the catalogue has none
-            if path is not None:
-                changes[field.name] = with_path(value, path.absolute())
-        elif field.name == "data" and value is not None:
+        if value is None:
+            continue
+        if field.name in PATHS:
+            several = isinstance(value, tuple)
+            absolute = tuple(map(_absolute, value)) if several else _absolute(value)
+            changes[field.name] = absolute
+        elif field.name in ("data", "keep"):
             changes[field.name] = with_absolute_paths(value)
     return dataclasses.replace(config, **changes)
+
+
+def _absolute(source: str) -> str:
+    path = path_of(source)
+    if path is None:  # a data set of the catalogue
+        return source
+    return with_path(source, path.absolute())

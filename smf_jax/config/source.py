@@ -1,5 +1,6 @@
 """The names of facts and texts: a file, or a data set of tensorflow-datasets."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -78,6 +79,11 @@ def short_name(source: str) -> str:
         name = "/".join(Path(folder).parts[-2:])
     parts = filter(None, (name, version, split))
     return re.sub(r"\W+", "-", "-".join(parts)).strip("-")
+
+
+def data_dir() -> Path:
+    """Returns where prepared data sets are, as tensorflow-datasets itself chooses."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def require_source(key: str, source: str) -> None:

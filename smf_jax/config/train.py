@@ -163,6 +163,27 @@ class RetrofitConfig(TrainConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KeepConfig:
+    """What a model is to keep, and how much of it teaching may cost."""
+
+    # JSONL(.gz) of facts that are asked before and after; (): the known ones of `base`
+    facts: tuple[str, ...] = ()
+    texts: str | None = None  # JSONL(.gz) of texts for the loss; None: those of `base`
+    # share of these facts that may be forgotten: where an evaluation finds more,
+    # teaching goes back to the one before, and on at half the rate; None: no limit
+    forget_at_most: float | None = None
+    text_loss_at_most: float = 0.05  # with `forget_at_most`: rise of the loss, in nats
+
+    def __post_init__(self):
+        require_not_negative("keep", self, "text_loss_at_most")
+        limit = self.forget_at_most
+        require(
+            limit is None or 0 <= limit < 1,
+            f"keep.forget_at_most={limit} must be 0 or more and below 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Teach new facts to the model of a run."""
 
@@ -183,6 +204,8 @@ class FinetuneConfig(TrainConfig):
     batch_size: int = 64  # facts per step
     reuse_prefix: bool = True  # smf: cache activations below the first memory layer
     eval_every: int = 25  # steps between evaluations; 0: only the last step
+    # what is to be kept, and how much of it may be forgotten
+    keep: KeepConfig = dataclasses.field(default_factory=KeepConfig)
     # what is trained, and how; the defaults are the paper's
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(
@@ -208,7 +231,12 @@ class FinetuneConfig(TrainConfig):
             self.patterns is None or self.facts is not None,
             "patterns needs facts, whose wordings it fills",
         )
-        require_fields(self.fields, self.facts)
+        require(
+            self.keep.forget_at_most is None or self.eval_every > 0,
+            f"keep.forget_at_most={self.keep.forget_at_most} needs evaluations "
+            f"(eval_every={self.eval_every})",
+        )
+        require_fields(self.fields, self.facts, *self.keep.facts, self.keep.texts)
 
 
 def config_hash(config: Any) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from smf_jax.config import DataConfig, require, require_source
@@ -129,6 +130,37 @@ def load_facts(
             f"{held_out:,} held out"
         )
     return facts, notes
+
+
+def load_kept(sources: Sequence[str], fields: str | None = None) -> list[Fact]:
+    """Returns the facts of several files, each once, with ids of their own.
+
+    Raises:
+      ConfigError: A file is missing or broken.
+    """
+    facts: dict[str, Fact] = {}
+    for number, source in enumerate(sources, 1):
+        require_source("keep.facts", source)
+        for fact in read_facts(source, None, fields):
+            id = fact.id
+            while id in facts:  # of an earlier file
+                id = f"{id} (file {number})"
+            facts[id] = fact._replace(id=id)
+    return without_repeats(list(facts.values()))[0]
+
+
+def with_texts(corpus: Corpus, source: str | None, fields: str | None = None) -> Corpus:
+    """Returns a corpus with the texts of a file in place of its own, if there is one.
+
+    Raises:
+      ConfigError: The file is missing or broken.
+    """
+    if source is None:
+        return corpus
+    require_source("keep.texts", source)
+    texts = read_texts(source, fields)
+    digest = hashlib.sha256(f"{corpus.hash} {[tuple(t) for t in texts]}".encode())
+    return corpus._replace(texts=texts, hash=digest.hexdigest()[:16])
 
 
 def without_repeats(facts: list[Fact]) -> tuple[list[Fact], list[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from smf_jax.config import Kind, is_data_set
+from smf_jax.config import Kind, data_dir, is_data_set
 from smf_jax.data.jsonl import read_objects
 
 
@@ -21,3 +21,12 @@ def read_rows(
     from smf_jax.data.tfds.read import read_data_set
 
     return read_data_set(str(source), kind, fields)
+
+
+def prepared_facts() -> list[str]:
+    """Returns sources of questions, of data sets that are prepared on this machine."""
+    if not data_dir().is_dir():
+        return []
+    from smf_jax.data.tfds.find import prepared_questions
+
+    return prepared_questions()

@@ -76,7 +76,7 @@ def answer(
         if sampling.temperature > 0:
             padded = np.resize(indices, rows)
             draws = Sampling(keys[padded], sampling.temperature, sampling.top_p)
-        tokens = _generate(graph, params, *batch, max_new_tokens, is_end, draws)
+        tokens = continuations(graph, params, *batch, max_new_tokens, is_end, draws)
         for index, row in zip(indices, np.asarray(tokens), strict=False):
             # What follows the first stop repeats it.
             row = row[: np.append(stops[row], True).argmax() + 1]
@@ -134,7 +134,8 @@ def _left_pad(prompts: list[list[int]], rows: int) -> tuple[np.ndarray, np.ndarr
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "max_new_tokens"))
-def _generate(graph, params, tokens, is_prompt, max_new_tokens, is_end, sampling):
+def continuations(graph, params, tokens, is_prompt, max_new_tokens, is_end, sampling):
+    """Returns `generate` of a model in parts, compiled."""
     model = nnx.merge(graph, params)
     ids = generate(model, tokens, is_prompt, max_new_tokens, is_end, sampling)
     return model.layout.constrain(ids)  # replicated, so that every host can read them

@@ -1,13 +1,14 @@
 """The questions a model is evaluated on, and how it answers them."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from smf_jax.config import Teach, require_source
 from smf_jax.data.batches import Batch
-from smf_jax.data.corpus import Corpus, load_facts
+from smf_jax.data.corpus import Corpus, load_facts, load_kept
 from smf_jax.data.examples import held_out_prompts, known_prompt, taught_prompts
 from smf_jax.data.prompts import Prompt
 from smf_jax.data.records import Fact
@@ -82,12 +83,14 @@ def load_questions(
     teach: Teach,
     console: Console,
     fields: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Questions:
     """Returns the questions for a run and the runs taught from it.
 
     The new facts are those of `facts`, or else those that were held back from the
     run's corpus; `teach` is what is trained on, and `fields` are those of a
-    data set: see `read_facts`.
+    data set: see `read_facts`. The known facts are those of the files of `keep`, or
+    else of the corpus.
     """
     new = corpus.new
     if facts is not None:
@@ -95,7 +98,8 @@ def load_questions(
         new, notes = load_facts(facts, patterns, fields)
         for note in notes:
             console.print(f"data: {note}")
-    known = {fact.name.lower() for fact in corpus.known}
+    old = load_kept(keep, fields) if keep else corpus.known
+    known = {fact.name.lower() for fact in old}
     overlap = sum(fact.name.lower() in known for fact in new)
     if overlap:
         console.print(
@@ -106,10 +110,9 @@ def load_questions(
         [prompt for fact in new for prompt in prompts_of(fact, teach)]
         for prompts_of in (taught_prompts, held_out_prompts)
     )
-    content = (corpus.hash, new, taught, held_out)
+    content = (corpus.hash, new, taught, held_out, *([old] if keep else []))
     digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-    old = [known_prompt(fact) for fact in corpus.known]
-    return Questions(new, taught, held_out, old, digest)
+    return Questions(new, taught, held_out, [*map(known_prompt, old)], digest)
 
 
 def evaluate_model(

@@ -14,7 +14,8 @@ class Sampling(NamedTuple):
 
     keys: Key[Array, " batch"]  # one a prompt: no answer depends on its batch
     temperature: Float[Array, ""]  # divides the logits
-    top_p: Float[Array, ""]  # share of probability that is sampled from
+    # share of probability that is sampled from; None: all of it
+    top_p: Float[Array, ""] | None
 
 
 def generate(
@@ -75,7 +76,9 @@ def _choose(
 ) -> Int[Array, " batch"]:
     if sampling is None:
         return jnp.argmax(logits, -1)
-    logits = keep_top_p(logits / sampling.temperature, sampling.top_p)
+    logits = logits / sampling.temperature
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
     keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, index)
     return jax.vmap(jax.random.categorical)(keys, logits)
 

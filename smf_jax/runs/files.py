@@ -11,6 +11,7 @@ from smf_jax.config import ConfigError, require
 
 CONFIG, METRICS, TOKENIZER = "config.json", "metrics.jsonl", "tokenizer.json"
 REPORT, FRONTIER, HEALING = "report.html", "frontier.svg", "retrofit.svg"
+TAUGHT = "teach.json"  # of a folder of runs
 PATCH, NONFINITE = "patch.safetensors", "nonfinite.jsonl"
 EVALUATION, TEACHING, USAGE = "evaluation.json", "teaching.json", "usage.safetensors"
 RETROFIT, SLOTS = "retrofit.json", "slots.safetensors"

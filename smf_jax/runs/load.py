@@ -246,16 +246,24 @@ def located(run: Run, config: Any) -> Any:
 
     If a file is gone, it may have moved together with the run.
     """
-    changes, then = {}, run.lineage.own
-    for name in ("facts", "patterns", "background"):
+    changes = {}
+    for name in ("facts", "patterns", "background", "texts"):
         recorded = getattr(config, name, None)
-        path = recorded and path_of(recorded)
-        if path is None or path.exists() or then is run.lineage.imported:
-            continue
-        moved = run.run_dir / os.path.relpath(path, then.run_dir)
-        if moved.exists():
-            changes[name] = with_path(recorded, moved)
+        if isinstance(recorded, tuple):
+            changes[name] = tuple(_located(run, source) for source in recorded)
+        elif recorded is not None:
+            changes[name] = _located(run, recorded)
+    if isinstance(config, FinetuneConfig):
+        changes["keep"] = located(run, config.keep)
     return dataclasses.replace(config, **changes)
+
+
+def _located(run: Run, source: str) -> str:
+    path, then = path_of(source), run.lineage.own
+    if path is None or path.exists() or then is run.lineage.imported:
+        return source
+    moved = run.run_dir / os.path.relpath(path, then.run_dir)
+    return with_path(source, moved) if moved.exists() else source
 
 
 def find_base(run_dir: Path, base: str) -> Path:

@@ -33,7 +33,7 @@ LEFTOVERS = {LOCK, f"{CONFIG}.partial"}  # of a run killed before it wrote its r
 MAY_CHANGE = (
     r"((pretrain|imported|retrofit|finetune)\.)?"
     r"(base|source|revision|run_dir|on_nan|save\..*"
-    r"|(data\.)?(facts|patterns|background|fields)"
+    r"|((data|keep)\.)?(facts|patterns|background|fields|texts)"
     r"|mesh\..*|grad_accum_steps|reuse_prefix"
     r"|compute\.remat|compute\.scan_layers|compute\.lookup)"
 )

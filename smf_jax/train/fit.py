@@ -70,13 +70,15 @@ def fit(
     records: list[str],
     background: Background | None = None,
     eval_every: int = 0,
+    saves_evaluated: bool = False,
 ) -> Iterator[tuple[int, TrainState]]:
     """Trains to the last step, and yields `(step, state)` where evaluation is due.
 
     That is every `eval_every` steps (0: never) and after the last one. The body of the
     `for` may write files of the run, and set `run.progress` (JSON that the checkpoint
     of this step saves) and `run.scores`; the checkpoint is saved after it, so that a
-    finished run has all its files. The yielded state is donated to the next step.
+    finished run has all its files. The yielded state is donated to the next step. With
+    `saves_evaluated` only these steps are saved, if the body does not leave the `for`.
 
     `batches` is endless; on resume it continues where it stopped; `records` are
     the ids that `Batch.records` indexes; methods that select slots need a `background`.
@@ -86,12 +88,11 @@ def fit(
       TrainingError: The run diverged, or its numbers are not finite.
       SaveError: A checkpoint could not be written.
     """
-    _, step, state, frozen, *_ = training
+    _, step, state, frozen, layout, _ = training
     done, last = run.start or 0, config.steps
-    shard = functools.partial(
-        training.layout.shard_batch, parts=config.grad_accum_steps
-    )
+    shard = functools.partial(layout.shard_batch, parts=config.grad_accum_steps)
     streaks = run.progress.get("streaks", {"diverged": 0, "dead": 0})
+    save_every = eval_every if saves_evaluated else config.save.every
     if run.start is not None:
         batches.set_state(run.progress["data"])
     with (
@@ -110,7 +111,7 @@ def fit(
                 unobserved = number, metrics, batch
                 stopping = stop_requested(number)
                 evaluates = _is_due(number, last, eval_every)
-                saves = _is_due(number, last, config.save.every)
+                saves = _is_due(number, last, save_every)
                 if stopping or evaluates or saves:
                     observe(*unobserved)
                     unobserved = None
@@ -119,19 +120,26 @@ def fit(
                 yield number, state
                 pause(time.perf_counter() - begin)
             # What may be the start of divergence does not replace a sound checkpoint.
-            if stopping or (saves and (number == last or is_sound(streaks))):
-                require_finite(number, state.trainable)
+            sound = number == last or is_sound(streaks)
+            if (saves and sound) or (stopping and not saves_evaluated):
                 run.progress["data"] = batches.get_state()
                 run.progress["streaks"] = dict(streaks)
-                loss = float(metrics["loss"])
-                scores = run.scores | ({"loss": loss} if math.isfinite(loss) else {})
-                saver.save(number, as_saved(state), dict(run.progress), scores)
+                _save(run, saver, number, state, float(metrics["loss"]))
             run.scores.clear()
             if stopping:
                 break
     # Not before the checkpoint is on disk.
     if number < last:
-        raise Interrupted(f"stopped after step {number} of {last}, and saved")
+        at = " at its last evaluation" if saves_evaluated else ""
+        raise Interrupted(f"stopped after step {number} of {last}, and saved{at}")
+
+
+def _save(
+    run: OpenRun, saver: checkpoint.Saver, step: int, state: TrainState, loss: float
+) -> None:
+    require_finite(step, state.trainable)
+    scores = run.scores | ({"loss": loss} if math.isfinite(loss) else {})
+    saver.save(step, as_saved(state), dict(run.progress), scores)
 
 
 @contextlib.contextmanager

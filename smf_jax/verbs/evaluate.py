@@ -13,13 +13,15 @@ from smf_jax.config import (
     BY_DEFAULT,
     AskConfig,
     ConfigError,
+    DataConfig,
+    FinetuneConfig,
     MeshConfig,
     require,
     require_fields,
     short_name,
 )
 from smf_jax.data.batches import Batch, pack_corpus
-from smf_jax.data.corpus import Corpus, load_facts
+from smf_jax.data.corpus import Corpus, load_facts, with_texts
 from smf_jax.data.prompts import Prompt, encode_asked
 from smf_jax.data.records import MAX_PROMPT, Fact
 from smf_jax.data.tokenizer import unknown_words
@@ -43,6 +45,7 @@ from smf_jax.runs.load import (
 )
 
 TEXTS = 64  # rows of text for the loss
+TEXT_TOKENS = 128  # of such a row, for a run without data of its own
 MAX_NEW_TOKENS = 32  # of an answer to a single question
 
 
@@ -92,8 +95,11 @@ def evaluate(
     _require_writable(path)
     print_layout(run.model.layout, console)
     warn_unhealed(run, console)
+    own = run.lineage.finetune and located(run, run.lineage.finetune)
     corpus = corpus_of(run)
-    questions = _questions(run, corpus, facts, patterns, console, fields)
+    if own is not None:
+        corpus = with_texts(corpus, own.keep.texts, own.fields)
+    questions = _questions(run, own, corpus, facts, patterns, console, fields)
     multihost.require_same("data", questions.hash)
     shots = _shots(config, corpus, fields)
     asking = asking_of(run, config, questions, shots)
@@ -110,17 +116,17 @@ def evaluate(
 
 def _questions(
     run: Run,
+    own: FinetuneConfig | None,
     corpus: Corpus,
     facts: str | None,
     patterns: str | None,
     console: Console,
     fields: str | None,
 ) -> Questions:
-    own = run.lineage.finetune
+    keep = () if own is None else own.keep.facts
     if facts is None and own is not None:
-        own = located(run, own)
         about = (own.facts, own.patterns, own.teach)
-        questions = load_questions(corpus, *about, console, own.fields)
+        questions = load_questions(corpus, *about, console, own.fields, keep)
         require(
             questions.hash == run.corpus_hash,
             f"the facts of {run.run_dir} have changed since it was taught (hash "
@@ -128,7 +134,7 @@ def _questions(
         )
     else:
         about = (facts, patterns, "questions")
-        questions = load_questions(corpus, *about, console, fields)
+        questions = load_questions(corpus, *about, console, fields, keep)
     require(bool(questions.groups()), f"{run.run_dir} has no questions: name --facts")
     return questions
 
@@ -232,9 +238,11 @@ def ask(
 
 
 def sample_texts(run: Run, corpus: Corpus) -> list[Batch]:
-    """Returns rows of a run's training texts, to measure forgetting by their loss."""
+    """Returns rows of a corpus's texts, to measure forgetting by their loss."""
     texts = corpus.texts[:: -(-len(corpus.texts) // TEXTS) or 1]
     if not texts:
         return []
     some = corpus._replace(examples=[], texts=texts)
-    return pack_corpus(run.tokenizer, some, run.data).texts[:TEXTS]
+    longest = run.lineage.context_length or TEXT_TOKENS
+    of_base = run.lineage.data or DataConfig(seq_len=min(TEXT_TOKENS, longest))
+    return pack_corpus(run.tokenizer, some, of_base).texts[:TEXTS]

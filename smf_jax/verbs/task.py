@@ -8,6 +8,7 @@ from rich.console import Console
 
 from smf_jax.config import AskConfig, FinetuneConfig, require
 from smf_jax.data.batches import Batch, drop_long, encode_example, fits
+from smf_jax.data.corpus import with_texts
 from smf_jax.data.examples import taught_examples
 from smf_jax.data.fact_batches import stack_facts
 from smf_jax.data.prompts import PromptFormat
@@ -49,9 +50,10 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     Raises:
       ConfigError: A file is missing or broken, or there is nothing to teach.
     """
-    corpus = corpus_of(base)
+    corpus = with_texts(corpus_of(base), config.keep.texts, config.fields)
     about = (config.facts, config.patterns, config.teach)
-    questions = load_questions(corpus, *about, console, config.fields)
+    kept = (config.fields, config.keep.facts)
+    questions = load_questions(corpus, *about, console, *kept)
     require(len(questions.new) > 0, f"{config.base} held no facts back: name --facts")
     asking = asking_of(base, AskConfig(prompt=config.prompt), questions)
     usage = _usage(config, base, console)

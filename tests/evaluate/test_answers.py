@@ -43,14 +43,14 @@ def test_a_question_has_the_same_answer_in_any_batch(monkeypatch, tokenizer, mod
         *(" ".join(WORDS[(n * n + index) % 4] for index in range(n)) for n in lengths)
     )
     want = [answer(model, tokenizer, [prompt], 3)[0] for prompt in prompts]
-    answers._generate.clear_cache()
+    answers.continuations.clear_cache()
     told = []
 
     got = answer(model, tokenizer, prompts, 3, progress=told.append)
 
     assert got == want
     assert len(set(got)) > 2
-    assert answers._generate._cache_size() == 3  # four at a time, by length
+    assert answers.continuations._cache_size() == 3  # four at a time, by length
     assert told == [4, 8, 10]
 
 

@@ -144,7 +144,9 @@ def test_the_command_of_a_finished_teaching_prints_the_same_scores(
     (line,) = (line for line in lines if line.startswith("known"))
     assert f"-> {scores['known']['exact_match']:.3f} " in line
     assert content(taught["smf"]) == before
-    assert commands.compiled["run"].keys().isdisjoint({"jit(step)", "jit(_generate)"})
+    assert (
+        commands.compiled["run"].keys().isdisjoint({"jit(step)", "jit(continuations)"})
+    )
 
 
 @each_method
@@ -163,7 +165,7 @@ def test_teaching_compiles_its_step_and_its_evaluation_once(commands, taught):
     assert [of["jit(step)"] for of in compiled] == [1, 1, 1]
     assert [of["jit(_prefix)"] for of in compiled] == [1, 0, 0]
     # LoRA is merged before it is evaluated: one program evaluates all models.
-    assert [of["jit(_generate)"] for of in compiled] == [1, 0, 0]
+    assert [of["jit(continuations)"] for of in compiled] == [1, 0, 0]
 
 
 def test_smf_changes_nothing_but_selected_slots_of_the_table(base, taught):

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import itertools
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -22,10 +21,11 @@ import tensorflow_datasets.translate
 from google.protobuf.json_format import Error as JsonError
 from tensorflow_datasets.core.dataset_builder import DatasetBuilder
 from tensorflow_datasets.core.download.util import DownloadError
+from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from smf_jax.config import ConfigError, DataSet, path_of, require
+from smf_jax.config import PREFIX, ConfigError, DataSet, data_dir, path_of, require
 
 # What reading damaged files may raise, there and in protobuf.
 READ_ERRORS = (
@@ -34,12 +34,11 @@ READ_ERRORS = (
 )
 PREPARE_ERRORS = (*READ_ERRORS, AssertionError, DownloadError)
 PROBED = "https://storage.googleapis.com"  # beside the source of a data set
+# Those that a model can be asked without a text, and splits that have answers.
+QUESTIONS = ("natural_questions_open", "trivia_qa", "web_questions")
+SPLITS, FIRST_ROWS = ("validation", "test", "train"), 1000
+RANDOM_ACCESS = FileFormat.with_random_access()
 PATIENCE = 5  # seconds for an answer of the network
-
-
-def data_dir() -> Path:
-    """Returns where prepared data sets are, as tensorflow-datasets itself chooses."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
 def find(source: str, parts: DataSet) -> DatasetBuilder:
@@ -59,6 +58,24 @@ def find(source: str, parts: DataSet) -> DatasetBuilder:
         pass
     _prepare(source, parts)
     return _prepared(source, parts)
+
+
+def prepared_questions() -> list[str]:
+    """Returns the first rows of each data set of questions that is prepared here.
+
+    One that cannot be read is left out.
+    """
+    sources = []
+    for name in QUESTIONS:
+        try:
+            builder = _prepared(f"{PREFIX}{name}", DataSet(name, None, None, None))
+        except (DatasetNotFoundError, ConfigError):
+            continue
+        splits = [split for split in SPLITS if split in builder.info.splits]
+        if splits and builder.info.available_file_formats() & RANDOM_ACCESS:
+            count = min(FIRST_ROWS, builder.info.splits[splits[0]].num_examples)
+            sources.append(f"{PREFIX}{name}:{splits[0]}[:{count}]")
+    return sources
 
 
 def _open(source: str, folder: Path) -> DatasetBuilder:
