@@ -14,13 +14,20 @@ from smf_jax.config.checks import (
 from smf_jax.config.data import DataConfig, ImportConfig, Teach, WorldConfig
 from smf_jax.config.mesh import ComputeConfig, MeshConfig, TableSplit, name_mesh
 from smf_jax.config.model import (
+    CalibratedConfig,
     MemoryConfig,
     ModelConfig,
     RopeConfig,
     RopeScalingConfig,
     calibrated_memory,
 )
-from smf_jax.config.optim import TEACH_OPTIM, LoraConfig, OptimConfig, Selector
+from smf_jax.config.optim import (
+    TEACH_OPTIM,
+    LoraConfig,
+    OptimConfig,
+    PerFactConfig,
+    Selector,
+)
 from smf_jax.config.paths import with_absolute_paths
 from smf_jax.config.source import (
     FACT_KEYS,
@@ -60,6 +67,7 @@ __all__ = [
     "TEXT_KEYS",
     "USAGE_DOCUMENTS",
     "AskConfig",
+    "CalibratedConfig",
     "ComputeConfig",
     "ConfigError",
     "DataConfig",
@@ -73,6 +81,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
+    "PerFactConfig",
     "PretrainConfig",
     "PromptKind",
     "RetrofitConfig",

@@ -79,11 +79,24 @@ ROW_UNIT = 512  # the rows of a table are a multiple, so that devices can share 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibratedConfig:
+    """A memory whose queries and keys are statistics of a pretrained model."""
+
+    temperature: float = 0.1  # divides scores before the softmax
+    num_rows: int | None = 0  # rows that exist, others read as zeros; None: all exist
+
+    def __post_init__(self):
+        require_positive("memory.calibrated", self, "temperature")
+        require(
+            self.num_rows is None or self.num_rows >= 0,
+            f"memory.calibrated.num_rows={self.num_rows} must be 0 or more",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Product-key memory layers (Lample et al. 2019; Berges et al. 2024)."""
 
-    # calibrated: queries and keys are statistics of the model, rows start as zeros
-    kind: Literal["trained", "calibrated"] = "trained"
     layers: tuple[int, ...] = (2,)  # transformer layers with memory, from 0
     num_keys: int = 256  # sub-keys per half; a table has num_keys**2 slots
     num_heads: int = 4
@@ -97,9 +110,7 @@ class MemoryConfig:
     )
     share_values: bool = True  # one table for all memory layers, not one each
     relevance_gate: bool = False  # learned gate per token, from 0 to 1
-    temperature: float = 0.1  # calibrated: divides scores before the softmax
-    # calibrated: rows that exist, all other slots read as zeros; None: all exist
-    num_rows: int | None = None
+    calibrated: CalibratedConfig | None = None  # None: all of it is trained
 
     def __post_init__(self):
         require_positive(
@@ -118,18 +129,8 @@ class MemoryConfig:
             f"memory.top_k={self.top_k} exceeds memory.num_keys={self.num_keys}: "
             "each half has only num_keys candidates",
         )
-        require_positive("memory", self, "temperature")
-        if self.kind == "trained":
-            require(
-                self.num_rows is None,
-                "memory.num_rows is for memory.kind=calibrated: a trained table has a "
-                "row for each slot",
-            )
+        if self.calibrated is None:
             return
-        require(
-            self.num_rows is None or self.num_rows >= 0,
-            f"memory.num_rows={self.num_rows} must be 0 or more",
-        )
         require(
             len(self.layers) == 1,
             f"memory.layers={self.layers}: a calibrated memory has one layer, so that "
@@ -137,8 +138,8 @@ class MemoryConfig:
         )
         require(
             self.placement == "add",
-            "memory.placement=replace is not for memory.kind=calibrated, which is "
-            "added to the feed-forward",
+            "memory.placement=replace is not for a calibrated memory, which is added "
+            "to the feed-forward",
         )
         require(
             self.num_slots < 2**31,
@@ -149,6 +150,16 @@ class MemoryConfig:
     def num_slots(self) -> int:
         """Rows of one table."""
         return self.num_keys**2
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows that were written, if no others exist; None: each slot has a row."""
+        return None if self.calibrated is None else self.calibrated.num_rows
+
+    def with_rows(self, num_rows: int) -> "MemoryConfig":
+        """Returns the calibrated memory with this many rows."""
+        calibrated = dataclasses.replace(self.calibrated, num_rows=num_rows)
+        return dataclasses.replace(self, calibrated=calibrated)
 
     @property
     def table_rows(self) -> int:
@@ -211,9 +222,9 @@ class ModelConfig:
                 f"{self.num_layers - 1}, for model.num_layers={self.num_layers}",
             )
             require(
-                self.memory.kind == "trained" or self.memory.value_dim == self.dim,
+                self.memory.calibrated is None or self.memory.value_dim == self.dim,
                 f"memory.value_dim={self.memory.value_dim} must be model.dim="
-                f"{self.dim} for memory.kind=calibrated, whose rows are vectors of the "
+                f"{self.dim} for a calibrated memory, whose rows are vectors of the "
                 "stream",
             )
 
@@ -229,11 +240,10 @@ def calibrated_memory(model: ModelConfig) -> MemoryConfig:
     Lower layers forget less, and learn less; a third of the depth is a good compromise.
     """
     return MemoryConfig(
-        kind="calibrated",
         layers=(model.num_layers // 3,),
-        num_keys=1024,
+        num_keys=2048,  # 4M slots: finer ones are shared less with other texts
         key_dim=min(256, model.dim // 4 * 2),
         value_dim=model.dim,
         placement="add",
-        num_rows=0,
+        calibrated=CalibratedConfig(),
     )

@@ -22,6 +22,27 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PerFactConfig:
+    """How sparse finetuning treats each fact of a step."""
+
+    # slots of its own, chosen before the first step: those of the facts of a step that
+    # are not answered yet are updated; None: optim.top_t slots of all facts together
+    rows: int | None = None
+    # select=contrastive: exponents of a slot's rarity in text, and among the facts
+    rarity: float = 3.0
+    contrast: float = 1.5
+    # facts leave a step if no token of theirs has a larger loss (nats); 0: none leave
+    answered: float = 0.0
+
+    def __post_init__(self):
+        require_not_negative("optim.per_fact", self, "rarity", "contrast", "answered")
+        require(
+            self.rows is None or self.rows > 0,
+            f"optim.per_fact.rows={self.rows} must be above 0, or None",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Which parameters are trained, by which optimizer."""
 
@@ -35,18 +56,13 @@ class OptimConfig:
     weight_decay: float = 0.0  # of matrices and selected rows; not with sgd
     max_grad_norm: float | None = None  # clips the global norm; None: no clipping
     top_t: int = 500  # smf: slots updated per step and table
-    # smf: slots updated per fact that is not answered yet, instead of top_t
-    rows_per_fact: int | None = None
     select: Selector = "tfidf"  # smf: score that ranks slots
-    contrast: float = 1.5  # contrastive: exponent of the rarity among taught facts
-    # smf: facts leave a step if no token of theirs has a larger loss (nats); 0: none
-    answered: float = 0.0
+    per_fact: PerFactConfig = dataclasses.field(default_factory=PerFactConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self):
         require_positive("optim", self, "learning_rate", "top_t")
         not_negative = ("warmup_steps", "end_lr_fraction", "weight_decay")
-        not_negative += ("contrast", "answered")
         require_not_negative("optim", self, *not_negative)
         require(
             self.max_grad_norm is None or 0 < self.max_grad_norm < math.inf,
@@ -59,15 +75,11 @@ class OptimConfig:
             f"={self.optimizer}, whose updates are about as large as the rate: only "
             "sgd accepts 1 or more",
         )
+        for_rows = self.optimizer == "normalized" or self.per_fact != PerFactConfig()
         require(
-            self.rows_per_fact is None or self.rows_per_fact > 0,
-            f"optim.rows_per_fact={self.rows_per_fact} must be above 0, or None",
-        )
-        for_rows = (self.optimizer == "normalized", self.answered > 0)
-        require(
-            self.method == "smf" or not any((*for_rows, self.rows_per_fact)),
-            "optim.optimizer=normalized, optim.answered and optim.rows_per_fact are "
-            f"for optim.method=smf, not for {self.method}",
+            self.method == "smf" or not for_rows,
+            "optim.optimizer=normalized and optim.per_fact are for optim.method=smf, "
+            f"not for {self.method}",
         )
         require(
             self.optimizer != "muon" or self.method in ("full", "memory"),
@@ -88,7 +100,6 @@ TEACH_OPTIM = OptimConfig(
     learning_rate=0.7,
     schedule="linear",
     end_lr_fraction=0.1,
-    rows_per_fact=62,
     select="contrastive",
-    answered=0.3,
+    per_fact=PerFactConfig(rows=100, answered=0.3),
 )

@@ -147,7 +147,7 @@ class RetrofitConfig(TrainConfig):
         require(
             self.steps == 0 or trains,
             f"steps={self.steps} trains every row of a table: name a memory of which "
-            "all rows exist (memory.num_rows=None)",
+            "all rows exist (memory.calibrated.num_rows=None)",
         )
         require(
             0 < self.held_out <= 0.5,
@@ -157,7 +157,8 @@ class RetrofitConfig(TrainConfig):
         self._require_packed(self.data, self.balance_weight)
 
     def _require_steps(self) -> None:
-        if self.steps or (self.memory is not None and self.memory.kind == "trained"):
+        calibrates = self.memory is None or self.memory.calibrated is not None
+        if self.steps or not calibrates:
             super()._require_steps()
 
 
@@ -218,9 +219,9 @@ class FinetuneConfig(TrainConfig):
         require_divisible("batch_size", self.batch_size, self.grad_accum_steps)
         require_not_negative(self.verb, self, "eval_every")
         require(
-            self.optim.answered == 0 or self.grad_accum_steps == 1,
-            f"optim.answered={self.optim.answered} needs grad_accum_steps=1: whether a "
-            "fact is answered depends on all of its rows",
+            self.optim.per_fact.answered == 0 or self.grad_accum_steps == 1,
+            f"optim.per_fact.answered={self.optim.per_fact.answered} needs "
+            "grad_accum_steps=1: whether a fact is answered depends on all of its rows",
         )
         require(
             self.seq_len is None or self.seq_len > 0,

@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     # Columns that include every target with a loss; None: all columns.
     loss_positions: Int[np.ndarray, "batch some"] | None = None
     prefix: PyTree | None = None  # cached outputs of the frozen lower layers
+    # Rows of the table that are the row's fact's own; None: slots are scored each step.
+    own_rows: Int[np.ndarray, "batch own"] | None = None
 
 
 # One encoded text, or a part of one: tokens, targets, weights, records.

@@ -54,7 +54,7 @@ class Block(nnx.Module):
             if adds_memory or not has_memory
             else None
         )
-        is_calibrated = has_memory and memory.kind == "calibrated"
+        is_calibrated = has_memory and memory.calibrated is not None
         layer = CalibratedMemory if is_calibrated else MemoryLayer
         self.memory = layer(memory, dim, layout, rngs=rngs) if has_memory else None
         # Starts at 0, so that an added memory changes nothing. A calibrated one has

@@ -80,7 +80,7 @@ def with_rows(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transforme
     (layer,) = memory.layers
     before = np.asarray(model.blocks[layer].memory.slots[...])[: memory.num_rows]
     after = np.union1d(before, slots).astype(np.int32)
-    memory = dataclasses.replace(memory, num_rows=len(after))
+    memory = memory.with_rows(len(after))
     config, layout = dataclasses.replace(model.config, memory=memory), model.layout
     unused = np.full(memory.table_rows - len(after), memory.num_slots, np.int32)
     places = np.searchsorted(after, before)

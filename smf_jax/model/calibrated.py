@@ -79,7 +79,7 @@ class CalibratedMemory(nnx.Module):
         slots, scores = product_key_top_k(
             self.queries(x), self.keys[...], config.top_k, layout=self.layout
         )
-        weights = jax.nn.softmax(scores / config.temperature, axis=-1)
+        weights = jax.nn.softmax(scores / config.calibrated.temperature, axis=-1)
         weights = weights / config.num_heads
         return Reads(slots.reshape(batch, seq, -1), weights.reshape(batch, seq, -1))
 

@@ -35,7 +35,7 @@ def table_of(config: MemoryConfig, memory_layer: int) -> int:
 def init_values(config: MemoryConfig, *, rngs: nnx.Rngs) -> MemoryValues:
     """Makes a table of rows of norm about 1, or of zeros for a calibrated memory."""
     shape = (config.table_rows, config.value_dim)
-    if config.kind == "calibrated":
+    if config.calibrated is not None:
         return MemoryValues(jnp.zeros(shape))
     init = nnx.initializers.normal(config.value_dim**-0.5)
     return MemoryValues(init(rngs.params(), shape))

@@ -50,8 +50,7 @@ class Method(NamedTuple):
     score: Score | None  # scores slots; None: whole parameters are updated
     top_t: int  # slots written per step and table, if slots are scored
     max_grad_norm: float | None = None  # None: no clipping
-    # slots written per fact that is not answered yet; None: top_t
-    rows_per_fact: int | None = None
+    rows_per_fact: int | None = None  # chosen before the first step; None: top_t
     answered: float = 0.0  # largest token loss (nats) of a fact that leaves a step
 
 
@@ -86,17 +85,18 @@ def make_method(
         trains = TRAINABLE[config.method]
         tx = optax.with_extra_args_support(tx)
         return Method(trains, tx, None, 0, config.max_grad_norm)
-    score, per_fact = SCORERS[config.select], config.rows_per_fact
+    score, per_fact = SCORERS[config.select], config.per_fact
     if config.select == "contrastive":
-        score = functools.partial(score, contrast=config.contrast)
+        exponents = {name: getattr(per_fact, name) for name in ("rarity", "contrast")}
+        score = functools.partial(score, **exponents)
     return Method(
         TRAINABLE[config.method],
         optax.with_extra_args_support(tx),
         score,
-        config.top_t if per_fact is None else per_fact * facts_per_step,
+        config.top_t if per_fact.rows is None else per_fact.rows * facts_per_step,
         config.max_grad_norm,
-        per_fact,
-        config.answered,
+        per_fact.rows,
+        per_fact.answered,
     )
 
 

@@ -33,7 +33,7 @@ from smf_jax.runs.files import CONFIG, RETROFIT, SLOTS, TOKENIZER, read_result
 from smf_jax.runs.layout import layout_of
 from smf_jax.runs.record import Lineage, lineage_of, read_record
 from smf_jax.sharding import MeshLayout, make_layout, with_shardings
-from smf_jax.slots import sparse_table
+from smf_jax.slots.sparse_table import Rows
 from smf_jax.tree import named
 
 
@@ -200,8 +200,7 @@ def _load_model(
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
         elif method == "smf" and model.config.memory.num_rows is not None:
-            facts, _ = sparse_table.load(run_dir / SLOTS, "slots")
-            model = with_rows(model, facts.slots)
+            model = with_rows(model, Rows.load(run_dir / SLOTS).slots)
         elif own is lineage.retrofit:
             fresh = abstract_model(model_config(lineage, tokenizer), layout)
             memory = nnx.state(fresh, is_memory_variable)

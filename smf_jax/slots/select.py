@@ -79,24 +79,28 @@ def contrastive(
     num_documents: int | Int[Array, ""],
     fact_frequency: Int[Array, " num_slots"],
     num_facts: int | Int[Array, ""],
+    rarity: float,
     contrast: float,
 ) -> Float[Array, " num_slots"]:
-    """Scores how specific each slot's reads are to a fact: `tfidf`, times
+    """Scores how specific each slot's reads are to a batch of the taught facts.
 
-        (log((num_facts + 1) / (fact_frequency + 1)) /
-            log((num_facts + 1) / 2)) ** contrast
+        counts[i] / sum(counts)
+            * log((num_documents + 1) / (document_frequency[i] + 1)) ** rarity
+            * (log((num_facts + 1) / (fact_frequency[i] + 1)) /
+               log((num_facts + 1) / 2)) ** contrast
 
-    This is 1 for a slot that one taught fact reads, and 0 for one that all of them do:
-    words that taught facts share are also those of facts to be kept.
+    The last factor is 1 for a slot that one fact reads, and 0 for one that all of them
+    do: words that taught facts share are also those of facts to be kept.
 
     >>> counts, none = jnp.array([1, 1]), jnp.zeros(2)
-    >>> contrastive(counts, none, 7, jnp.array([1, 3]), 7, contrast=1.0)
+    >>> contrastive(counts, none, 7, jnp.array([1, 3]), 7, rarity=1.0, contrast=1.0)
     Array([1.0397208, 0.5198604], dtype=float32)
     """
-    rarity = jnp.log((num_facts + 1) / (fact_frequency + 1))
-    share = rarity / jnp.log((num_facts + 1) / 2)
+    in_text = idf(counts, document_frequency, num_documents) ** rarity
+    share = jnp.log((num_facts + 1) / (fact_frequency + 1))
+    share = share / jnp.log((num_facts + 1) / 2)
     specific = jnp.clip(jnp.where(num_facts > 1, share, 1), 0, 1)
-    return tfidf(counts, document_frequency, num_documents) * specific**contrast
+    return tf(counts) * in_text * specific**contrast
 
 
 def tf(counts: Array, *_background: Array | int | None) -> Array:

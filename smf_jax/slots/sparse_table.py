@@ -69,6 +69,40 @@ def background_of(
     )
 
 
+class Rows(NamedTuple):
+    """The rows of a table that exist, and what the facts read that they are for."""
+
+    slots: Int[np.ndarray, " rows"]  # rising
+    facts: SlotCounts  # earlier ones included
+
+    def save(self, path: Path) -> None:
+        """Writes them to a file, atomically."""
+        arrays = {"rows": self.slots}
+        arrays |= {"slots": self.facts.slots, "counts": self.facts.counts}
+        tensor_file.save(path, "slots", arrays, {"total": self.facts.total})
+
+    @classmethod
+    def load(cls, path: Path) -> "Rows":
+        """Reads a file.
+
+        Raises:
+          ConfigError: The file is missing, damaged or of another kind.
+        """
+        facts, _ = load(path, "slots")
+        arrays, _ = tensor_file.load(path, "slots")
+        rows = arrays.get("rows")
+        require(
+            rows is not None
+            and rows.dtype == np.int32
+            and bool((np.diff(rows, prepend=-1) > 0).all()),
+            f"{path} is damaged: its rows are not in order",
+        )
+        return cls(rows, facts)
+
+
+NO_ROWS = Rows(NOTHING_READ.slots, NOTHING_READ)
+
+
 def save(path: Path, kind: str, counts: SlotCounts, **provenance) -> None:
     """Writes counts to a file, atomically."""
     arrays = {"slots": counts.slots, "counts": counts.counts}

@@ -4,21 +4,21 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from smf_jax.data.batches import Batch
 from smf_jax.kernels import sharded
 from smf_jax.model.loss import sum_losses, token_losses
 from smf_jax.model.memory import Reads
-from smf_jax.train.answered import Open, open_facts
+from smf_jax.train.answered import is_open
 from smf_jax.train.state import StepSpec
 
 
 class BatchReads(NamedTuple):
-    """What a batch read, and which of its facts are still to be learned."""
+    """What a batch read, and which of its rows are of facts still to be learned."""
 
     reads: tuple[Reads, ...]  # of each memory layer
-    open: Open
+    trains: Bool[Array, " batch"]
 
 
 def batch_loss(
@@ -46,13 +46,13 @@ def batch_loss(
             sharded.take_positions(model.layout, leaf, batch.loss_positions)
             for leaf in (targets, weights)
         )
-    is_open = Open(jnp.ones(len(batch.tokens), bool), jnp.zeros((), int))
+    trains = jnp.ones(len(batch.tokens), bool)
     if spec.method.answered:
         losses = token_losses(model, hidden, targets) * (weights > 0)
-        is_open = open_facts(batch, losses, spec.method.answered)
-        weights = weights * is_open.rows[:, None]
+        trains = is_open(batch, losses, spec.method.answered)
+        weights = weights * trains[:, None]
     loss = sum_losses(model, hidden, targets, weights) / total_weight
-    return loss, BatchReads(reads, is_open)
+    return loss, BatchReads(reads, trains)
 
 
 def loss_weight(batch: Batch) -> Float[Array, ""]:

@@ -9,8 +9,8 @@ share a table. Of the background's `documents` (batches), df[slot] read the slot
    the table.
 3. Score slots, `counts / sum(counts) * log((documents + 1) / (df + 1))`, and select the
    best of each table: at most `top_t`, all above 0, ties to the lower slot. (Ours,
-   where the method says so: facts that are answered leave loss and counts, and rows
-   are counted by the facts that are left.)
+   where the method says so: facts that are answered leave loss and counts, and the
+   slots of the facts that are left were chosen by their scores before the first step.)
 4. The gradient of a selected row is the sum of weight * g[layer, token] over its reads.
    Scale all of them to a global norm of at most `max_grad_norm`, and run the optimizer
    on these rows, with their rows of its state. All other parameters are frozen.
@@ -41,7 +41,7 @@ def smf_step(
     spec: StepSpec,
     state: TrainState,
     frozen: PyTree,
-    background: Background,
+    background: Background | None,
     batch: Batch,
     may_update: Bool[Array, ""],
 ) -> tuple[tuple[PyTree, PyTree], Metrics]:
@@ -51,23 +51,26 @@ def smf_step(
       spec: The step.
       state: Its trainable parameters are the value tables and nothing else.
       frozen: All other parameters.
-      background: Document frequency of each slot.
+      background: Document frequency of each slot; None: the batch names its rows.
       batch: Cut into parts along a leading axis; slots are selected once, by all parts.
       may_update: Whether anything may change.
     """
     memory, method, layout = spec.memory, spec.method, spec.layout
     # 1, 2: forward and backward, counts
     loss, read, gradients = _forward_backward(spec, state.trainable, frozen, batch)
-    reads, is_open = read
-    is_token = (batch.segments > 0) & is_open.rows[..., None]
+    reads, trains = read
+    is_token = (batch.segments > 0) & trains[..., None]
     counts = count_table_reads(reads, is_token, memory, layout)
     # 3: selection
-    axes = (0, *BACKGROUND_AXES)
-    scores = jax.vmap(method.score, axes)(counts, *background)
-    selected = [top_slots(of_table, method.top_t, layout) for of_table in scores]
-    if method.answered and method.rows_per_fact is not None:
-        wanted = method.rows_per_fact * is_open.facts.sum()
-        selected = [_first(slots, wanted, memory.table_rows) for slots in selected]
+    if batch.own_rows is None:
+        axes = (0, *BACKGROUND_AXES)
+        scores = jax.vmap(method.score, axes)(counts, *background)
+        selected = [top_slots(of_table, method.top_t, layout) for of_table in scores]
+    else:
+        own = is_token.any(-1, keepdims=True)
+        rows = jnp.where(own, batch.own_rows, memory.table_rows)
+        rows = layout.constrain(rows)  # replicated, as all devices write them
+        selected = [_distinct(rows, method.top_t, memory.table_rows)]
     # 4: gradient, clipping and optimizer of the selected rows
     row_grads = _row_gradients(memory, layout, reads, gradients, selected)
     norm = global_norm(row_grads)
@@ -114,12 +117,13 @@ def _forward_backward(
     return loss, reads, gradients
 
 
-def _first(
-    slots: Int[Array, " top_t"], wanted: Int[Array, ""], table_rows: int
+def _distinct(
+    rows: Int[Array, "..."], top_t: int, table_rows: int
 ) -> Int[Array, " top_t"]:
-    """Returns the first `wanted` slots, and padding for the others."""
-    order = jnp.arange(len(slots), dtype=slots.dtype)
-    return jnp.where(order < wanted, slots, table_rows + order)
+    """Returns each row once, padded by different ids of `table_rows` or more."""
+    rows = jnp.unique(rows, size=top_t, fill_value=table_rows)
+    padding = table_rows + jnp.arange(top_t, dtype=rows.dtype)
+    return jnp.where(rows < table_rows, rows, padding)
 
 
 def count_table_reads(

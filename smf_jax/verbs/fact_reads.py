@@ -6,25 +6,35 @@ little: there they are counted once, before the first step.
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from smf_jax import multihost
+from smf_jax.config.model import ROW_UNIT
 from smf_jax.data.batches import Batch
 from smf_jax.model.transformer import Transformer
 from smf_jax.slots import document_frequency
 from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.select import Score, top_slots
 from smf_jax.slots.sparse_table import SlotCounts
 from smf_jax.verbs.usage import make_read_counter
 
 FACTS_PER_BATCH = 16
 
 
-def slots_read(model: Transformer, facts: Sequence[Batch]) -> SlotCounts:
-    """Returns how many facts read each slot of a calibrated memory, rows or not."""
+class FactReads(NamedTuple):
+    """The slots that the tokens of a fact read, and how often."""
+
+    slots: Int[np.ndarray, " slots"]  # rising
+    counts: Int[np.ndarray, " slots"]
+
+
+def slots_read(model: Transformer, facts: Sequence[Batch]) -> list[FactReads]:
+    """Returns what each fact reads of a calibrated memory, rows or not."""
     graph, params = nnx.split(model)
     reads = []
     for start in range(0, len(facts), FACTS_PER_BATCH):
@@ -35,8 +45,34 @@ def slots_read(model: Transformer, facts: Sequence[Batch]) -> SlotCounts:
         slots = np.asarray(_slots(graph, params, model.layout.shard_batch(batch)))
         slots = slots[: len(batch.tokens)].reshape(FACTS_PER_BATCH, -1, slots.shape[-1])
         for fact, of_fact in zip(some, slots, strict=False):
-            reads.append(of_fact[fact.segments.ravel() > 0])
-    return SlotCounts.of(reads)
+            of_tokens = of_fact[fact.segments.ravel() > 0]
+            reads.append(FactReads(*np.unique(of_tokens, return_counts=True)))
+    return reads
+
+
+def own_slots(
+    reads: Sequence[FactReads],
+    documents: SlotCounts,
+    facts: SlotCounts,
+    score: Score,
+    most: int,
+) -> list[Int[np.ndarray, " own"]]:
+    """Returns the slots of the highest scores of each fact, at most `most`, rising.
+
+    `facts` counts these facts and those taught before.
+    """
+    own = []
+    for slots, counts in reads:
+        # In few sizes, each of which is compiled.
+        width = -(-len(slots) // ROW_UNIT) * ROW_UNIT
+        arrays = (counts, documents.at(slots), facts.at(slots))
+        counts, of_documents, of_facts = (
+            np.pad(array, (0, width - len(slots))) for array in arrays
+        )
+        background = (of_documents, documents.total, of_facts, facts.total)
+        best = np.asarray(top_slots(score(counts, *background), min(most, width)))
+        own.append(np.sort(slots[best[best < len(slots)]]))
+    return own
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -22,7 +22,7 @@ from smf_jax.runs import AUTO, OpenRun, Resume, Run, load_base, open_run
 from smf_jax.runs.files import METRICS, SLOTS, TEACHING, read_result
 from smf_jax.runs.jsonl import truncate_rows
 from smf_jax.runs.record import describe
-from smf_jax.slots import document_frequency, patch, sparse_table
+from smf_jax.slots import document_frequency, patch
 from smf_jax.slots.document_frequency import Background
 from smf_jax.train.fit import Training, fit, prepare
 from smf_jax.train.prefix_cache import uses_cache, with_prefixes
@@ -67,16 +67,16 @@ def finetune(
         base = load_base(config, console)
         task = load_task(config, base, console)
         model = base.model
-        if task.table is not None:
-            model = with_rows(model, task.table.slots)
+        if task.rows is not None:
+            model = with_rows(model, task.rows.slots)
         before = []
         if config.optim.method == "smf":  # the tables are all that trains
             before = [patch.snapshot(table[...]) for table in model.values]
         if config.optim.method == "lora":
             add_lora(model, config.optim.lora, rngs=nnx.Rngs(config.seed))
         run.begin(_record(config, base, task), base.tokenizer)
-        if task.table is not None and run.start is None and multihost.is_main():
-            sparse_table.save(run.run_dir / SLOTS, "slots", task.table)
+        if task.rows is not None and run.start is None and multihost.is_main():
+            task.rows.save(run.run_dir / SLOTS)
         points = [Evaluation.from_json(p) for p in run.progress.get("points", ())]
         lesson = Lesson(config, base, task, model, before, console)
         if run.start != config.steps:
@@ -170,7 +170,8 @@ def _data(
 ) -> tuple[Sequence[Batch], Background | None]:
     """Returns the facts, with their prefixes, and the background on the devices."""
     config, task = lesson.config, lesson.task
-    facts, background, layout = task.facts, task.background, training.layout
+    facts, layout = task.facts, training.layout
+    background = None if lesson.method().rows_per_fact else task.background
     if uses_cache(config, facts):
         per_batch = task.batch_size // config.grad_accum_steps
         graph, params = training.graph, training.params

@@ -84,8 +84,8 @@ def write_outputs(
     if lesson.before:
         change = _changed_rows(lesson, trainable)
         histogram = _slot_histogram(task.background, change)
-        if task.table is not None:
-            change = patch.at_slots(change, [task.table.slots])
+        if task.rows is not None:
+            change = patch.at_slots(change, [task.rows.slots])
         if multihost.is_main():
             patch.save(run.run_dir / PATCH, change)
     known, first, last = task.questions.known, points[0], points[-1]

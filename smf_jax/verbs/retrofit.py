@@ -92,7 +92,7 @@ def retrofit(
             texts = text_loss(base.model, data.held_out, config.data.batch_size)
             before = _measure(base.model, base, texts, data, console)
         model = add_memory(base.model, config.memory, config.seed)
-        if config.memory.kind == "calibrated" and run.start is None:
+        if config.memory.calibrated is not None and run.start is None:
             calibrate_memory(model, data.packed, config, console)
         run.begin(_record(config, base, data), base.tokenizer)
         if run.start == config.steps:

@@ -1,6 +1,5 @@
 """What a finetuning run teaches, and what it is evaluated on."""
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +13,19 @@ from smf_jax.data.fact_batches import stack_facts
 from smf_jax.data.prompts import PromptFormat
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.questions import Questions, load_questions
+from smf_jax.optim.methods import make_method
 from smf_jax.runs import Run
 from smf_jax.runs.files import SLOTS, USAGE
 from smf_jax.runs.load import corpus_of, find_base, require_context
 from smf_jax.runs.record import lineage_of, read_record
 from smf_jax.slots import document_frequency, sparse_table
 from smf_jax.slots.document_frequency import Background
-from smf_jax.slots.sparse_table import SlotCounts, background_of
+from smf_jax.slots.sparse_table import NO_ROWS, Rows, SlotCounts, background_of
 from smf_jax.train.prefix_cache import require_room, uses_cache
 from smf_jax.verbs.evaluate import asking_of, sample_texts
-from smf_jax.verbs.fact_reads import slots_read, with_facts
+from smf_jax.verbs.fact_reads import own_slots, slots_read, with_facts
+
+NO_ROW = 2**30  # larger than any row of a table
 
 
 class Task(NamedTuple):
@@ -35,8 +37,7 @@ class Task(NamedTuple):
     facts: list[Batch]  # the rows of each fact to teach
     batch_size: int  # facts per step
     background: Background | None  # of methods that select slots
-    # of a table of which only written rows exist: how many facts read each slot
-    table: SlotCounts | None = None
+    rows: Rows | None = None  # of a table of which only written rows exist
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
@@ -57,22 +58,45 @@ def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
     size = _batch_size(config, facts, console)
     task = Task(questions, asking, texts, facts, size, None)
     if isinstance(usage, SlotCounts):
-        return _with_table(task, base, usage)
+        return _with_rows(config, task, base, usage)
     if config.optim.select == "contrastive" and usage is not None:
         usage = with_facts(usage, base.model, facts)
     return task._replace(background=usage)
 
 
-def _with_table(task: Task, base: Run, documents: SlotCounts) -> Task:
-    """Adds the rows that the facts read, and those that earlier facts did."""
-    table = slots_read(base.model, task.facts)
+def _with_rows(
+    config: FinetuneConfig, task: Task, base: Run, documents: SlotCounts
+) -> Task:
+    """Adds the rows that the facts may write, and those that earlier facts wrote."""
+    reads = slots_read(base.model, task.facts)
+    facts = SlotCounts.of([of_fact.slots for of_fact in reads])
+    earlier = NO_ROWS
     if base.memory.num_rows:
-        earlier, _ = sparse_table.load(base.run_dir / SLOTS, "slots")
-        table = table.plus(earlier)
-    rows = dataclasses.replace(base.memory, num_rows=len(table.slots)).table_rows
-    unused = np.full(rows - len(table.slots), base.memory.num_slots, np.int32)
-    slots = np.concatenate([table.slots, unused])
-    return task._replace(background=background_of(slots, documents, table), table=table)
+        earlier = Rows.load(base.run_dir / SLOTS)
+        facts = facts.plus(earlier.facts)
+    score = make_method(config.optim, config.steps).score
+    most = config.optim.per_fact.rows
+    own = [of_fact.slots for of_fact in reads]
+    if most is not None:
+        own = own_slots(reads, documents, facts, score, most)
+    slots = np.unique(np.concatenate([earlier.slots, *own])).astype(np.int32)
+    batches = task.facts
+    if most is not None:
+        batches = [
+            fact._replace(own_rows=_padded(np.searchsorted(slots, of), most, fact))
+            for fact, of in zip(task.facts, own, strict=True)
+        ]
+    unused = base.memory.with_rows(len(slots)).table_rows - len(slots)
+    every = np.pad(slots, (0, unused), constant_values=base.memory.num_slots)
+    background = background_of(every, documents, facts)
+    rows = Rows(slots, facts)
+    return task._replace(facts=batches, background=background, rows=rows)
+
+
+def _padded(rows: np.ndarray, most: int, fact: Batch) -> np.ndarray:
+    """Returns the rows of a fact for each row of its batch, and ids of no row."""
+    rows = np.pad(rows.astype(np.int32), (0, most - len(rows)), constant_values=NO_ROW)
+    return np.broadcast_to(rows, (len(fact.tokens), most))
 
 
 def _batch_size(config: FinetuneConfig, facts: list[Batch], console: Console) -> int:
@@ -147,6 +171,11 @@ def _usage(
         return None
     if memory.num_rows is not None:
         return read_usage(base)
+    require(
+        config.optim.per_fact.rows is None,
+        f"optim.per_fact.rows={config.optim.per_fact.rows} is for a calibrated memory, "
+        f"whose reads are known beforehand: for {base.run_dir} name optim.top_t",
+    )
     require(
         config.optim.top_t <= memory.num_slots,
         f"optim.top_t={config.optim.top_t} exceeds the {memory.num_slots} slots of a "

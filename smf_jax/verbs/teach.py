@@ -126,7 +126,7 @@ def _require_teachable(config: TeachConfig, lineage: Lineage) -> None:
         "name its base, or an export of it",
     )
     require(
-        config.method != "smf" or memory is None or memory.kind == "calibrated",
+        config.method != "smf" or memory is None or memory.num_rows is not None,
         f"{config.model} has trained memory layers, whose rates are its own: teach it "
         "by smf finetune, or by --method lora",
     )

@@ -27,18 +27,26 @@ def tfidf(counts, document_frequency, num_documents):
 
 
 def contrastive(
-    counts, document_frequency, num_documents, fact_frequency, num_facts, contrast=1.5
+    counts,
+    document_frequency,
+    num_documents,
+    fact_frequency,
+    num_facts,
+    rarity,
+    contrast,
 ):
-    """Returns tfidf * (log((F + 1) / (ff + 1)) / log((F + 1) / 2))**contrast.
+    """Returns share of reads * idf**rarity * (log of rarity among facts)**contrast.
 
-    The base of the power lies in 0 .. 1.
+    The base of the last power is scaled to 1 for a slot of one fact, and is at least 0.
     """
-    scores = tfidf(counts, document_frequency, num_documents)
-    for slot, frequency in enumerate(fact_frequency):
-        share = math.log((num_facts + 1) / (frequency + 1))
-        share /= math.log((num_facts + 1) / 2)
-        scores[slot] *= min(max(share, 0), 1) ** contrast
-    return scores
+    scores = []
+    for slot, count in enumerate(counts):
+        of_text = math.log((num_documents + 1) / (document_frequency[slot] + 1))
+        of_facts = math.log((num_facts + 1) / (fact_frequency[slot] + 1))
+        of_facts /= math.log((num_facts + 1) / 2)
+        share = count / max(sum(counts), 1)
+        scores.append(share * of_text**rarity * min(max(of_facts, 0), 1) ** contrast)
+    return np.array(scores)
 
 
 def kl(counts, document_frequency):

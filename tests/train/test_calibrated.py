@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import ConfigError, MemoryConfig, ModelConfig, calibrated_memory
+from smf_jax.config import (
+    CalibratedConfig,
+    ConfigError,
+    MemoryConfig,
+    ModelConfig,
+    calibrated_memory,
+)
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import add_memory, with_rows
 from smf_jax.model.calibrated import CalibratedMemory, rows_of, unit
@@ -16,7 +22,6 @@ from tests.tiny import VOCAB, bits, call, fill, model_config, named
 
 DIM, TOKENS, SEQ, ROWS = 12, 10, 16, 8
 CONFIG = MemoryConfig(
-    kind="calibrated",
     layers=(1,),
     num_keys=6,
     num_heads=2,
@@ -24,6 +29,7 @@ CONFIG = MemoryConfig(
     key_dim=8,
     value_dim=DIM,
     placement="add",
+    calibrated=CalibratedConfig(num_rows=None),
 )
 SLOTS = np.array([2, 7, 11, 30, 35], np.int32)
 
@@ -48,7 +54,7 @@ def make_layer(config):
 
 def sparse(layer):
     """Returns the layer with rows for SLOTS alone, and its table."""
-    config = dataclasses.replace(CONFIG, num_rows=len(SLOTS))
+    config = CONFIG.with_rows(len(SLOTS))
     other = CalibratedMemory(config, DIM, rngs=nnx.Rngs(0))
     for name in ("mean", "projection", "keys", "gain"):
         getattr(other, name)[...] = getattr(layer, name)[...]
@@ -88,7 +94,7 @@ def test_the_layer_is_that_of_the_formula():
         float(layer.gain[...]),
         dict(zip(SLOTS.tolist(), np.asarray(ROWS_WRITTEN, float), strict=True)),
         CONFIG.top_k,
-        CONFIG.temperature,
+        CONFIG.calibrated.temperature,
     )
 
     got, _ = call(layer, X, table)
@@ -193,16 +199,19 @@ def test_rows_are_added_where_their_slots_are_and_earlier_ones_are_kept():
     ("changes", "words"),
     [
         ({"layers": (0, 1)}, "has one layer"),
-        ({"placement": "replace"}, "is not for memory.kind=calibrated"),
-        ({"num_rows": -1}, "must be 0 or more"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"placement": "replace"}, "is not for a calibrated memory"),
         ({"num_keys": 50_000}, "more than 2\\*\\*31 slots"),
-        ({"kind": "trained", "num_rows": 3}, "is for memory.kind=calibrated"),
     ],
 )
 def test_a_memory_that_cannot_be_calibrated_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"num_rows": -1}, {"temperature": 0.0}])
+def test_settings_of_calibration_are_checked(changes):
+    with pytest.raises(ConfigError, match="must be"):
+        CalibratedConfig(**changes)
 
 
 def test_rows_that_are_no_vectors_of_the_stream_are_refused():
