@@ -258,7 +258,7 @@ TAUGHT = {
     "run": "runs/a <run>",
     "base": "runs/base",
     "patch": "runs/a <run>/patch.safetensors",
-    "question": "taught question <b>0</b> ?",
+    "asked": ["taught question <b>0</b> ?"],
 }
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.config import FinetuneConfig, TeachConfig, config_hash
+from smf_jax.data.prompts import Prompt
+from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.forgetting import Forgetting, forgetting
 from smf_jax.evaluate.intervals import show_interval, wilson
 from smf_jax.evaluate.questions import GROUPS
@@ -51,7 +53,7 @@ def describe_result(
         "bytes": (
             patch.stat().st_size if is_patch else taught.trainable * BYTES_PER_NUMBER
         ),
-        "question": taught.questions.taught[0].text,
+        "asked": _asked(taught.questions.taught[0], taught.asking),
     }
 
 
@@ -60,6 +62,12 @@ def _kept(change: Forgetting) -> dict[str, Any]:
     share = 1 - len(change.lost) / change.right_before
     interval = wilson(share, change.right_before)
     return change._asdict() | {"share": share, "share_95": interval}
+
+
+def _asked(prompt: Prompt, asking: Asking) -> list[str]:
+    """Returns the arguments by which `smf ask` puts a prompt as it was taught."""
+    is_plain = not prompt.is_question and asking.form.kind != "plain"
+    return [prompt.text, *(["--prompt", "plain"] if is_plain else [])]
 
 
 def command_of(config: TeachConfig) -> str:
@@ -116,14 +124,13 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 def next_commands(result: dict[str, Any]) -> list[str]:
     """Returns the commands that ask, undo and export, a line each."""
     run = Path(result["run"])
-    undo = f"undo    smf ask {{}} {shlex.quote(result['question'])}"
-    undo = undo.format(shlex.quote(result["base"]))  # which is as it was
+    undo = shlex.join(["smf", "ask", result["base"], *result["asked"]])  # as it was
     if result["patch"]:
         undone = shlex.join([str(run), str(run.parent / "undone")])
-        undo = f"undo    smf patch revert {undone}"
+        undo = f"smf patch revert {undone}"
     return [
-        f"ask     {shlex.join(['smf', 'ask', str(run), result['question']])}",
-        undo,
+        f"ask     {shlex.join(['smf', 'ask', str(run), *result['asked']])}",
+        f"undo    {undo}",
         f"export  {shlex.join(['smf', 'export-hf', str(run), 'DIRECTORY'])}",
     ]
 
