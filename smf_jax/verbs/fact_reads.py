@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
@@ -67,7 +68,8 @@ def own_slots(
         width = -(-len(slots) // ROW_UNIT) * ROW_UNIT
         arrays = (counts, documents.at(slots), facts.at(slots))
         counts, of_documents, of_facts = (
-            np.pad(array, (0, width - len(slots))) for array in arrays
+            jnp.asarray(np.pad(array, (0, width - len(slots))), jnp.int32)
+            for array in arrays
         )
         background = (of_documents, documents.total, of_facts, facts.total)
         best = np.asarray(top_slots(score(counts, *background), min(most, width)))
