@@ -35,6 +35,8 @@ CASES = {
     "relevance gate": {"placement": "add", "relevance_gate": True},
     "two layers, one table": {"layers": (0, 1)},
     "two layers, two tables": {"layers": (0, 1), "share_values": False},
+    "calibrated": tiny.calibrated_config(num_rows=None),
+    "calibrated, written rows": tiny.calibrated_config(num_rows=11),
 }
 
 
@@ -47,7 +49,10 @@ def exact_products():
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def exported(request, tmp_path_factory):
     """Returns the configuration of a model, and where it was exported."""
-    config = model_config(memory=memory_config(**request.param))
+    memory = request.param
+    if isinstance(memory, dict):
+        memory = memory_config(**memory)
+    config = model_config(memory=memory)
     folder = tmp_path_factory.mktemp("torch") / "exported"
     tokenizer = train_tokenizer(["a b c"], "word", 9)
     hf.export_model(make_model(config), tokenizer, folder)
@@ -59,11 +64,6 @@ def pair(exported):
     """Returns our model and what PyTorch loads of its export."""
     config, folder = exported
     return make_model(config), torch_baseline.load(folder)
-
-
-def memory_layers(torch_model):
-    kind = torch_baseline.MemoryLayer
-    return [module for module in torch_model.modules() if isinstance(module, kind)]
 
 
 def by_slot(slots, weights):
@@ -83,7 +83,7 @@ def test_logits_and_reads_are_alike(pair):
         torch_logits = torch_model(input_ids=tokens).logits
 
     np.testing.assert_allclose(logits, torch_logits, atol=TOLERANCE)
-    layers = memory_layers(torch_model)
+    layers = torch_baseline.memory_layers(torch_model)
     assert len(reads) == len(layers) > 0
     for read, layer in zip(reads, layers, strict=True):
         got = by_slot(*read)
@@ -110,8 +110,10 @@ def test_positions_are_scaled_alike(kind, tmp_path):
 def test_ten_steps_write_the_same_slots_with_the_same_values(pair):
     model, torch_model = pair
     memory = model.config.memory
-    shape = (memory.num_tables, memory.num_slots)
+    shape = (memory.num_tables, memory.table_rows)
     frequency = np.random.default_rng(1).integers(0, DOCUMENTS + 1, shape, np.int32)
+    if memory.num_rows is not None:
+        frequency[:, memory.num_rows :] = DOCUMENTS  # rows that must stay zeros
     optim = OptimConfig(method="smf", optimizer="sgd", learning_rate=RATE, top_t=TOP_T)
     method = make_method(optim, STEPS)
     graph, state, frozen = init_state(model, method)
@@ -124,7 +126,7 @@ def test_ten_steps_write_the_same_slots_with_the_same_values(pair):
         batch = make_batch(seed=number)
         before = tables_of(state)
         counts = count((state.trainable, frozen), batch)
-        scores = jax.vmap(select.tfidf, (0, 0, None))(counts, *background)
+        scores = jax.vmap(select.tfidf, (0, 0, None))(counts, *background[:2])
         selected = [set(np.asarray(select.top_slots(row, TOP_T))) for row in scores]
         state, metrics = step(state, frozen, background, batch)
         after = tables_of(state)
@@ -137,7 +139,7 @@ def test_ten_steps_write_the_same_slots_with_the_same_values(pair):
         torch_tables = torch_model.model.memory_values
         tables = zip(before, after, selected, torch_slots, torch_tables, strict=True)
         for old, new, slots, torch_slots_of_table, torch_table in tables:
-            slots = {slot for slot in slots if slot < memory.num_slots}
+            slots = {slot for slot in slots if slot < memory.table_rows}
             assert set(torch_slots_of_table.tolist()) == slots
             # The gradient of a selected row may be 0, so that it does not move.
             moved = tiny.moved_rows(old, new)
@@ -173,8 +175,8 @@ def test_all_parameters_but_the_tables_are_frozen(pair):
     before = {
         name: param.detach().clone() for name, param in torch_model.named_parameters()
     }
-    memory = memory_layers(torch_model)[0].config
-    frequency = torch.zeros((memory.num_tables, memory.num_slots), dtype=torch.int32)
+    memory = torch_baseline.memory_layers(torch_model)[0].config
+    frequency = torch.zeros((memory.num_tables, memory.table_rows), dtype=torch.int32)
 
     optimizer = torch_baseline.train_only_values(torch_model, RATE)
     torch_baseline.smf_step(
@@ -216,7 +218,7 @@ def test_added_memory_layers_are_initialised_as_ours(plain):
 
     torch_model = torch_baseline.add_memory(plain, memory)
 
-    (layer,) = memory_layers(torch_model)
+    (layer,) = torch_baseline.memory_layers(torch_model)
     pairs = {
         "values/0": torch_model.model.memory_values[0],
         "blocks/1/memory/keys": layer.keys,

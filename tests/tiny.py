@@ -11,6 +11,7 @@ from flax import nnx
 
 from smf_jax import tree
 from smf_jax.config import (
+    CalibratedConfig,
     ComputeConfig,
     DataConfig,
     FinetuneConfig,
@@ -23,6 +24,7 @@ from smf_jax.config import (
     WorldConfig,
 )
 from smf_jax.data.batches import Batch
+from smf_jax.model.calibrated import unit
 from smf_jax.model.transformer import Transformer
 
 VOCAB, NUM_SLOTS, VALUE_DIM = 11, 25, 7
@@ -40,6 +42,13 @@ LORA = OptimConfig(method="lora", learning_rate=0.003)
 def memory_config(**changes) -> MemoryConfig:
     config = {"layers": (1,), "num_keys": 5, "num_heads": 2, "top_k": 3}
     return MemoryConfig(**config | {"key_dim": 8, "value_dim": VALUE_DIM} | changes)
+
+
+def calibrated_config(num_rows: int | None, **changes) -> MemoryConfig:
+    """Returns a calibrated memory for `model_config`."""
+    settings = {"value_dim": 12, "placement": "add"}
+    settings["calibrated"] = CalibratedConfig(num_rows=num_rows)
+    return memory_config(**settings | changes)
 
 
 def model_config(**changes) -> ModelConfig:
@@ -113,11 +122,25 @@ def fill(make: Callable[[], nnx.Module], seed: int = 0) -> nnx.Module:
         numbers = rng.normal(size=leaf.shape)
         if "scale" in tree.leaf_name(path):
             numbers = 1 + 0.3 * numbers
-        elif "bias" not in tree.leaf_name(path):
+        elif leaf.ndim > 1 and "bias" not in tree.leaf_name(path):
             numbers = numbers * leaf.shape[-2] ** -0.5
         return jnp.asarray(numbers, leaf.dtype)
 
-    return nnx.merge(graph, jax.tree.map_with_path(draw, nnx.as_pure(shapes)))
+    model = nnx.merge(graph, jax.tree.map_with_path(draw, nnx.as_pure(shapes)))
+    memory = getattr(model, "config", None) and getattr(model.config, "memory", None)
+    if memory is not None and memory.num_rows is not None:
+        _fill_rows(model, memory)
+    return model
+
+
+def _fill_rows(model: Transformer, memory: MemoryConfig) -> None:
+    """Gives the rows of a calibrated memory every other slot, and others zeros."""
+    layer = model.blocks[memory.layers[0]].memory
+    layer.keys[...] = unit(layer.keys[...])
+    slots = np.full(memory.table_rows, memory.num_slots, np.int32)
+    slots[: memory.num_rows] = 2 * np.arange(memory.num_rows)
+    layer.slots[...] = jnp.asarray(slots)
+    model.values[0][...] = model.values[0][...].at[memory.num_rows :].set(0)
 
 
 def call(model: nnx.Module, *args):

@@ -22,6 +22,7 @@ HELP = """usage: smf VERB [OPTIONS] [--debug]
   import-hf  import a Hugging Face model       smf import-hf OWNER/NAME RUN
   retrofit   add memory layers to a model      smf retrofit configs/NAME.py
   export-hf  export a model to Hugging Face    smf export-hf RUN DIRECTORY
+  patch      show, apply or revert a patch     smf patch revert RUN OUT
   data       write a data set for tfds         smf data to-tfds FILE DIR
   plan       check if a run fits TPUs or GPUs  smf plan CONFIG --topology v5e-8
   bench      benchmark this machine            smf bench --out runs/bench

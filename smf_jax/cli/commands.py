@@ -1,4 +1,4 @@
-"""The verbs of the `smf` command; models.py, plan.py and data.py hold some."""
+"""The verbs of the `smf` command; other files of this room hold some."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from smf_jax.cli.data import data
 from smf_jax.cli.files import Flat, RunDir, load_config, recorded_mesh
 from smf_jax.cli.models import export_hf, import_hf, retrofit
 from smf_jax.cli.options import parse
+from smf_jax.cli.patch import patch
 from smf_jax.cli.plan import plan
 from smf_jax.cli.teach import teach
 from smf_jax.config import (
@@ -245,7 +246,7 @@ VERBS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (
         *(teach, demo, pretrain, usage, finetune, evaluate, ask),
-        *(import_hf, retrofit, export_hf, data, plan, bench, verify, doctor),
+        *(import_hf, retrofit, export_hf, patch, data, plan, bench, verify, doctor),
         completion,
     )
 }

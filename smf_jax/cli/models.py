@@ -109,7 +109,8 @@ def retrofit(arguments: Sequence[str], console: Console) -> int:
     from smf_jax.verbs.retrofit import retrofit
 
     result = retrofit(config, console, resume)
-    console.print(f"figure: {report.draw_retrofit(result.run_dir)}")
+    if config.steps > 0:
+        console.print(f"figure: {report.draw_retrofit(result.run_dir)}")
     if not result.healed:
         print(f"smf retrofit: {result.verdict}: train more steps", file=sys.stderr)
         return 1

@@ -10,7 +10,13 @@ from rich.console import Console
 
 from smf_jax.cli.files import read_config, shown
 from smf_jax.cli.options import HELP, LIST, parse
-from smf_jax.config import FinetuneConfig, PretrainConfig, RetrofitConfig, require
+from smf_jax.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    RetrofitConfig,
+    calibrated_memory,
+    require,
+)
 
 KINDS = (PretrainConfig, RetrofitConfig, FinetuneConfig)
 
@@ -19,6 +25,10 @@ def plan(arguments: Sequence[str], console: Console) -> int:
     """Compiles a run's training step for TPUs or GPUs that need not be attached."""
     config, names, texts, timeout, as_json = _parse(arguments)
     require(texts is None or texts > 0, f"--texts {texts} must be above 0")
+    require(
+        config.steps > 0,
+        "a retrofit of 0 steps calibrates a memory: it has no training step to plan",
+    )
     lineage = _lineage(config)
     from smf_jax.plan import compile, report, topology
     from smf_jax.plan.abstract_step import batch_shape
@@ -95,5 +105,9 @@ def _lineage(config: Any) -> Any:
         advice = "name the configuration file that makes it: --base configs/NAME.py"
         require(base.is_dir(), f"{base}: no such run directory; {advice}")
         lineage = lineage_of(read_record(base))
-    name = "retrofit" if isinstance(config, RetrofitConfig) else "finetune"
-    return lineage._replace(**{name: config})
+    if isinstance(config, FinetuneConfig):
+        return lineage._replace(finetune=config)
+    if config.memory is None:
+        memory = calibrated_memory(lineage.model)
+        config = dataclasses.replace(config, memory=memory)
+    return lineage._replace(retrofit=config)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from smf_jax import multihost
-from smf_jax.config import ModelConfig, require
+from smf_jax.config import MemoryConfig, ModelConfig, require
 from smf_jax.hf.config import read_config
 from smf_jax.hf.files import shorten
 from smf_jax.hf.names import hf_name, is_transposed
@@ -22,7 +22,7 @@ from smf_jax.sharding import ONE_DEVICE, MeshLayout
 from smf_jax.tree import named
 
 HEAD = hf_name("head/kernel")
-FLOATS = ("F32", "F16", "BF16")
+FLOATS, INTEGERS = ("F32", "F16", "BF16"), ("I32",)
 # Buffers in old files, which follow from the configuration.
 _DERIVED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -49,6 +49,7 @@ def import_model(
     params = named(nnx.as_pure(nnx.state(abstract)))
     _require_matching(source.path, params, headers)
     loaded = _read(source, {hf_name(name): name for name in params})
+    _require_slots(source.path, loaded, config.memory)
     head = loaded.pop(HEAD, None)
     require(
         head is None or np.array_equal(head, loaded["embedding"]),
@@ -76,9 +77,11 @@ def _require_matching(
         for name, leaf in params.items()
     }
     wrong = [f"{name} is missing" for name in expected.keys() - headers.keys()]
+    integers = {hf_name(n) for n, leaf in params.items() if leaf.dtype == np.int32}
     for name, (shape, dtype) in headers.items():
-        if dtype not in FLOATS:
-            wrong.append(f"{name} is {dtype}, not one of {', '.join(FLOATS)}")
+        types = INTEGERS if name in integers else FLOATS
+        if dtype not in types:
+            wrong.append(f"{name} is {dtype}, not one of {', '.join(types)}")
         elif name in expected and shape != expected[name]:
             want = list(expected[name])
             wrong.append(f"{name} is {list(shape)}, but {CONFIG} says {want}")
@@ -88,6 +91,22 @@ def _require_matching(
     require(not wrong, f"{path}: tensors do not match {CONFIG}: {listed}")
 
 
+def _require_slots(
+    path: Path, loaded: dict[str, Array], memory: MemoryConfig | None
+) -> None:
+    """Raises `ConfigError` unless the slots of a calibrated memory's rows rise."""
+    if memory is None or memory.num_rows is None:
+        return
+    name = f"blocks/{memory.layers[0]}/memory/slots"
+    used, unused = np.split(np.asarray(loaded[name]), [memory.num_rows])
+    is_rising = (np.diff(used, prepend=-1, append=memory.num_slots) > 0).all()
+    require(
+        bool(is_rising) and bool((unused == memory.num_slots).all()),
+        f"{path}: {hf_name(name)} does not name {memory.num_rows} slots in order, then "
+        f"{memory.num_slots} for each row that is not used",
+    )
+
+
 def _read(source: Source, names: dict[str, str]) -> dict[str, Array]:
     """Returns every parameter by our name; the head of a tied model by its own."""
     loaded = {}
@@ -95,7 +114,8 @@ def _read(source: Source, names: dict[str, str]) -> dict[str, Array]:
         multihost.busy(f"reading {tensor_name}")
         if _DERIVED.fullmatch(tensor_name):
             continue
-        array = array.astype(np.float32)
+        if array.dtype != np.int32:
+            array = array.astype(np.float32)
         require(
             bool(np.isfinite(array).all()),
             f"{source.path}: {tensor_name} holds numbers that are not finite",

@@ -19,6 +19,10 @@ _LAYER = {
     "feed_forward/up/kernel": "mlp.up_proj.weight",
     "feed_forward/down/kernel": "mlp.down_proj.weight",
     # No such model has memory layers: these names are those of `torch_baseline`.
+    "memory/mean": "mlp.memory.mean",
+    "memory/projection": "mlp.memory.projection",
+    "memory/gain": "mlp.memory.gain",
+    "memory/slots": "mlp.memory.slot_ids",
     "memory/query/kernel": "mlp.memory.query.weight",
     "memory/keys": "mlp.memory.keys",
     "memory/query_norm/scale": "mlp.memory.query_norm.weight",

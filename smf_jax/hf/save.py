@@ -164,7 +164,7 @@ def _write_tensors(folder: Path, model: Transformer, dtype: Dtype) -> None:
     params = {hf_name(name): (name, leaf) for name, leaf in params.items()}
     split = huggingface_hub.split_state_dict_into_shards_factory(
         params,
-        get_storage_size=lambda param: param[1].size * jnp.dtype(dtype).itemsize,
+        get_storage_size=lambda param: param[1].size * _type(param[1], dtype).itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
@@ -176,8 +176,13 @@ def _write_tensors(folder: Path, model: Transformer, dtype: Dtype) -> None:
         files.write_model_json(folder / files.INDEX, index)
 
 
+def _type(leaf: Array, dtype: Dtype) -> np.dtype:
+    """Returns the type that an array is written in; integers stay what they are."""
+    return jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+
+
 def _to_numpy(name: str, leaf: Array, dtype: Dtype) -> np.ndarray:
-    array = np.asarray(leaf.astype(dtype))
+    array = np.asarray(leaf.astype(_type(leaf, dtype)))
     return np.ascontiguousarray(array.T) if is_transposed(name) else array
 
 
@@ -199,7 +204,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, carried) -> None:
 def _require_same(model: Transformer, exported: Transformer, dtype: Dtype) -> None:
     graph, params = nnx.split(model)
     rounded = jax.tree.map(
-        lambda leaf: leaf.astype(dtype).astype(leaf.dtype), nnx.as_pure(params)
+        lambda leaf: leaf.astype(_type(leaf, dtype)).astype(leaf.dtype),
+        nnx.as_pure(params),
     )
     exported_graph, written = nnx.split(exported)
     written = nnx.as_pure(written)

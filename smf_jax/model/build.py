@@ -70,30 +70,48 @@ def add_memory(model: Transformer, memory: MemoryConfig, seed: int) -> Transform
     )
 
 
+def slots_with_rows(model: Transformer) -> Int[np.ndarray, " rows"]:
+    """Returns the slots of a calibrated memory that have a row, rising."""
+    memory = model.config.memory
+    (layer,) = memory.layers
+    return np.asarray(model.blocks[layer].memory.slots[...])[: memory.num_rows]
+
+
 def with_rows(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transformer:
     """Returns a model whose calibrated memory has rows for these slots, too.
 
     Rows that it has already are kept, new ones are zeros: the model computes the same.
     All other parameters are the same arrays.
     """
-    memory = model.config.memory
+    return _with_table_of(model, np.union1d(slots_with_rows(model), slots))
+
+
+def without_rows(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transformer:
+    """Returns a model whose calibrated memory has no rows for these slots.
+
+    All other rows are kept, and all other parameters are the same arrays.
+    """
+    return _with_table_of(model, np.setdiff1d(slots_with_rows(model), slots))
+
+
+def _with_table_of(model: Transformer, slots: Int[np.ndarray, " rows"]) -> Transformer:
+    """Returns a model with rows for these slots alone, zeros where it had none."""
+    memory = model.config.memory.with_rows(len(slots))
     (layer,) = memory.layers
-    before = np.asarray(model.blocks[layer].memory.slots[...])[: memory.num_rows]
-    after = np.union1d(before, slots).astype(np.int32)
-    memory = memory.with_rows(len(after))
     config, layout = dataclasses.replace(model.config, memory=memory), model.layout
-    unused = np.full(memory.table_rows - len(after), memory.num_slots, np.int32)
-    places = np.searchsorted(after, before)
+    unused = np.full(memory.table_rows - len(slots), memory.num_slots, np.int32)
+    kept = np.intersect1d(slots, slots_with_rows(model), return_indices=True)
+    _, places, rows_before = kept
 
     @functools.partial(jax.jit, out_shardings=layout.sharding(layout.table_spec))
-    def widen(values):
+    def resize(values):
         rows = jnp.zeros((memory.table_rows, memory.value_dim), values.dtype)
-        return rows.at[places].set(values[: len(before)])
+        return rows.at[places].set(values[rows_before])
 
     params = named(nnx.as_pure(nnx.state(model)))
-    ids = layout.device_put(np.concatenate([after, unused]))
-    params[f"blocks/{layer}/memory/slots"] = ids
-    params["values/0"] = widen(model.values[0][...])
+    ids = np.concatenate([slots, unused]).astype(np.int32)
+    params[f"blocks/{layer}/memory/slots"] = layout.device_put(ids)
+    params["values/0"] = resize(model.values[0][...])
     return assemble(abstract_model(config, layout), params)
 
 

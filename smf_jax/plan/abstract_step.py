@@ -10,11 +10,11 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import PyTree
 
-from smf_jax.config import FinetuneConfig, require
+from smf_jax.config import FinetuneConfig, ModelConfig, TrainConfig, require
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import abstract_model
 from smf_jax.model.lora import add_lora
-from smf_jax.optim.methods import make_method
+from smf_jax.optim.methods import Method, make_method
 from smf_jax.runs.record import Lineage, lineage_of
 from smf_jax.sharding import AXES, BATCH, make_layout, with_shardings
 from smf_jax.slots.document_frequency import Background
@@ -37,8 +37,9 @@ def abstract_step(
 ) -> AbstractStep:
     """Returns the training step of a run for devices that need not be attached.
 
-    Reads no data: assumes the largest vocabulary that the configuration allows, and no
-    cached prefix (`reuse_prefix`).
+    Reads no data: assumes the largest vocabulary that the configuration allows, no
+    cached prefix (`reuse_prefix`), and a calibrated table with a row for each slot that
+    a batch can read.
 
     Args:
       lineage: The run and the runs that its model comes from.
@@ -57,15 +58,13 @@ def abstract_step(
         config.optim.method != "smf" or model.memory is not None,
         "optim.method=smf trains memory layers, but the base model has none",
     )
+    model = _with_rows(model, config, rows * seq_len)
     layout = make_layout(config.mesh, config.compute, model.memory, devices)
     if layout.mesh is None:  # means the default device of this host
         types = (AxisType.Auto,) * len(AXES)
         mesh = Mesh(np.reshape(devices[:1], (1, 1, 1)), AXES, axis_types=types)
         layout = dataclasses.replace(layout, mesh=mesh)
-    rate, balance = 1.0, 0.0
-    if not isinstance(config, FinetuneConfig):
-        rate, balance = config.values_lr_scale, config.balance_weight
-    method = make_method(config.optim, config.steps, rate)
+    method, balance = _method(model, config)
 
     def make() -> nnx.Module:
         module = abstract_model(model, layout)
@@ -77,19 +76,52 @@ def abstract_step(
     parts = config.grad_accum_steps
     step = make_step(graph, model.memory, method, parts, balance, 0, layout)
     background = None
-    if method.score is not None:
+    if method.score is not None and method.rows_per_fact is None:
+        has_rows = model.memory.num_rows is not None
+        with_facts = has_rows or config.optim.select == "contrastive"
         counts = (model.memory.num_tables, model.memory.table_rows)
         shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in (counts, ())]
-        background = with_shardings(Background(*shapes), background_shardings(layout))
-    shape = (rows + layout.padding_rows(rows, parts), seq_len)
+        background = Background(*shapes, *(shapes if with_facts else ()))
+        shardings = background_shardings(layout, with_facts)
+        background = with_shardings(background, shardings)
+    rows += layout.padding_rows(rows, parts)
     split = layout.sharding(PartitionSpec(BATCH))
-    integers = jax.ShapeDtypeStruct(shape, np.int32, sharding=split)
-    floats = jax.ShapeDtypeStruct(shape, np.float32, sharding=split)
-    batch = Batch(*(integers,) * 6)._replace(weights=floats)
+
+    def array(width: int, dtype: type) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, width), dtype, sharding=split)
+
+    batch = Batch(*(array(seq_len, np.int32),) * 6)
+    batch = batch._replace(weights=array(seq_len, np.float32))
+    if method.rows_per_fact is not None:
+        batch = batch._replace(own_rows=array(method.rows_per_fact, np.int32))
     groups = _groups(state, frozen) | {"background": background, "batch": batch}
     groups = {name: tree for name, tree in groups.items() if tree}
     arguments = (state, frozen, background, batch)
     return AbstractStep(step, arguments, groups, dict(layout.mesh.shape))
+
+
+def _with_rows(model: ModelConfig, config: TrainConfig, tokens: int) -> ModelConfig:
+    """Returns a model with all rows that facts of so many tokens can read."""
+    memory = model.memory
+    is_taught = isinstance(config, FinetuneConfig)
+    if not is_taught or memory is None or memory.num_rows is None:
+        return model
+    reads = memory.num_rows + tokens * memory.num_heads * memory.top_k
+    memory = memory.with_rows(min(reads, memory.num_slots))
+    return dataclasses.replace(model, memory=memory)
+
+
+def _method(model: ModelConfig, config: TrainConfig) -> tuple[Method, float]:
+    """Returns the method of a run, and the weight of the balance loss."""
+    if not isinstance(config, FinetuneConfig):
+        rate = config.values_lr_scale
+        return make_method(config.optim, config.steps, rate), config.balance_weight
+    facts = config.batch_size
+    method = make_method(config.optim, config.steps, facts_per_step=facts)
+    if method.rows_per_fact is not None:
+        top_t = min(method.top_t, model.memory.table_rows)
+        method = method._replace(top_t=top_t)
+    return method, 0.0
 
 
 def step_of_record(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from smf_jax import checkpoint, hf
@@ -14,9 +13,9 @@ from smf_jax.data.corpus import load_corpus
 from smf_jax.data.tokenizer import Tokenizer
 from smf_jax.runs.load import Run, all_params, find_base, load_run, warn_unhealed
 from smf_jax.runs.open import Resume, open_run
+from smf_jax.runs.patched import patched
 from smf_jax.runs.record import Lineage, describe, lineage_of, read_record
 from smf_jax.sharding import ONE_DEVICE
-from smf_jax.slots import patch
 
 
 def import_run(
@@ -97,7 +96,7 @@ def export_run(
     run = load_run(run_dir, layout=ONE_DEVICE)
     warn_unhealed(run, console)
     if patch_file is not None:
-        _apply_patch(run, patch_file)
+        run = run._replace(model=patched(run, Path(patch_file)))
     imported = run.lineage.imported
     base_name, base_revision = _base_of(run)
     hf.export_model(
@@ -124,18 +123,6 @@ def export_run(
         f"exported {run_dir} to {directory}: read back, it equals the model{rounded}"
     )
     return Path(directory)
-
-
-def _apply_patch(run: Run, patch_file: str) -> None:
-    change = patch.load(Path(patch_file))
-    require(
-        change.base_hash == run.model_hash,
-        f"{patch_file} belongs to model {change.base_hash}, but {run.run_dir} is "
-        f"{run.model_hash}",
-    )
-    before = [np.asarray(table[...]) for table in run.model.values]
-    for table, rows in zip(run.model.values, patch.apply(before, change), strict=True):
-        table[...] = jax.numpy.asarray(rows)
 
 
 def _report_keys(

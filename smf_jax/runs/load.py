@@ -28,10 +28,14 @@ from smf_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_hash
 from smf_jax.model.build import abstract_model, assemble, with_rows
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
-from smf_jax.optim.methods import TRAINABLE, is_memory_variable
 from smf_jax.runs.files import CONFIG, RETROFIT, SLOTS, TOKENIZER, read_result
 from smf_jax.runs.layout import layout_of
-from smf_jax.runs.record import Lineage, lineage_of, read_record
+from smf_jax.runs.record import (
+    Lineage,
+    lineage_of,
+    read_record,
+    saved_variables,
+)
 from smf_jax.sharding import MeshLayout, make_layout, with_shardings
 from smf_jax.slots.sparse_table import Rows
 from smf_jax.tree import named
@@ -185,9 +189,8 @@ def warn_unhealed(run: Run, console: Console) -> None:
 def _load_model(
     run_dir, step, record, lineage: Lineage, tokenizer, layout
 ) -> Transformer:
-    own = lineage.own
-    method = "full" if own is lineage.imported else own.optim.method
-    if method == "full":
+    own, saved = lineage.own, saved_variables(lineage)
+    if saved is nnx.Variable:
         model = abstract_model(model_config(lineage, tokenizer), layout)
     else:  # the checkpoint holds the trainable parameters, the base all others
         base = load_run(find_base(run_dir, own.base), layout=layout)
@@ -196,17 +199,17 @@ def _load_model(
             f"{run_dir} was trained over model {record['base_hash']}, but "
             f"{base.run_dir} is {base.model_hash}",
         )
-        model = base.model
+        model, method = base.model, own.optim.method
         if method == "lora":
             add_lora(model, own.optim.lora, rngs=nnx.Rngs(own.seed))
         elif method == "smf" and model.config.memory.num_rows is not None:
             model = with_rows(model, Rows.load(run_dir / SLOTS).slots)
         elif own is lineage.retrofit:
             fresh = abstract_model(model_config(lineage, tokenizer), layout)
-            memory = nnx.state(fresh, is_memory_variable)
+            memory = nnx.state(fresh, saved)
             loaded = _load_params(run_dir, step, memory, layout)
             return assemble(fresh, named(all_params(model)) | named(loaded))
-    graph, trained, rest = nnx.split(model, TRAINABLE[method], ...)
+    graph, trained, rest = nnx.split(model, saved, ...)
     return nnx.merge(graph, _load_params(run_dir, step, trained, layout), rest)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import dacite
 import jax
+from flax import nnx
 
 from smf_jax import hf
 from smf_jax.config import (
@@ -26,6 +27,7 @@ from smf_jax.config import (
     with_absolute_paths,
 )
 from smf_jax.data.tokenizer import Tokenizer, tokenizer_hash
+from smf_jax.optim.methods import TRAINABLE, is_memory_variable
 from smf_jax.runs.files import CONFIG, read_json
 from smf_jax.sharding import choose_products
 
@@ -148,6 +150,15 @@ def lineage_of(record: dict[str, Any]) -> Lineage:
     if (lineage.pretrain is None) == (lineage.imported is None):
         raise TypeError("a model is either pretrained or imported")
     return lineage
+
+
+def saved_variables(lineage: Lineage) -> Any:
+    """Returns what the checkpoints of a run hold, as a filter for `nnx.split`."""
+    own = lineage.own
+    if own is lineage.retrofit:
+        return is_memory_variable
+    method = "full" if own is lineage.imported else own.optim.method
+    return nnx.Variable if method == "full" else TRAINABLE[method]
 
 
 def as_recorded(config: Any) -> Any:

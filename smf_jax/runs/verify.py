@@ -10,7 +10,7 @@ from smf_jax import checkpoint
 from smf_jax.config import ConfigError, require
 from smf_jax.runs.files import EVALUATION, PATCH, USAGE, read_result
 from smf_jax.runs.load import Run, is_finished, load_run, warn_unhealed
-from smf_jax.slots import document_frequency, patch
+from smf_jax.slots import document_frequency, patch, sparse_table
 
 
 def verify(run_dir: Path, console: Console) -> bool:
@@ -48,8 +48,12 @@ def _output_damage(run_dir: Path, run: Run) -> list[str]:
     damage = checkpoint.output_problems(run_dir, checkpoint.read(run_dir, run.step))
     memory = run.model.config.memory
     if memory is not None and (run_dir / USAGE).exists():
-        expected = (run.model_hash, memory.num_tables, memory.num_slots)
-        damage += _refusal(document_frequency.load, run_dir / USAGE, *expected)
+        expected = [run.model_hash]
+        load = sparse_table.load_usage
+        if memory.num_rows is None:
+            expected += [memory.num_tables, memory.num_slots]
+            load = document_frequency.load
+        damage += _refusal(load, run_dir / USAGE, *expected)
     if (run_dir / PATCH).exists():
         damage += _refusal(patch.load, run_dir / PATCH)
     for path in sorted(run_dir.glob(f"{Path(EVALUATION).stem}*.json")):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from smf_jax.config import ConfigError, require
 from smf_jax.slots import tensor_file
+from smf_jax.slots.sparse_table import SlotCounts
 
 ROWS_PER_TRANSFER = 8192  # from devices to the host
 
@@ -26,11 +27,33 @@ class TableDiff(NamedTuple):
     after: Float[np.ndarray, "rows value_dim"]
 
 
+class Origin(NamedTuple):
+    """How a patch was made; the run that it was made by can be made again from it."""
+
+    facts: int  # how many this patch teaches
+    kind: str  # of the memory
+    num_slots: int
+    layers: list[int]
+    finetune: dict[str, Any]  # the configuration
+    corpus_hash: str | None  # of the questions
+    usage_hash: str | None
+
+
 class Patch(NamedTuple):
     """The rows of each table that differ between a base model and a finetuned one."""
 
     tables: tuple[TableDiff, ...]
     base_hash: str  # of the base model's parameters
+    origin: Origin | None = None
+    # Of a table of which only written rows exist: how many facts of this patch read
+    # each slot, and the slots that had no row before.
+    reads: SlotCounts | None = None
+    added: Int[np.ndarray, " slots"] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables that differ."""
+        return sum(len(table.slots) for table in self.tables)
 
 
 def snapshot(table: Array) -> Callable[[], Array]:
@@ -110,6 +133,24 @@ def at_slots(patch: Patch, slots: Sequence[Int[np.ndarray, " rows"]]) -> Patch:
     return patch._replace(tables=tuple(moved))
 
 
+def at_rows(patch: Patch, slots: Sequence[Int[np.ndarray, " rows"]]) -> Patch:
+    """Returns a patch by rows, given one by slots, and the slots of the rows, rising.
+
+    Raises:
+      ConfigError: A slot has no row.
+    """
+    moved = []
+    for table, of_table in zip(patch.tables, slots, strict=True):
+        absent = np.setdiff1d(table.slots, of_table)
+        require(
+            len(absent) == 0,
+            f"the table has no row for slots {absent[:5].tolist()} of the patch",
+        )
+        rows = np.searchsorted(of_table, table.slots).astype(np.int32)
+        moved.append(table._replace(slots=rows))
+    return patch._replace(tables=tuple(moved))
+
+
 def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
     """Returns copies of the base model's tables with the patch applied.
 
@@ -133,7 +174,7 @@ def apply(tables: Tables, patch: Patch) -> list[np.ndarray]:
         other = slots[(_bits(table[slots]) != _bits(before)).any(axis=1)]
         require(
             len(other) == 0,
-            f"the table is not as the patch expects it at slots {other.tolist()[:5]}",
+            f"the table is not as the patch expects it at rows {other.tolist()[:5]}",
         )
         table = table.copy()
         table[slots] = after
@@ -164,6 +205,15 @@ def save(path: Path, patch: Patch) -> None:
         if name != "before" or array.view(np.uint8).any()  # zeros are left out
     }
     metadata = {"base_hash": patch.base_hash, "tables": len(patch.tables)}
+    metadata["rows"] = patch.rows
+    if patch.origin is not None:
+        metadata |= patch.origin._asdict()
+    if patch.reads is not None:
+        of_facts = {
+            "reads/slots": patch.reads.slots,
+            "reads/counts": patch.reads.counts,
+        }
+        arrays |= of_facts | {"added": patch.added}
     tensor_file.save(path, "patch", arrays, metadata)
 
 
@@ -180,7 +230,7 @@ def load(path: Path) -> Patch:
             slots, after = arrays[f"{number}/slots"], arrays[f"{number}/after"]
             before = arrays.get(f"{number}/before", np.zeros_like(after))
             tables.append(TableDiff(slots, before, after))
-        base_hash = metadata["base_hash"]
+        patch = Patch(tuple(tables), metadata["base_hash"], *_about(arrays, metadata))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a patch file: lacks {error}") from error
     for slots, before, after in tables:
@@ -196,4 +246,15 @@ def load(path: Path) -> Patch:
             bool(np.isfinite(after.astype(np.float32)).all()),
             f"{path} would write rows that are not finite",
         )
-    return Patch(tuple(tables), base_hash)
+    return patch
+
+
+def _about(arrays, metadata) -> tuple:
+    """Returns how a patch was made, and what its facts read, as far as it says so."""
+    if "finetune" not in metadata:
+        return ()
+    origin, reads = Origin(**{name: metadata[name] for name in Origin._fields}), None
+    if "added" in arrays:
+        of_facts = (arrays["reads/slots"], arrays["reads/counts"])
+        reads = SlotCounts(*of_facts, origin.facts)
+    return origin, reads, arrays.get("added")

@@ -75,6 +75,11 @@ class Rows(NamedTuple):
     slots: Int[np.ndarray, " rows"]  # rising
     facts: SlotCounts  # earlier ones included
 
+    def plus(self, slots: Int[np.ndarray, " rows"], facts: SlotCounts) -> "Rows":
+        """Returns the rows of these slots, too, and what more facts read."""
+        both = np.union1d(self.slots, slots).astype(np.int32)
+        return Rows(both, self.facts.plus(facts))
+
     def save(self, path: Path) -> None:
         """Writes them to a file, atomically."""
         arrays = {"rows": self.slots}
@@ -107,6 +112,21 @@ def save(path: Path, kind: str, counts: SlotCounts, **provenance) -> None:
     """Writes counts to a file, atomically."""
     arrays = {"slots": counts.slots, "counts": counts.counts}
     tensor_file.save(path, kind, arrays, {"total": counts.total, **provenance})
+
+
+def load_usage(path: Path, model_hash: str) -> SlotCounts:
+    """Reads what the background read of one model.
+
+    Raises:
+      ConfigError: The file is missing or damaged, or belongs to another model.
+    """
+    counts, about = load(path, "usage")
+    require(
+        about.get("model_hash") == model_hash,
+        f"{path} was collected with model {about.get('model_hash')}, not {model_hash}: "
+        "run `smf usage` again",
+    )
+    return counts
 
 
 def load(path: Path, kind: str) -> tuple[SlotCounts, dict]:

@@ -147,7 +147,8 @@ def _k_means(
 @functools.partial(jax.jit, static_argnames="graph")
 def _read(graph, params, inputs) -> Array:
     memory = nnx.merge(graph, params)
-    return memory.layout.constrain(memory.read_slots(inputs[None]).slots[0])
+    reads = memory.read_slots(inputs[:, None])  # tokens are what devices share
+    return memory.layout.constrain(reads.slots[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -4,7 +4,6 @@ Reads of the lowest memory layer do not depend on any row. Those of layers above
 little: there they are counted once, before the first step.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Int
 
 from smf_jax import multihost
 from smf_jax.config.model import ROW_UNIT
@@ -22,7 +21,7 @@ from smf_jax.slots import document_frequency
 from smf_jax.slots.document_frequency import Background
 from smf_jax.slots.select import Score, top_slots
 from smf_jax.slots.sparse_table import SlotCounts
-from smf_jax.verbs.usage import make_read_counter
+from smf_jax.verbs.usage import make_read_counter, slots_of
 
 FACTS_PER_BATCH = 16
 
@@ -43,7 +42,7 @@ def slots_read(model: Transformer, facts: Sequence[Batch]) -> list[FactReads]:
         some = list(facts[start : start + FACTS_PER_BATCH])
         padding = some[-1:] * (FACTS_PER_BATCH - len(some))  # for one compilation
         batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *some, *padding)
-        slots = np.asarray(_slots(graph, params, model.layout.shard_batch(batch)))
+        slots = np.asarray(slots_of(graph, params, model.layout.shard_batch(batch)))
         slots = slots[: len(batch.tokens)].reshape(FACTS_PER_BATCH, -1, slots.shape[-1])
         for fact, of_fact in zip(some, slots, strict=False):
             of_tokens = of_fact[fact.segments.ravel() > 0]
@@ -75,15 +74,6 @@ def own_slots(
         best = np.asarray(top_slots(score(counts, *background), min(most, width)))
         own.append(np.sort(slots[best[best < len(slots)]]))
     return own
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _slots(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> Array:
-    model = nnx.merge(graph, params)
-    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
-    block = model.blocks[model.config.memory.layers[0]]
-    reads = block.memory.read_slots(block.feed_forward_norm(prefix.stream))
-    return model.layout.constrain(reads.slots)
 
 
 def with_facts(

@@ -25,6 +25,7 @@ from smf_jax.train.fit import Training
 from smf_jax.train.state import TrainState, as_saved
 from smf_jax.verbs.budget import Broken, describe_budget
 from smf_jax.verbs.evaluate import write_evaluation
+from smf_jax.verbs.patch import describe_change
 from smf_jax.verbs.task import Task
 
 
@@ -84,9 +85,8 @@ def write_outputs(
     if lesson.before:
         change = _changed_rows(lesson, trainable)
         histogram = _slot_histogram(task.background, change)
-        if task.rows is not None:
-            change = patch.at_slots(change, [task.rows.slots])
         if multihost.is_main():
+            change = describe_change(change, run.run_dir, task)
             patch.save(run.run_dir / PATCH, change)
     known, first, last = task.questions.known, points[0], points[-1]
     kept = known and forgetting(known, first.answers["known"], last.answers["known"])

@@ -38,13 +38,12 @@ from smf_jax.runs.files import RETROFIT, USAGE, read_result, write_result
 from smf_jax.runs.load import all_params, require_context
 from smf_jax.runs.record import describe
 from smf_jax.sharding import MeshLayout
-from smf_jax.slots import sparse_table
 from smf_jax.slots.usage_stats import CROWDED, usage_stats
 from smf_jax.train.fit import fit, prepare
 from smf_jax.verbs.calibrate import calibrate_memory, memory_share
 from smf_jax.verbs.evaluate import asking_of
 from smf_jax.verbs.pretrain import print_left_out
-from smf_jax.verbs.usage import make_read_counter
+from smf_jax.verbs.usage import make_read_counter, save_usage
 
 ACTIVE = 0.01  # least of what a memory adds, as a share of the feed-forward
 STATS_BATCHES = 16  # of training text, whose reads show how slots are used
@@ -154,7 +153,7 @@ def _calibrate_only(
         about = {"model_hash": model_hash, "corpus_hash": data.corpus.hash}
         if multihost.is_main():
             path = run.run_dir / USAGE
-            sparse_table.save(path, "usage", documents, document_shape=shape, **about)
+            save_usage(path, config.memory, documents, document_shape=shape, **about)
         slots = stats._asdict()
         write_result(run.run_dir / RETROFIT, {"healed": True, "slots": [slots]})
         params = nnx.as_pure(nnx.state(model, is_memory_variable))

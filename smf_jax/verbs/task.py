@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from smf_jax.config import AskConfig, FinetuneConfig, require
@@ -13,6 +14,7 @@ from smf_jax.data.fact_batches import stack_facts
 from smf_jax.data.prompts import PromptFormat
 from smf_jax.evaluate.asking import Asking
 from smf_jax.evaluate.questions import Questions, load_questions
+from smf_jax.model.build import slots_with_rows
 from smf_jax.optim.methods import make_method
 from smf_jax.runs import Run
 from smf_jax.runs.files import SLOTS, USAGE
@@ -38,6 +40,8 @@ class Task(NamedTuple):
     batch_size: int  # facts per step
     background: Background | None  # of methods that select slots
     rows: Rows | None = None  # of a table of which only written rows exist
+    reads: SlotCounts | None = None  # of these facts alone, of such a table
+    added: Int[np.ndarray, " slots"] | None = None  # slots without a row in the base
 
 
 def load_task(config: FinetuneConfig, base: Run, console: Console) -> Task:
@@ -69,11 +73,9 @@ def _with_rows(
 ) -> Task:
     """Adds the rows that the facts may write, and those that earlier facts wrote."""
     reads = slots_read(base.model, task.facts)
-    facts = SlotCounts.of([of_fact.slots for of_fact in reads])
-    earlier = NO_ROWS
-    if base.memory.num_rows:
-        earlier = Rows.load(base.run_dir / SLOTS)
-        facts = facts.plus(earlier.facts)
+    of_these = SlotCounts.of([of_fact.slots for of_fact in reads])
+    earlier = earlier_rows(base)
+    facts = of_these.plus(earlier.facts)
     score = make_method(config.optim, config.steps).score
     most = config.optim.per_fact.rows
     own = [of_fact.slots for of_fact in reads]
@@ -89,8 +91,29 @@ def _with_rows(
     unused = base.memory.with_rows(len(slots)).table_rows - len(slots)
     every = np.pad(slots, (0, unused), constant_values=base.memory.num_slots)
     background = background_of(every, documents, facts)
-    rows = Rows(slots, facts)
-    return task._replace(facts=batches, background=background, rows=rows)
+    return task._replace(
+        facts=batches,
+        background=background,
+        rows=Rows(slots, facts),
+        reads=of_these,
+        added=np.setdiff1d(slots, earlier.slots),
+    )
+
+
+def earlier_rows(base: Run) -> Rows:
+    """Returns the rows of a calibrated memory that facts taught before are for.
+
+    An import does not say what they read, and counts as one fact that read all rows.
+
+    Raises:
+      ConfigError: The file is missing or damaged.
+    """
+    if not base.memory.num_rows:
+        return NO_ROWS
+    if base.lineage.own is base.lineage.imported:
+        slots = slots_with_rows(base.model)
+        return Rows(slots, SlotCounts.of([slots]))
+    return Rows.load(base.run_dir / SLOTS)
 
 
 def _padded(rows: np.ndarray, most: int, fact: Batch) -> np.ndarray:
@@ -162,16 +185,16 @@ def _usage(
     config: FinetuneConfig, base: Run, console: Console
 ) -> Background | SlotCounts | None:
     """Returns what the background reads, if the method selects slots."""
-    method = config.optim.method
-    if method not in ("smf", "memory"):
-        return None
-    memory = base.memory  # raises if there is none to train
-    if method != "smf":
+    method, memory = config.optim.method, base.model.config.memory
+    if method in ("full", "memory") and memory is not None:
         require(
             memory.num_rows is None,
             f"optim.method={method} trains every row of a table, but {base.run_dir} "
-            "has written rows alone: use smf",
+            "has written rows alone: use smf or lora",
         )
+    if method in ("smf", "memory"):
+        memory = base.memory  # raises if there is none to train
+    if method != "smf":
         return None
     if memory.num_rows is not None:
         return read_usage(base)

@@ -1,9 +1,11 @@
 """Counts how many background documents read each slot of a run's memory."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +21,9 @@ from smf_jax.runs.files import USAGE
 from smf_jax.runs.layout import print_layout
 from smf_jax.runs.load import corpus_of, load_run, warn_unhealed
 from smf_jax.sharding import ONE_DEVICE, MeshLayout
-from smf_jax.slots import document_frequency
+from smf_jax.slots import document_frequency, sparse_table
 from smf_jax.slots.document_frequency import Background
+from smf_jax.slots.sparse_table import SlotCounts
 from smf_jax.train.smf_step import count_table_reads
 
 MAX_READ_BY_ALL = 0.5  # share of slots read by every document above which it warns
@@ -44,13 +47,35 @@ def make_read_counter(
     return count
 
 
+@functools.partial(jax.jit, static_argnames="graph")
+def slots_of(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> Array:
+    """Returns the slots that each token reads of a calibrated memory, rows or not."""
+    model = nnx.merge(graph, params)
+    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
+    block = model.blocks[model.config.memory.layers[0]]
+    reads = block.memory.read_slots(block.feed_forward_norm(prefix.stream))
+    return model.layout.constrain(reads.slots)
+
+
+def save_usage(
+    path: Path, memory: MemoryConfig, documents: SlotCounts, **provenance: Any
+) -> None:
+    """Writes what documents read of a calibrated memory, as its table needs it."""
+    if memory.num_rows is not None:
+        sparse_table.save(path, "usage", documents, **provenance)
+        return
+    frequency = documents.at(np.arange(memory.num_slots, dtype=np.int32))
+    background = Background(frequency[None].astype(np.int32), documents.total)
+    document_frequency.save(path, background, **provenance)
+
+
 def collect_usage(
     run_dir: str | Path,
     num_documents: int,
     console: Console,
     batch_size: int | None = None,
     mesh: MeshConfig | None = None,
-) -> Background:
+) -> Background | SlotCounts:
     """Counts the document frequency of a run's slots, and writes it into the run.
 
     A document is one batch of pretraining text, drawn with another seed; it has
@@ -66,7 +91,6 @@ def collect_usage(
     packed = pack_corpus(run.tokenizer, corpus, data)
     batches = packed_batches(packed, data, run.lineage.seed + 1)
     graph, params = nnx.split(run.model)
-    count = make_read_counter(graph, memory, layout)
     documents = track(
         itertools.islice(batches, num_documents),
         "usage",
@@ -75,37 +99,49 @@ def collect_usage(
         disable=not console.is_terminal,
     )
 
-    def slots_read(batch):
+    def put(batch):
         multihost.busy("counting reads of a document")
-        return count((params,), layout.shard_batch(batch)) > 0
+        return layout.shard_batch(batch)
 
-    background = document_frequency.collect(map(slots_read, documents))
+    shape = (data.batch_size, data.seq_len)
+    about = {"document_shape": shape, "model_hash": run.model_hash}
+    path, about = run.run_dir / USAGE, about | {"corpus_hash": corpus.hash}
+    if memory.num_rows is not None:
+        slots = ((slots_of(graph, params, put(each)), each) for each in documents)
+        counts = SlotCounts.of([_of_tokens(*each) for each in slots])
+        if multihost.is_main():
+            save_usage(path, memory, counts, **about)
+        by_all = np.sum(counts.counts == counts.total) / memory.num_slots
+        read = len(counts.slots) / memory.num_slots
+        _print_usage(counts.total, shape, read, by_all, console)
+        return counts
+    count = make_read_counter(graph, memory, layout)
+    reads = (count((params,), put(each)) > 0 for each in documents)
+    background = document_frequency.collect(reads)
     if multihost.is_main():
-        document_frequency.save(
-            run.run_dir / USAGE,
-            background,
-            document_shape=(data.batch_size, data.seq_len),
-            model_hash=run.model_hash,
-            corpus_hash=corpus.hash,
-        )
-    _print_usage(background, data.batch_size, data.seq_len, console)
+        document_frequency.save(path, background, **about)
+    frequency, total = background[:2]
+    read, by_all = np.mean(frequency > 0), np.mean(frequency == total)
+    _print_usage(total, shape, read, by_all, console)
     return background
 
 
+def _of_tokens(slots: Array, batch: Batch) -> Int[np.ndarray, "tokens reads"]:
+    """Returns the slots that the tokens of a batch read, without those of padding."""
+    return np.asarray(slots)[: len(batch.tokens)][batch.segments > 0]
+
+
 def _print_usage(
-    background: Background, batch_size: int, seq_len: int, console: Console
+    documents: int, shape: tuple[int, int], read: float, by_all: float, console: Console
 ) -> None:
-    frequency = background.document_frequency
-    read = np.mean(frequency > 0)
-    selectable = sum(document_frequency.selectable_slots(background))
-    in_all = 1 - selectable / frequency.size
+    rows, tokens = shape
     console.print(
-        f"usage: {background.num_documents} documents of {batch_size} x {seq_len} "
-        f"tokens read {read:.1%} of the slots; every document reads {in_all:.1%}"
+        f"usage: {documents} documents of {rows} x {tokens} tokens read {read:.1%} of "
+        f"the slots; every document reads {by_all:.1%}"
     )
-    if in_all > MAX_READ_BY_ALL:
+    if by_all > MAX_READ_BY_ALL:
         console.print(
-            f"WARNING: SMF never writes the {in_all:.0%} of the slots that every "
+            f"WARNING: SMF never writes the {by_all:.0%} of the slots that every "
             "document reads: use smaller documents (--batch-size) or more slots "
             "(memory.num_keys)",
             style="bold red",

@@ -18,7 +18,9 @@ from smf_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    PerFactConfig,
     PretrainConfig,
+    RetrofitConfig,
 )
 from smf_jax.data.batches import Batch
 from smf_jax.model.build import make_model
@@ -27,7 +29,7 @@ from smf_jax.plan.abstract_step import abstract_step, batch_shape
 from smf_jax.runs.record import Lineage
 from smf_jax.sharding import make_layout
 from smf_jax.train.state import init_state
-from tests.tiny import AS_FOR_USERS, VOCAB, pretrain_config
+from tests.tiny import AS_FOR_USERS, VOCAB, calibrated_config, pretrain_config
 
 MESH = MeshConfig(data=2, fsdp=2, model=2)
 SMF = OptimConfig(method="smf", optimizer="adamw", top_t=50)
@@ -107,6 +109,50 @@ def test_a_model_without_memory_is_not_taught_by_smf():
 
     with pytest.raises(ConfigError, match=r"optim\.method=smf"):
         planned(lineage._replace(pretrain=pretrain))
+
+
+# --- a calibrated memory ---
+
+
+def calibrated(**optim) -> Lineage:
+    """Returns the teaching of a memory of which no row exists yet."""
+    bare = dataclasses.replace(pretrained().pretrain.model, memory=None)
+    base = dataclasses.replace(pretrained().pretrain, model=bare)
+    retrofit = RetrofitConfig(
+        base="run",
+        run_dir="calibrated",
+        memory=calibrated_config(num_rows=0, value_dim=bare.dim),
+        data=base.data,
+    )
+    settings = {"method": "smf", "optimizer": "sgd", "select": "contrastive"}
+    lineage = taught(optim=OptimConfig(**settings | optim))
+    return lineage._replace(pretrain=base, retrofit=retrofit)
+
+
+def test_a_calibrated_table_is_planned_with_a_row_for_each_slot_that_can_be_read():
+    (table,) = planned(calibrated()).groups["memory values"].values()
+
+    # all 25 slots, which are fewer than the reads of a batch, in units of 512
+    assert table.shape == (512, 16)
+
+
+def test_the_background_of_a_calibrated_memory_also_counts_facts():
+    step = planned(calibrated(top_t=9))
+
+    _, _, background, batch = step.arguments
+    assert background.fact_frequency.shape == (1, 512)
+    assert background.num_facts.shape == ()
+    assert batch.own_rows is None
+    step.step.trace(*step.arguments)
+
+
+def test_rows_of_each_fact_are_an_argument_in_place_of_a_background():
+    step = planned(calibrated(per_fact=PerFactConfig(rows=7, answered=0.3)))
+
+    _, _, background, batch = step.arguments
+    assert background is None
+    assert batch.own_rows.shape == (8, 7)  # 6 facts, and 2 rows of padding
+    step.step.trace(*step.arguments)
 
 
 # --- the compiled program ---

@@ -7,15 +7,24 @@ from flax import nnx
 
 from smf_jax.config import (
     CalibratedConfig,
+    ComputeConfig,
     ConfigError,
     MemoryConfig,
+    MeshConfig,
     ModelConfig,
     calibrated_memory,
 )
 from smf_jax.data.batches import Batch
-from smf_jax.model.build import add_memory, with_rows
+from smf_jax.model.build import (
+    abstract_model,
+    add_memory,
+    assemble,
+    with_rows,
+    without_rows,
+)
 from smf_jax.model.calibrated import CalibratedMemory, rows_of, unit
 from smf_jax.model.transformer import Transformer
+from smf_jax.sharding import make_layout
 from smf_jax.train.calibrate import calibrate
 from tests.reference import calibrated as reference
 from tests.tiny import VOCAB, bits, call, fill, model_config, named
@@ -195,6 +204,18 @@ def test_rows_are_added_where_their_slots_are_and_earlier_ones_are_kept():
     assert not rows[4:].any()
 
 
+def test_rows_that_are_removed_leave_the_table_as_it_was_without_them():
+    model, _ = calibrated()
+    model = with_rows(model, np.array([5, 20]))
+    model.values[0][...] = model.values[0][...].at[:2].set(ROWS_WRITTEN[:2, :1])
+    want = named(model)
+
+    got = named(without_rows(with_rows(model, np.array([7, 20, 1])), np.array([1, 7])))
+
+    for name, array in want.items():
+        np.testing.assert_array_equal(bits(got[name]), bits(array))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -217,3 +238,20 @@ def test_settings_of_calibration_are_checked(changes):
 def test_rows_that_are_no_vectors_of_the_stream_are_refused():
     with pytest.raises(ConfigError, match=r"must be model\.dim=64"):
         ModelConfig(dim=64, memory=CONFIG)
+
+
+def test_a_memory_calibrated_on_a_mesh_is_that_of_one_device():
+    want, want_reads = calibrated()
+    layout = make_layout(MeshConfig(data=2, fsdp=2, model=2), ComputeConfig(), None)
+    params = named(want)
+    split = layout.device_put(params, layout.param_shardings(params))
+    model = assemble(abstract_model(want.config, layout), split)
+
+    reads = calibrate(model, background(), seed=0)
+
+    assert all(map(np.array_equal, reads, want_reads))
+    got = named(model)
+    for name in ("mean", "projection", "keys", "gain"):
+        name = f"blocks/{want.config.memory.layers[0]}/memory/{name}"
+        # float32 sums in another order
+        np.testing.assert_allclose(got[name], params[name], rtol=1e-3, atol=1e-4)

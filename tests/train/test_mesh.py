@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smf_jax.config import ComputeConfig, LoraConfig, MeshConfig, OptimConfig
+from smf_jax.config import (
+    CalibratedConfig,
+    ComputeConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimConfig,
+    PerFactConfig,
+)
 from smf_jax.data.batches import with_loss_positions
 from smf_jax.model.lora import add_lora
 from smf_jax.model.transformer import Transformer
@@ -39,13 +46,22 @@ METHODS = {
         method="lora", learning_rate=0.05, lora=LoraConfig(rank=4, alpha=1.0), **SGD
     ),
 }
+TEACH = {"method": "smf", "optimizer": "normalized", "learning_rate": 0.1}
+METHODS_OF_FACTS = {  # of a calibrated memory
+    "contrastive": OptimConfig(
+        top_t=8, select="contrastive", per_fact=PerFactConfig(answered=2.9), **TEACH
+    ),
+    "rows of each fact": OptimConfig(per_fact=PerFactConfig(rows=3), **TEACH),
+}
 REMAT, SCAN = {"remat": True}, {"scan_layers": True}
 SPLITS = ("columns", "slots", "everywhere")
+WRITTEN = CalibratedConfig(num_rows=24)
 MEMORIES = {
     "one memory": {"layers": (1,)},
     "two memories": {"layers": (0, 1), "share_values": True},
     "two tables": {"layers": (0, 1), "share_values": False},
     "last of four": {"layers": (3,)},
+    "calibrated": {"layers": (1,), "placement": "add", "calibrated": WRITTEN},
 }
 
 
@@ -76,7 +92,7 @@ def train(
     balanced=True,
 ):
     """Returns the model's parameters before and after some steps, and their metrics."""
-    config, optim = config_of(memory), METHODS[method]
+    config, optim = config_of(memory), (METHODS | METHODS_OF_FACTS)[method]
 
     def make():
         model = Transformer(config, layout, rngs=nnx.Rngs(0))
@@ -84,17 +100,20 @@ def train(
             add_lora(model, optim.lora, rngs=nnx.Rngs(1))
         return model
 
-    rule = make_method(optim, STEPS)
+    rule = make_method(optim, STEPS, facts_per_step=13)
     graph, state, frozen = init_state(fill(make), rule)
     before = jax.tree.map(np.asarray, state.trainable)
     rng = np.random.default_rng(0)
     background = None
-    if method == "smf":
-        shape = (config.memory.num_tables, NUM_SLOTS)
+    if method in ("smf", "contrastive"):
+        shape = (config.memory.num_tables, config.memory.table_rows)
         frequency = rng.integers(0, 9, shape, np.int32)
-        background = layout.device_put(
-            Background(frequency, np.int32(9)), background_shardings(layout)
-        )
+        frequency[:, config.memory.num_rows or NUM_SLOTS :] = 9  # unused rows
+        background = Background(frequency, np.int32(9))
+        if method == "contrastive":
+            background = Background(*background[:2], *background[:2])
+        shardings = background_shardings(layout, with_facts=method == "contrastive")
+        background = layout.device_put(background, shardings)
     balance_weight = 1.0 if method == "pretraining" and balanced and parts == 1 else 0.0
     step = jax.jit(
         make_step(graph, config.memory, rule, parts, balance_weight, layout=layout)
@@ -105,6 +124,9 @@ def train(
         lengths = tuple(rng.integers(1, 9, 13))
         batch = make_batch(lengths, seq=8, seed=number, vocab=16)
         batch = batch._replace(weights=np.float32(weight) * batch.weights)
+        if method == "rows of each fact":
+            own = rng.integers(0, config.memory.num_rows, (13, 3), np.int32)
+            batch = batch._replace(own_rows=own)
         if loss_positions:
             (batch,) = with_loss_positions([batch])
         state, metrics = step(
@@ -124,7 +146,7 @@ def on_one_device(method: str, memory: str, balanced=True):
 
 def assert_same(got, want, method):
     (_, after, rows), (before, want_after, want_rows) = got, want
-    if method == "smf":
+    if method == "smf" or method in METHODS_OF_FACTS:
         for old, new, want_new in zip(
             *map(jax.tree.leaves, (before, after.trainable, want_after.trainable)),
             strict=True,
@@ -157,6 +179,14 @@ def test_a_mesh_does_what_one_device_does(method, split, shape):
     got = train(method, "one memory", layout_on(shape, split))
 
     assert_same(got, on_one_device(method, "one memory"), method)
+
+
+@pytest.mark.parametrize("method", METHODS_OF_FACTS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_mesh_teaches_a_calibrated_memory_what_one_device_does(method, split):
+    got = train(method, "calibrated", layout_on((2, 2, 2), split))
+
+    assert_same(got, on_one_device(method, "calibrated"), method)
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
