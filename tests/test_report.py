@@ -247,7 +247,7 @@ TAUGHT = {
     "counts": {"new": 1001, "known": 77},
     "before": {"taught": scores(1001, 0.011, 0.001, 0.021)},
     "after": {"taught": METHODS["smf"]["taught"]},
-    "kept": METHODS["smf"]["forgetting"],
+    "kept": METHODS["smf"]["forgetting"] | {"share": 0.951, "share_95": [0.944, 0.957]},
     "texts": {"n": 64, "before": 3.3311, "rise": [0.0123, [0.0101, 0.0144]]},
     "budget": None,
     "curve": METHODS["smf"]["curve"],
@@ -258,7 +258,7 @@ TAUGHT = {
     "run": "runs/a <run>",
     "base": "runs/base",
     "patch": "runs/a <run>/patch.safetensors",
-    "question": "taught question <b>0</b> ?",
+    "asked": ["taught question <b>0</b> ?"],
 }
 
 
@@ -275,7 +275,7 @@ def test_what_was_taught_is_in_its_table(out):
     assert row(table, "taught") == (
         "0.011 [0.001, 0.021], n=1,001 0.911 [0.901, 0.921], n=1,001"
     )
-    assert row(table, "kept") == "1.000 0.950 [0.941, 0.959], n=3,935"
+    assert row(table, "kept") == "1.000 0.951 [0.944, 0.957], n=3,935"
     assert row(table, "text loss") == "3.3311 +0.0123 [+0.0101, +0.0144], n=64 rows"
     assert "2 of\n3,935 were lost" in page
     assert "Seed 5; 123 seconds" in page

@@ -44,12 +44,18 @@ def encode_example(
     loss_on: Literal["answer", "all"],
     record: int = 0,
     form: PromptFormat = PLAIN,
+    trains_end: bool = True,
 ) -> Row:
-    """Returns an encoded example, with the loss on its completion or on all tokens."""
+    """Returns an encoded example, with the loss on its completion or on all tokens.
+
+    The last token, which ends an answer, is only trained if `trains_end`.
+    """
     prompt, completion = encode_answered(tokenizer, form, example)
     row = _row(prompt + completion, record)
     if loss_on == "answer":
         row["weights"][: max(len(prompt) - 1, 0)] = 0
+    if not trains_end:
+        row["weights"][-1] = 0
     return row
 
 

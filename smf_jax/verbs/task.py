@@ -145,8 +145,12 @@ def _fact_rows(
     """Returns the rows of each fact to be taught."""
     encoded = [
         [
-            encode_example(base.tokenizer, example, config.loss_on, index, form)
-            for example in taught_examples(fact, config.teach)
+            # A text that was completed goes on: an end that is trained after some
+            # names would be expected after others.
+            encode_example(
+                base.tokenizer, each, config.loss_on, index, form, each.is_question
+            )
+            for each in taught_examples(fact, config.teach)
         ]
         for index, fact in enumerate(questions.new)
     ]

@@ -35,6 +35,7 @@ from smf_jax.verbs.retrofit import retrofit
 from smf_jax.verbs.teach_data import DATA, Made, make_data, read_sources
 from smf_jax.verbs.teach_result import describe_result, print_result
 
+HOW = ("method", "epochs", "rate", "forget_at_most")  # what is taught is in `inputs`
 ROWS_PER_DOCUMENT = 4  # of the background
 
 
@@ -64,12 +65,10 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
         with _stage("import", clock, out / "base"):
             base = _base(config, out, console)
         made = make_data(config, base, sources, out, console)
-        if (out / TAUGHT).exists() and is_finished(run_dir):
-            result = read_result(out / TAUGHT)
-            if result["inputs"] == made.inputs and result["method"] == config.method:
-                head(f"teach: {run_dir}, already taught", console)
-                print_result(result, console)
-                return Teaching(run_dir, result)
+        if is_finished(run_dir) and (result := _earlier(config, out, made)):
+            head(f"teach: {run_dir}, already taught", console)
+            print_result(result, console)
+            return Teaching(run_dir, result)
         if config.method == "smf":
             with _stage("memory", clock, out / "memory"):
                 base = _memory(config, base, out, made, console)
@@ -84,6 +83,15 @@ def teach(config: TeachConfig, console: Console) -> Teaching:
         result = read_result(out / TAUGHT)  # in the types that JSON has
         print_result(result, console)
     return Teaching(run_dir, result)
+
+
+def _earlier(config: TeachConfig, out: Path, made: Made) -> dict[str, Any] | None:
+    """Returns the result of the same command, if it is there."""
+    if not (out / TAUGHT).exists():
+        return None
+    result = read_result(out / TAUGHT)
+    same = all(result["config"][name] == getattr(config, name) for name in HOW)
+    return result if same and result["inputs"] == made.inputs else None
 
 
 def head(line: str, console: Console) -> None:

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from smf_jax.config import FinetuneConfig, TeachConfig, config_hash
-from smf_jax.evaluate.forgetting import forgetting
-from smf_jax.evaluate.intervals import show_interval
+from smf_jax.data.prompts import Prompt
+from smf_jax.evaluate.asking import Asking
+from smf_jax.evaluate.forgetting import Forgetting, forgetting
+from smf_jax.evaluate.intervals import show_interval, wilson
 from smf_jax.evaluate.questions import GROUPS
 from smf_jax.runs.files import PATCH
 from smf_jax.verbs.budget import tell_budget
@@ -26,7 +28,7 @@ def describe_result(
     """Returns the scores before and after, in types that JSON has."""
     first, last = taught.points[0], taught.points[-1]
     known = taught.questions.known
-    kept = known and forgetting(known, first.answers["known"], last.answers["known"])
+    change = known and forgetting(known, first.answers["known"], last.answers["known"])
     texts = None
     if first.texts is not None:
         rise = first.texts.change_to(last.texts)
@@ -43,7 +45,7 @@ def describe_result(
         "run": str(taught.run_dir),
         "before": {name: of._asdict() for name, of in first.scores.items()},
         "after": {name: of._asdict() for name, of in last.scores.items()},
-        "kept": kept._asdict() if kept else None,
+        "kept": _kept(change) if change else None,
         "texts": texts,
         "budget": taught.budget,
         "curve": taught.curve(),
@@ -51,8 +53,21 @@ def describe_result(
         "bytes": (
             patch.stat().st_size if is_patch else taught.trainable * BYTES_PER_NUMBER
         ),
-        "question": taught.questions.taught[0].text,
+        "asked": _asked(taught.questions.taught[0], taught.asking),
     }
+
+
+def _kept(change: Forgetting) -> dict[str, Any]:
+    """Returns how the answers changed, and the share that is right as before."""
+    share = 1 - len(change.lost) / change.right_before
+    interval = wilson(share, change.right_before)
+    return change._asdict() | {"share": share, "share_95": interval}
+
+
+def _asked(prompt: Prompt, asking: Asking) -> list[str]:
+    """Returns the arguments by which `smf ask` puts a prompt as it was taught."""
+    is_plain = not prompt.is_question and asking.form.kind != "plain"
+    return [prompt.text, *(["--prompt", "plain"] if is_plain else [])]
 
 
 def command_of(config: TeachConfig) -> str:
@@ -81,10 +96,9 @@ def print_result(result: dict[str, Any], console: Console) -> None:
             interval = show_interval(of["exact_match_95"])
             table.add_row(GROUPS[group], f"{of['n']:,}", *map(_share, scores), interval)
     if (kept := result["kept"]) is not None:
-        low, high = (1 - end for end in reversed(kept["forgotten_95"]))
-        share = _share(1 - kept["forgotten"])
-        interval = show_interval((low, high))
-        table.add_row("kept", f"{kept['right_before']:,}", _share(1.0), share, interval)
+        shares = map(_share, (1.0, kept["share"]))
+        interval = show_interval(kept["share_95"])
+        table.add_row("kept", f"{kept['right_before']:,}", *shares, interval)
     if (texts := result["texts"]) is not None:
         rise, interval = texts["rise"]
         shown = show_interval(interval, "+.4f")
@@ -110,14 +124,13 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 def next_commands(result: dict[str, Any]) -> list[str]:
     """Returns the commands that ask, undo and export, a line each."""
     run = Path(result["run"])
-    undo = f"undo    smf ask {{}} {shlex.quote(result['question'])}"
-    undo = undo.format(shlex.quote(result["base"]))  # which is as it was
+    undo = shlex.join(["smf", "ask", result["base"], *result["asked"]])  # as it was
     if result["patch"]:
         undone = shlex.join([str(run), str(run.parent / "undone")])
-        undo = f"undo    smf patch revert {undone}"
+        undo = f"smf patch revert {undone}"
     return [
-        f"ask     {shlex.join(['smf', 'ask', str(run), result['question']])}",
-        undo,
+        f"ask     {shlex.join(['smf', 'ask', str(run), *result['asked']])}",
+        f"undo    {undo}",
         f"export  {shlex.join(['smf', 'export-hf', str(run), 'DIRECTORY'])}",
     ]
 

@@ -209,6 +209,17 @@ def test_a_folder_of_other_facts_is_left_as_it_was(taught, teach, files, tmp_pat
     assert content(out) == before
 
 
+def test_a_run_of_other_epochs_is_left_as_it_was(taught, teach, files):
+    before = content(taught[0])
+    other = ("--keep", files / "keep.jsonl", "--epochs", "3")
+
+    code, printed = teach(*other, out=taught[0])
+
+    assert code == 2
+    assert "finetune.steps was 2, now 3" in printed
+    assert content(taught[0]) == before
+
+
 def test_a_folder_of_another_model_is_left_as_it_was(taught, teach, tmp_path, exported):
     shutil.copytree(exported, tmp_path / "other")
 
