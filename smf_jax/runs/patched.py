@@ -44,7 +44,8 @@ def reverted(run: Run, path: Path) -> tuple[Transformer, str]:
     change, memory = patch.load(path), run.memory
     require(
         (change.added is None) == (memory.num_rows is None),
-        f"{path} is for another kind of table than that of {run.run_dir}",
+        f"{path} is for another kind of table than that of {run.run_dir}, or an "
+        "earlier version wrote it",
     )
     try:
         model = _moved(run.model, change, patch.revert)
