@@ -1,4 +1,4 @@
-"""Adds a calibrated memory to an imported model: copy this file for one of yours.
+"""Adds a calibrated memory to an imported model: copy this file for a model of yours.
 
 Queries and keys come from statistics of texts.jsonl, at a third of the depth; nothing
 is trained, and no answer changes until facts are taught.

@@ -92,7 +92,7 @@ def contrastive(
     The last factor is 1 for a slot that one fact reads, and 0 for one that all of them
     do: words that taught facts share are also those of facts to be kept.
 
-    >>> counts, none = jnp.array([1, 1]), jnp.array([0, 0])
+    >>> counts, none = jnp.array([1, 1]), jnp.zeros(2, int)
     >>> contrastive(counts, none, 7, jnp.array([1, 3]), 7, rarity=1.0, contrast=1.0)
     Array([1.0397208, 0.5198604], dtype=float32)
     """

@@ -17,7 +17,7 @@ TYPED = {
     "smf finetune config.py --optim.me": {"--optim.method"},
     "smf finetune config.py --optim.method l": {"lora"},
     "smf finetune config.py --base ru": {"runs"},
-    "smf retrofit config.py --memory.num-k": {"--memory.num-keys"},
+    "smf retrofit config.py --data.seq-l": {"--data.seq-len"},
     "smf plan config.py --data.batch": {"--data.batch-size"},
     "smf bench --parts ra": {"ranking"},
     "smf completion z": {"zsh"},
