@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smf_jax.checkpoint import params_hash
-from smf_jax.config import require
+from smf_jax.config import ConfigError, require
 from smf_jax.model.build import slots_with_rows, with_rows, without_rows
 from smf_jax.model.transformer import Transformer
 from smf_jax.runs.load import Run, all_params
@@ -44,9 +44,13 @@ def reverted(run: Run, path: Path) -> tuple[Transformer, str]:
     change, memory = patch.load(path), run.memory
     require(
         (change.added is None) == (memory.num_rows is None),
-        f"{path} is for another kind of table than that of {run.run_dir}",
+        f"{path} is for another kind of table than that of {run.run_dir}, or an "
+        "earlier version wrote it",
     )
-    model = _moved(run.model, change, patch.revert)
+    try:
+        model = _moved(run.model, change, patch.revert)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not part of {run.run_dir}: {error}") from error
     if change.added is not None:
         model = without_rows(model, change.added)
     model_hash = params_hash(all_params(model))
@@ -64,7 +68,7 @@ def _moved(
     move: Callable[[Sequence[np.ndarray], Patch], list[np.ndarray]],
 ) -> Transformer:
     if model.config.memory.num_rows is not None:
-        change = patch.at_rows(change, [slots_with_rows(model)])
+        change = patch.at_rows(change, [slots_with_rows(model)] * len(change.tables))
     before = [np.asarray(table[...]) for table in model.values]
     for table, rows in zip(model.values, move(before, change), strict=True):
         table[...] = jnp.asarray(rows)

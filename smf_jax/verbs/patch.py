@@ -100,6 +100,10 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
     require(jax.process_count() == 1, "smf patch apply runs as one process")
     folder, path = require_new(out), Path(patch_file)
     change = patch.load(path)
+    require(
+        change.origin is not None,
+        f"{path} does not say how it was taught: an earlier version wrote it",
+    )
     run = load_run(run_dir, layout=ONE_DEVICE)
     model = patched(run, path)
     lineage = _taught_lineage(run, change, path, folder)
@@ -121,10 +125,6 @@ def apply(run_dir: str, patch_file: str, out: str, console: Console) -> None:
 
 
 def _taught_lineage(run: Run, change: Patch, path: Path, folder: Path) -> Lineage:
-    require(
-        change.origin is not None,
-        f"{path} does not say how it was taught: an earlier version wrote it",
-    )
     own = change.origin.finetune
     own |= {"base": str(run.run_dir.absolute()), "run_dir": str(folder)}
     try:

@@ -234,4 +234,6 @@ def read_usage(base: Run) -> SlotCounts:
     while not (run_dir / USAGE).is_file() and lineage.own is lineage.finetune:
         run_dir = find_base(run_dir, lineage.own.base)
         lineage = lineage_of(read_record(run_dir))
-    return sparse_table.load(run_dir / USAGE, "usage")[0]
+    path = run_dir / USAGE
+    require(path.is_file(), f"{path} does not exist: run `smf usage {run_dir}` first")
+    return sparse_table.load(path, "usage")[0]

@@ -16,7 +16,13 @@ from smf_jax.hf.save import ADAPTER
 from smf_jax.model.lora import add_lora
 from tests import tiny
 from tests.integration.files import read_json
-from tests.tiny import make_model, memory_config, model_config, named
+from tests.tiny import (
+    calibrated_config,
+    make_model,
+    memory_config,
+    model_config,
+    named,
+)
 
 
 @pytest.fixture
@@ -137,6 +143,45 @@ def test_a_model_with_memory_layers_is_of_its_own_type_also_in_bfloat16(export):
         np.testing.assert_array_equal(loaded[name], rounded)
     tensors = load_file(out / "model.safetensors").values()
     assert {str(tensor.dtype) for tensor in tensors} == {"bfloat16"}
+
+
+# --- a calibrated memory ---
+
+
+@pytest.fixture
+def calibrated():
+    return make_model(model_config(memory=calibrated_config(num_rows=7)))
+
+
+def test_slots_of_a_calibrated_memory_stay_integers_in_bfloat16(calibrated, export):
+    out = export(calibrated, dtype="bfloat16")
+
+    tensors = load_file(out / "model.safetensors")
+    types = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    assert types.pop("model.layers.1.mlp.memory.slot_ids") == "int32"
+    assert set(types.values()) == {"bfloat16"}
+    slots = named(hf.import_model(out))["blocks/1/memory/slots"]
+    np.testing.assert_array_equal(slots, named(calibrated)["blocks/1/memory/slots"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda slots: slots[::-1], "does not name 7 slots in order"),
+        (lambda slots: slots + 1, "does not name 7 slots in order"),
+        (lambda slots: np.where(slots == 25, 24, slots), "then 25 for each row"),
+        (lambda slots: slots.astype(np.float32), "slot_ids is F32, not one of I32"),
+    ],
+)
+def test_slots_that_are_not_those_of_rows_are_refused(calibrated, export, edit, words):
+    out = export(calibrated)
+    tensors = load_file(out / "model.safetensors")
+    name = "model.layers.1.mlp.memory.slot_ids"
+    tensors[name] = np.ascontiguousarray(edit(tensors[name]))
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(ConfigError, match=words):
+        hf.import_model(out)
 
 
 # --- LoRA ---

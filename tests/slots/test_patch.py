@@ -4,6 +4,7 @@ import pytest
 from smf_jax.config import ComputeConfig, ConfigError, MeshConfig
 from smf_jax.sharding import make_layout
 from smf_jax.slots import patch
+from smf_jax.slots.sparse_table import SlotCounts
 from tests.tiny import bits
 
 SLOTS, WIDTH = 9, 4
@@ -99,6 +100,36 @@ def test_read_from_its_file_it_is_the_same(change, tmp_path):
 
     assert got.base_hash == "the base"
     assert all(map(same, got.tables, change[2].tables))
+
+
+def test_what_a_patch_says_of_its_making_is_read_from_its_file(change, tmp_path):
+    origin = patch.Origin(2, "calibrated", 99, [1], {"steps": 3}, "corpus", None)
+    reads = SlotCounts.of([np.array([3, 5]), np.array([5])])
+    added = np.array([5], np.int32)
+    want = change[2]._replace(origin=origin, reads=reads, added=added)
+    patch.save(tmp_path / "patch", want)
+
+    got = patch.load(tmp_path / "patch")
+
+    assert got.origin == origin
+    assert (got.reads.slots.tolist(), got.reads.counts.tolist()) == ([3, 5], [1, 2])
+    assert got.reads.total == 2
+    assert got.added.tolist() == [5]
+
+
+def test_a_patch_by_slots_is_by_rows_where_the_rows_are(change):
+    slots = [np.arange(10, 10 + SLOTS, dtype=np.int32)] * 2
+
+    by_slots = patch.at_slots(change[2], slots)
+    by_rows = patch.at_rows(by_slots, slots)
+
+    assert by_slots.tables[0].slots.tolist() == [10, 12, 17]
+    assert by_rows.tables[0].slots.tolist() == [0, 2, 7]
+
+
+def test_a_slot_without_a_row_is_refused(change):
+    with pytest.raises(ConfigError, match=r"no row for slots \[0, 7\]"):
+        patch.at_rows(change[2], [np.array([1, 2, 9])] * 2)
 
 
 @pytest.mark.parametrize("slots", [[7, 2, 0], [0, 2, 2], [-1, 2, 7], [0, 2]])

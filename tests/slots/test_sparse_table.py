@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from smf_jax.config import ConfigError
 from smf_jax.slots import sparse_table
-from smf_jax.slots.sparse_table import NOTHING_READ, SlotCounts, background_of
+from smf_jax.slots.sparse_table import NOTHING_READ, Rows, SlotCounts, background_of
 
 readings = st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=6)
 
@@ -63,3 +63,21 @@ def test_slots_that_do_not_rise_are_damage(tmp_path):
 
     with pytest.raises(ConfigError, match="is damaged: slots and counts do not match"):
         sparse_table.load(tmp_path / "file", "usage")
+
+
+def test_rows_and_reads_of_two_lessons_add_up():
+    first = Rows(np.array([2, 9], np.int32), counts_of([[2, 9]]))
+
+    both = first.plus(np.array([4, 9], np.int32), counts_of([[4], [9]]))
+
+    assert both.slots.tolist() == [2, 4, 9]
+    assert both.facts.at(np.array([2, 4, 9])).tolist() == [1, 1, 2]
+    assert both.facts.total == 3
+
+
+def test_the_usage_of_another_model_is_refused(tmp_path):
+    sparse_table.save(tmp_path / "file", "usage", counts_of([[3]]), model_hash="abc")
+
+    assert sparse_table.load_usage(tmp_path / "file", "abc").total == 1
+    with pytest.raises(ConfigError, match="collected with model abc, not abd"):
+        sparse_table.load_usage(tmp_path / "file", "abd")
