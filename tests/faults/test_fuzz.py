@@ -139,6 +139,8 @@ def test_a_number_that_is_not_finite_is_refused_for_every_setting(load, value):
         *("balance-weight", "values-lr-scale", "data.fact-share", "data.new-fraction"),
         *("model.rope.theta", "model.norm-eps", "optim.lora.alpha"),
         *("optim.learning-rate", "optim.end-lr-fraction", "optim.weight-decay"),
+        *("optim.per-fact.rarity", "optim.per-fact.contrast"),
+        "optim.per-fact.answered",
     ]
     assert len(names) == len(floats_of(CONFIGS["pretrain"]))
 
