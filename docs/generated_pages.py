@@ -26,8 +26,9 @@ REFERENCE = Path(__file__).parent / "reference"
 KINDS = (
     *(config.PretrainConfig, config.RetrofitConfig, config.FinetuneConfig),
     config.KeepConfig,
-    *(config.DataConfig, config.WorldConfig, config.OptimConfig, config.LoraConfig),
-    *(config.ModelConfig, config.MemoryConfig),
+    *(config.DataConfig, config.WorldConfig),
+    *(config.OptimConfig, config.LoraConfig, config.PerFactConfig),
+    *(config.ModelConfig, config.MemoryConfig, config.CalibratedConfig),
     *(config.RopeConfig, config.RopeScalingConfig),
     *(config.SaveConfig, config.MeshConfig, config.ComputeConfig),
     *(config.AskConfig, config.TeachConfig, DemoConfig, BenchConfig),
