@@ -14,7 +14,7 @@ from smf_jax.runs import Run
 
 ROWS, ROW_TOKENS = 384, 128
 HELD_OUT = 6  # every so many-th text is measured, and is no background
-LEAST = 2048  # tokens of the background: twice the keys of a calibrated memory
+LEAST = 2048  # tokens of the background: as many as half-keys of a calibrated memory
 
 
 class Texts(NamedTuple):
