@@ -45,7 +45,10 @@ def slots_read(model: Transformer, facts: Sequence[Batch]) -> list[FactReads]:
         slots = np.asarray(slots_of(graph, params, model.layout.shard_batch(batch)))
         slots = slots[: len(batch.tokens)].reshape(FACTS_PER_BATCH, -1, slots.shape[-1])
         for fact, of_fact in zip(some, slots, strict=False):
-            of_tokens = of_fact[fact.segments.ravel() > 0]
+            # The first token of a text is an attention sink: what is written there
+            # reaches every other token, of any text.
+            counts = (fact.segments > 0) & (fact.positions > 0)
+            of_tokens = of_fact[counts.ravel()]
             reads.append(FactReads(*np.unique(of_tokens, return_counts=True)))
     return reads
 
@@ -64,7 +67,7 @@ def own_slots(
     own = []
     for slots, counts in reads:
         # In few sizes, each of which is compiled.
-        width = -(-len(slots) // ROW_UNIT) * ROW_UNIT
+        width = -(-max(len(slots), 1) // ROW_UNIT) * ROW_UNIT
         arrays = (counts, documents.at(slots), facts.at(slots))
         counts, of_documents, of_facts = (
             jnp.asarray(np.pad(array, (0, width - len(slots))), jnp.int32)
