@@ -112,6 +112,20 @@ class Transformer(nnx.Module):
         x, _ = lowest.attend(self.layout.constrain(x, BATCH), rotation, mask, None)
         return Prefix(x, lowest.rank(x))
 
+    def memory_input(
+        self,
+        tokens: Int[Array, "batch seq"],
+        positions: Int[Array, "batch seq"],
+        segments: Int[Array, "batch seq"],
+    ) -> tuple[Block, Float[Array, "batch seq dim"], Prefix]:
+        """Returns the lowest block with a memory, its memory's input, and the prefix.
+
+        The arguments are those of `hidden`.
+        """
+        prefix = self.prefix(tokens, positions, segments)
+        block = self.blocks[self.config.memory.layers[0]]
+        return block, block.feed_forward_norm(prefix.stream), prefix
+
     def head_parts(self) -> tuple[Callable[[PyTree, Array], Array], PyTree]:
         """Returns `logits_of(params, hidden)` and its `params`.
 

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
-from smf_jax.config import OptimConfig
+from smf_jax.config import MemoryConfig, OptimConfig
 from smf_jax.model.calibrated import SlotIds, unit
 from smf_jax.model.lora import LoRAParam
 from smf_jax.model.memory import MemoryValues
@@ -52,6 +52,12 @@ class Method(NamedTuple):
     max_grad_norm: float | None = None  # None: no clipping
     rows_per_fact: int | None = None  # chosen before the first step; None: top_t
     answered: float = 0.0  # largest token loss (nats) of a fact that leaves a step
+
+    def within(self, memory: MemoryConfig | None) -> "Method":
+        """Returns the method for a memory that may have fewer rows than facts own."""
+        if self.rows_per_fact is None:
+            return self
+        return self._replace(top_t=min(self.top_t, memory.table_rows))
 
 
 def make_method(

@@ -118,10 +118,7 @@ def _method(model: ModelConfig, config: TrainConfig) -> tuple[Method, float]:
         return make_method(config.optim, config.steps, rate), config.balance_weight
     facts = config.batch_size
     method = make_method(config.optim, config.steps, facts_per_step=facts)
-    if method.rows_per_fact is not None:
-        top_t = min(method.top_t, model.memory.table_rows)
-        method = method._replace(top_t=top_t)
-    return method, 0.0
+    return method.within(model.memory), 0.0
 
 
 def step_of_record(

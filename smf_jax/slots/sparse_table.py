@@ -93,9 +93,8 @@ class Rows(NamedTuple):
         Raises:
           ConfigError: The file is missing, damaged or of another kind.
         """
-        facts, _ = load(path, "slots")
-        arrays, _ = tensor_file.load(path, "slots")
-        rows = arrays.get("rows")
+        arrays, metadata = tensor_file.load(path, "slots")
+        facts, rows = _counts(path, "slots", arrays, metadata), arrays.get("rows")
         require(
             rows is not None
             and rows.dtype == np.int32
@@ -136,6 +135,13 @@ def load(path: Path, kind: str) -> tuple[SlotCounts, dict]:
       ConfigError: The file is missing, damaged or of another kind.
     """
     arrays, metadata = tensor_file.load(path, kind)
+    return _counts(path, kind, arrays, metadata), metadata
+
+
+def _counts(
+    path: Path, kind: str, arrays: tensor_file.Arrays, metadata: dict
+) -> SlotCounts:
+    """Returns the counts that a file holds, or raises `ConfigError`."""
     try:
         counts = SlotCounts(arrays["slots"], arrays["counts"], metadata["total"])
     except (KeyError, TypeError) as error:
@@ -146,4 +152,4 @@ def load(path: Path, kind: str) -> tuple[SlotCounts, dict]:
         and bool((np.diff(counts.slots, prepend=-1) > 0).all()),
         f"{path} is damaged: slots and counts do not match",
     )
-    return counts, metadata
+    return counts

@@ -97,9 +97,8 @@ def _put(layout, array: np.ndarray) -> Array:
 def _inputs(graph: nnx.GraphDef, params: PyTree, batch: Batch):
     """Returns the states of a batch, and their moments."""
     model = nnx.merge(graph, params)
-    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
-    block = model.blocks[model.config.memory.layers[0]]
-    hidden = block.feed_forward_norm(prefix.stream)
+    text = (batch.tokens, batch.positions, batch.segments)
+    block, hidden, _ = model.memory_input(*text)
     added = jnp.linalg.norm(block.feed_forward(hidden).astype(jnp.float32), axis=-1)
     counts = ((batch.segments > 0) & (batch.positions > 0)).reshape(-1)
     inputs = hidden.astype(jnp.float32).reshape(len(counts), -1)

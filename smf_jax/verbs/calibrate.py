@@ -59,9 +59,8 @@ def memory_share(model: Transformer, rows: Sequence[Batch]) -> float | None:
 @functools.partial(jax.jit, static_argnames="graph")
 def _lengths(graph, params, batch: Batch):
     model = nnx.merge(graph, params)
-    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
-    block = model.blocks[model.config.memory.layers[0]]
-    hidden = block.feed_forward_norm(prefix.stream)
+    text = (batch.tokens, batch.positions, batch.segments)
+    block, hidden, prefix = model.memory_input(*text)
     recalled, _ = block.memory(hidden, model.values[0][...], None, prefix.reads)
     if block.memory_scale is not None:
         recalled = block.memory_scale[...] * recalled

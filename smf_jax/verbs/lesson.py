@@ -45,10 +45,7 @@ class Lesson(NamedTuple):
         optim = config.optim
         optim = dataclasses.replace(optim, learning_rate=rate * optim.learning_rate)
         method = make_method(optim, config.steps, facts_per_step=task.batch_size)
-        if method.rows_per_fact is None:
-            return method
-        rows = self.model.config.memory.table_rows  # which may be few
-        return method._replace(top_t=min(method.top_t, rows))
+        return method.within(self.model.config.memory)
 
     def evaluate(self, training: Training, step: int, trainable: PyTree) -> Evaluation:
         """Returns what the model answers after some steps."""

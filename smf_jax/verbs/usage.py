@@ -51,10 +51,9 @@ def make_read_counter(
 def slots_of(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> Array:
     """Returns the slots that each token reads of a calibrated memory, rows or not."""
     model = nnx.merge(graph, params)
-    prefix = model.prefix(batch.tokens, batch.positions, batch.segments)
-    block = model.blocks[model.config.memory.layers[0]]
-    reads = block.memory.read_slots(block.feed_forward_norm(prefix.stream))
-    return model.layout.constrain(reads.slots)
+    text = (batch.tokens, batch.positions, batch.segments)
+    block, hidden, _ = model.memory_input(*text)
+    return model.layout.constrain(block.memory.read_slots(hidden).slots)
 
 
 def save_usage(
